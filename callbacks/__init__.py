@@ -1,0 +1,45 @@
+"""Callbacks: which weights go where and when, and what people watch and keep.
+
+The folder is installed as ``fastvideo_lightning.callbacks``; names load lazily (PEP 562).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if __name__ == "callbacks":
+    raise ImportError(
+        "This folder is the package `fastvideo_lightning.callbacks`. Write "
+        "`from fastvideo_lightning.callbacks import LayerwiseOffload` in place of `import callbacks`."
+    )
+
+if TYPE_CHECKING:
+    from fastvideo_lightning.callbacks.cpu_execution import CPUExecution
+    from fastvideo_lightning.callbacks.layerwise import LayerwiseOffload
+    from fastvideo_lightning.callbacks.model import ModelOffload
+    from fastvideo_lightning.callbacks.progress import ProgressBar
+    from fastvideo_lightning.callbacks.resident import Resident
+    from fastvideo_lightning.callbacks.writer import VideoWriter
+
+_HOME = {
+    "CPUExecution": "cpu_execution",
+    "LayerwiseOffload": "layerwise",
+    "ModelOffload": "model",
+    "ProgressBar": "progress",
+    "Resident": "resident",
+    "VideoWriter": "writer",
+}
+
+__all__ = [
+    "CPUExecution",
+    "LayerwiseOffload",
+    "ModelOffload",
+    "ProgressBar",
+    "Resident",
+    "VideoWriter",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

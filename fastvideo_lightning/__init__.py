@@ -1,0 +1,55 @@
+"""FastVideo Lightning: video diffusion models that do not fit on the GPU, in Lightning's idiom.
+
+Names load lazily (PEP 562): lightning and diffusers take seconds to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastvideo_lightning.checkpoint import CheckpointError
+    from fastvideo_lightning.config import OffloadConfig, SamplingParams
+    from fastvideo_lightning.generator import VideoGenerator
+    from fastvideo_lightning.loop import PredictLoop
+    from fastvideo_lightning.modules import VideoModule
+    from fastvideo_lightning.output import GeneratedVideo
+    from fastvideo_lightning.prompts import PromptDataset
+    from fastvideo_lightning.strategies import HostResidentStrategy, make_strategy
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CheckpointError": "checkpoint",
+    "GeneratedVideo": "output",
+    "HostResidentStrategy": "strategies",
+    "OffloadConfig": "config",
+    "PredictLoop": "loop",
+    "PromptDataset": "prompts",
+    "SamplingParams": "config",
+    "VideoGenerator": "generator",
+    "VideoModule": "modules",
+    "make_strategy": "strategies",
+}
+
+__all__ = [
+    "CheckpointError",
+    "GeneratedVideo",
+    "HostResidentStrategy",
+    "OffloadConfig",
+    "PredictLoop",
+    "PromptDataset",
+    "SamplingParams",
+    "VideoGenerator",
+    "VideoModule",
+    "make_strategy",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
