@@ -1,0 +1,208 @@
+"""What a run leaves behind: the video in memory, its mp4, its pictures and their names."""
+
+import os
+import tempfile
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Frames = npt.NDArray[np.uint8]
+
+MAX_STEM_BYTES = 120  # encrypted file systems stop at 143, and the temporary name needs room too
+_RESERVED = {"con", "prn", "aux", "nul", "conin", "conout"}
+_RESERVED |= {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
+_MEDIA_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg"}
+
+
+@dataclass
+class GeneratedVideo:
+    """One video and how it came about.
+
+    Attributes:
+        frames: `[frames, height, width, 3] uint8`, RGB.
+        prompt: The text it was made from.
+        seed: The seed of its noise.
+        fps: Frames per second when it is played.
+        index: Its place among the prompts of the run.
+        video_path: The written file, or None while there is none.
+        generation_time_s: Seconds from the prompt to the frames.
+        peak_gpu_memory_gib: GiB reserved at most on the GPU, or None without one.
+
+    Raises:
+        ValueError: If `frames` has another shape or dtype, or is empty.
+    """
+
+    frames: Frames
+    prompt: str
+    seed: int
+    fps: int
+    index: int = 0
+    video_path: Path | None = None
+    generation_time_s: float = 0.0
+    peak_gpu_memory_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        shape, dtype = np.shape(self.frames), getattr(self.frames, "dtype", None)
+        if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+            raise ValueError(
+                f"frames must be uint8 [frames, height, width, 3], got {dtype} {list(shape)}. "
+                "Scale to 0..255, cast to uint8 and put the colours last."
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the video as H.264 mp4 and return its path.
+
+        The file appears whole or not at all: it is written under a temporary name beside `path` and
+        renamed. H.264 with 4:2:0 colours needs even sides, so an odd side gets its last row or
+        column of pixels twice.
+
+        Raises:
+            ValueError: If `path` does not end in `.mp4`.
+            OSError: If the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".mp4":
+            raise ValueError(
+                f"path must end in .mp4, got {str(path)!r}. Pass {str(path.with_suffix('.mp4'))!r}."
+            )
+        with _whole_or_nothing(path) as part:
+            _encode_mp4(self.frames, part, self.fps)
+        return path
+
+    def save_frames(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write each frame as `frame_0000.png` and so on into `folder`; return the paths in order."""
+        from PIL import Image
+
+        folder = check_output_folder(folder)
+        paths = [folder / f"frame_{number:04d}.png" for number in range(len(self.frames))]
+        for frame, path in zip(self.frames, paths, strict=True):
+            with _whole_or_nothing(path) as part:
+                Image.fromarray(frame).save(part, format="PNG")
+        return paths
+
+
+def check_output_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make the folder if need be and prove that files can be written there.
+
+    Raises:
+        ValueError: If `folder` is empty or names a media file.
+        OSError: If it cannot be made or written to; the class says which.
+    """
+    text = os.fspath(folder)
+    if not text or "\0" in text:
+        raise ValueError(
+            f"output_path must be a folder, got {text!r}. Pass one such as output_path='output/'."
+        )
+    path = Path(text)
+    if path.suffix.lower() in _MEDIA_SUFFIXES and not path.is_dir():
+        raise ValueError(
+            f"output_path must be a folder, got the file name {text!r}. "
+            f"Pass the folder: output_path={str(path.parent)!r}; the file is named by the prompt."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError):
+            reason, error = "a file is in its place", NotADirectoryError()
+        raise type(error)(
+            f"output_path {text!r} cannot be written to: {reason}. "
+            "Pass a folder that you may write to, such as output_path='output/'."
+        ) from error
+    return path
+
+
+def reserve_video_path(folder: str | os.PathLike[str], prompt: str) -> Path:
+    """Take a free name in `folder` for the prompt's video by creating it empty.
+
+    The name is `<prompt>.mp4`, then `<prompt>_1.mp4`, `<prompt>_2.mp4`, ... Creation is exclusive,
+    so two processes never get the same one.
+
+    Raises:
+        ValueError, OSError: As `check_output_folder`.
+    """
+    folder, stem = check_output_folder(folder), safe_stem(prompt)
+    for number in count():
+        path = folder / (f"{stem}_{number}.mp4" if number else f"{stem}.mp4")
+        try:
+            path.open("xb").close()
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("count() ended")
+
+
+def safe_stem(prompt: str) -> str:
+    """Return a file stem for the prompt that every file system takes.
+
+    Letters, digits and hyphens stay, in any script; every run of anything else becomes one
+    underscore. At most `MAX_STEM_BYTES` bytes of UTF-8, never empty, never a name that Windows
+    reserves (https://learn.microsoft.com/windows/win32/fileio/naming-a-file).
+    """
+    text = unicodedata.normalize("NFKC", prompt)
+    kept = (c if unicodedata.category(c)[0] in "LMN" or c == "-" else " " for c in text)
+    words = "".join(kept).split()
+    stem = "_".join(words).encode()[:MAX_STEM_BYTES].decode(errors="ignore").strip("_-")
+    if not stem:
+        return "video"
+    return f"video_{stem}" if stem.lower() in _RESERVED else stem
+
+
+@contextmanager
+def _whole_or_nothing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success it becomes `path`, on failure it goes."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _encode_mp4(frames: Frames, path: Path, fps: int) -> None:
+    """Encode `[frames, height, width, 3] uint8` RGB as H.264, BT.709, 4:2:0."""
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    _, height, width, _ = frames.shape
+    odd = ((0, height % 2), (0, width % 2), (0, 0))
+    # The index goes to the front, so that a browser plays before it has the whole file.
+    options = {"movflags": "+faststart"}
+    with av.open(path, "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "17"})
+        stream.height, stream.width = height + height % 2, width + width % 2
+        stream.pix_fmt = "yuv420p"
+        coder = stream.codec_context
+        # Without these tags players guess, small videos one way and large ones another.
+        coder.colorspace = coder.color_primaries = coder.color_trc = Colorspace.ITU709
+        coder.color_range = ColorRange.MPEG
+        for rgb in frames:
+            picture = np.ascontiguousarray(np.pad(rgb, odd, mode="edge") if odd != _EVEN else rgb)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+_EVEN = ((0, 0), (0, 0), (0, 0))

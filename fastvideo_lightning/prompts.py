@@ -1,0 +1,75 @@
+"""The prompts of a run as a map-style dataset."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from fastvideo_lightning.config import SamplingParams, check_known
+
+
+class PromptDataset:
+    """Prompts with a seed each, checked when the dataset is made.
+
+    An item is a dictionary: `index`, `prompt`, `seed` (= `seed` + `index`) and every sampling field
+    that was given. It is torch's map-style protocol, so a `DataLoader(..., batch_size=None)` takes it.
+
+    Args:
+        prompts: Each a text, or a mapping with `prompt` and the `SamplingParams` fields to override.
+        seed: Seed of the first prompt; the n-th gets `seed + n`.
+        **sampling: `SamplingParams` fields for all prompts; None means the family's default.
+
+    Raises:
+        TypeError: If a prompt is neither text nor a mapping, or `prompts` is one bare text.
+        ValueError: If a prompt is empty, a field is unknown or a value is impossible.
+    """
+
+    def __init__(
+        self,
+        prompts: Iterable[str | Mapping[str, Any]],
+        seed: int = 1024,
+        **sampling: Any,
+    ) -> None:
+        if isinstance(prompts, str | Mapping):
+            raise TypeError(
+                f"prompts must be a list of prompts, got one {type(prompts).__name__}. "
+                "Pass it in a list: PromptDataset([prompt])."
+            )
+        base = SamplingParams.from_mapping({**sampling, "seed": seed})
+        self._items = [_item(index, prompt, base) for index, prompt in enumerate(prompts)]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self._items[index])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (dict(item) for item in self._items)
+
+
+def check_prompt(prompt: object, *, where: str = "prompt") -> str:
+    """Return the prompt if it is text with something in it.
+
+    Raises:
+        TypeError: If it is not text.
+        ValueError: If it is empty or only white space.
+    """
+    if not isinstance(prompt, str):
+        raise TypeError(
+            f"{where} must be text, got {type(prompt).__name__}. "
+            'Pass a description of the video, such as "a red circle moves right".'
+        )
+    if not prompt.strip():
+        raise ValueError(
+            f"{where} is empty: got {prompt!r}. "
+            'Describe the video, for example "a red circle moves right".'
+        )
+    return prompt
+
+
+def _item(index: int, prompt: str | Mapping[str, Any], base: SamplingParams) -> dict[str, Any]:
+    where = f"prompts[{index}]"
+    overrides = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
+    text = check_prompt(overrides.pop("prompt", ""), where=where)
+    check_known(overrides, list(SamplingParams.__dataclass_fields__), where)
+    params = base.merge(**{"seed": base.seed + index, **overrides})
+    return {"index": index, "prompt": text, **params.given()}
