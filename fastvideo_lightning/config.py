@@ -1,6 +1,6 @@
-"""What a user may choose: where weights live (`OffloadConfig`) and how a video is sampled (`SamplingParams`).
+"""What a user may choose: where weights live, and how a video is sampled.
 
-Both are frozen and check themselves once, when they are made, so nothing deeper has to.
+`OffloadConfig` and `SamplingParams` are frozen and check themselves once, when they are made, so nothing deeper has to.
 """
 
 import os
@@ -78,7 +78,7 @@ class OffloadConfig:
 
     @classmethod
     def from_mapping(cls, flags: Mapping[str, Any]) -> Self:
-        """Make one from names and values; an unknown name is a ValueError with the nearest flag."""
+        """Make one from names and values; an unknown name is a ValueError with its nearest."""
         check_known(flags, [field.name for field in fields(cls)], cls.__name__)
         return cls(**flags)
 
@@ -135,7 +135,7 @@ class SamplingParams:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Make one from names and values; an unknown name is a ValueError with the nearest field."""
+        """Make one from names and values; an unknown name is a ValueError with the nearest."""
         check_known(values, [field.name for field in fields(cls)], cls.__name__)
         return cls(**values)
 
@@ -145,7 +145,7 @@ class SamplingParams:
         return {name: value for name, value in values.items() if value is not None}
 
     def merge(self, **overrides: Any) -> Self:
-        """Return a copy with `overrides` in place; an override of None leaves its field as it is."""
+        """Return a copy with `overrides` in place; one that is None leaves its field as it is."""
         check_known(overrides, [field.name for field in fields(self)], type(self).__name__)
         return replace(self, **{k: v for k, v in overrides.items() if v is not None})
 
@@ -167,14 +167,13 @@ class SamplingParams:
         value = getattr(self, name)
         if value is None:
             return
-        wanted = (
-            f"a whole number from {low} to {high}" if high else f"a whole number, {low} or more"
-        )
+        wanted = "a whole number, " + (f"{low} to {high}" if high else f"{low} or more")
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(_refusal(name, wanted, value))
+        value = int(value)
         if value < low or (high is not None and value > high):
             raise ValueError(_refusal(name, wanted, value))
-        object.__setattr__(self, name, int(value))
+        object.__setattr__(self, name, value)
 
     def _check_number(self, name: str, wanted: str, *, above: float | None) -> None:
         value = getattr(self, name)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +77,7 @@ class GeneratedVideo:
         return path
 
     def save_frames(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write each frame as `frame_0000.png` and so on into `folder`; return the paths in order."""
+        """Write each frame into `folder` as `frame_0000.png` and so on; return the paths."""
         from PIL import Image
 
         folder = check_output_folder(folder)
@@ -159,22 +160,17 @@ def safe_stem(prompt: str) -> str:
 @contextmanager
 def _whole_or_nothing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; on success it becomes `path`, on failure it goes."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}. Make it first."
+        )
+    part = path.with_name(f".{uuid4().hex}.part")
     try:
         yield part
-        part.chmod(0o666 & ~_umask())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _encode_mp4(frames: Frames, path: Path, fps: int) -> None:
@@ -183,7 +179,7 @@ def _encode_mp4(frames: Frames, path: Path, fps: int) -> None:
     from av.video.reformatter import ColorRange, Colorspace
 
     _, height, width, _ = frames.shape
-    odd = ((0, height % 2), (0, width % 2), (0, 0))
+    odd_sides = ((0, height % 2), (0, width % 2), (0, 0))
     # The index goes to the front, so that a browser plays before it has the whole file.
     options = {"movflags": "+faststart"}
     with av.open(path, "w", format="mp4", options=options) as container:
@@ -195,7 +191,7 @@ def _encode_mp4(frames: Frames, path: Path, fps: int) -> None:
         coder.colorspace = coder.color_primaries = coder.color_trc = Colorspace.ITU709
         coder.color_range = ColorRange.MPEG
         for rgb in frames:
-            picture = np.ascontiguousarray(np.pad(rgb, odd, mode="edge") if odd != _EVEN else rgb)
+            picture = np.pad(rgb, odd_sides, mode="edge")
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
@@ -203,6 +199,3 @@ def _encode_mp4(frames: Frames, path: Path, fps: int) -> None:
             )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-_EVEN = ((0, 0), (0, 0), (0, 0))

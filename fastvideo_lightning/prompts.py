@@ -10,10 +10,10 @@ class PromptDataset:
     """Prompts with a seed each, checked when the dataset is made.
 
     An item is a dictionary: `index`, `prompt`, `seed` (= `seed` + `index`) and every sampling field
-    that was given. It is torch's map-style protocol, so a `DataLoader(..., batch_size=None)` takes it.
+    that was given. It follows torch's map-style protocol: `DataLoader(..., batch_size=None)` takes it.
 
     Args:
-        prompts: Each a text, or a mapping with `prompt` and the `SamplingParams` fields to override.
+        prompts: Each a text, or a mapping with `prompt` and `SamplingParams` fields that override.
         seed: Seed of the first prompt; the n-th gets `seed + n`.
         **sampling: `SamplingParams` fields for all prompts; None means the family's default.
 
