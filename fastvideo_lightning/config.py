@@ -1,6 +1,7 @@
 """What a user may choose: where weights live, and how a video is sampled.
 
-`OffloadConfig` and `SamplingParams` are frozen and check themselves once, when they are made, so nothing deeper has to.
+`OffloadConfig` and `SamplingParams` are frozen and check themselves once, when
+they are made, so nothing deeper has to.
 """
 
 import os

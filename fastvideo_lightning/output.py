@@ -162,7 +162,8 @@ def _whole_or_nothing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; on success it becomes `path`, on failure it goes."""
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}. Make it first."
+            f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}. "
+            "Make it first."
         )
     part = path.with_name(f".{uuid4().hex}.part")
     try:

@@ -10,7 +10,7 @@ class PromptDataset:
     """Prompts with a seed each, checked when the dataset is made.
 
     An item is a dictionary: `index`, `prompt`, `seed` (= `seed` + `index`) and every sampling field
-    that was given. It follows torch's map-style protocol: `DataLoader(..., batch_size=None)` takes it.
+    that was given. It is a map-style dataset: `DataLoader(..., batch_size=None)` takes it.
 
     Args:
         prompts: Each a text, or a mapping with `prompt` and `SamplingParams` fields that override.

@@ -1,0 +1,134 @@
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastvideo_lightning.config import OffloadConfig, SamplingParams, nearest_name
+
+COUNTS = ["height", "width", "num_frames", "num_inference_steps", "max_sequence_length", "fps"]
+
+
+def test_flag_defaults_are_those_of_the_reference_page():
+    assert vars(OffloadConfig()) == {
+        "dit_layerwise_offload": True,
+        "use_fsdp_inference": False,
+        "dit_cpu_offload": True,
+        "text_encoder_cpu_offload": True,
+        "image_encoder_cpu_offload": True,
+        "vae_cpu_offload": True,
+        "pin_cpu_memory": True,
+        "text_encoder_layerwise_offload": False,
+        "vae_tiling": False,
+    }
+
+
+@pytest.mark.parametrize("given", [{}, {"dit_layerwise_offload": True}])
+def test_fsdp_with_layerwise_offload_is_refused_even_when_the_second_is_the_default(given):
+    with pytest.raises(ValueError, match="cannot be combined") as caught:
+        OffloadConfig(use_fsdp_inference=True, **given)
+    assert str(caught.value).endswith("Pass dit_layerwise_offload=False, or leave FSDP off.")
+
+
+@pytest.mark.parametrize("dit_cpu_offload", [True, False])
+def test_fsdp_without_layerwise_offload_is_accepted(dit_cpu_offload):
+    config = OffloadConfig(
+        use_fsdp_inference=True, dit_layerwise_offload=False, dit_cpu_offload=dit_cpu_offload
+    )
+    assert config.dit_cpu_offload is dit_cpu_offload
+
+
+@pytest.mark.parametrize("value", ["no", 0, 1, None])
+@pytest.mark.parametrize("flag", [field.name for field in fields(OffloadConfig)])
+def test_a_flag_that_is_no_bool_is_refused_by_its_name(flag, value):
+    with pytest.raises(TypeError, match=f"{flag} must be True or False, got {value!r}"):
+        OffloadConfig(**{flag: value})
+
+
+@pytest.mark.parametrize("made", [OffloadConfig(), SamplingParams()])
+def test_choices_cannot_change_after_they_were_checked(made):
+    with pytest.raises(FrozenInstanceError):
+        setattr(made, fields(made)[0].name, None)
+
+
+def test_sampling_params_leave_everything_but_the_seed_to_the_family():
+    assert SamplingParams().given() == {"seed": 1024}
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_below_one_is_refused_with_what_came_and_what_to_pass(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be .*got {value}\. Pass .*{name}=\d+"):
+        SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize("value", [1.5, 16.0, "16", True])
+@pytest.mark.parametrize("name", [*COUNTS, "seed"])
+def test_a_count_that_is_no_whole_number_is_a_type_error(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a whole number"):
+        SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("fps", 241), ("seed", -1), ("seed", 2**63)])
+def test_fps_and_seed_have_limits_on_both_sides(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .*got {value}"):
+        SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("fps", 240), ("fps", 1), ("seed", 2**63 - 1)])
+def test_the_limits_themselves_are_accepted(name, value):
+    assert getattr(SamplingParams(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -0.5])
+@pytest.mark.parametrize("name", ["guidance_scale", "guidance_scale_2", "flow_shift"])
+def test_a_strength_that_is_not_finite_or_negative_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number"):
+        SamplingParams(**{name: value})
+
+
+def test_guidance_may_be_zero_but_flow_shift_may_not():
+    assert SamplingParams(guidance_scale=0).guidance_scale == 0.0
+    with pytest.raises(ValueError, match="flow_shift must be a finite number above 0"):
+        SamplingParams(flow_shift=0)
+
+
+@pytest.mark.parametrize("value", [7, b"x", ""])
+def test_an_image_path_that_is_no_path_is_refused(value):
+    with pytest.raises(TypeError, match="image_path must be the path of an image"):
+        SamplingParams(image_path=value)
+    assert SamplingParams(image_path=Path("a.png")).image_path == Path("a.png")
+
+
+def test_numpy_numbers_become_plain_ones():
+    params = SamplingParams(seed=np.int64(3), guidance_scale=np.float32(2))
+    assert (type(params.seed), type(params.guidance_scale)) == (int, float)
+
+
+def test_merge_overrides_what_is_given_and_keeps_the_rest():
+    base = SamplingParams(height=64, width=64, seed=1)
+    merged = base.merge(height=96, width=None)
+    assert (merged.height, merged.width, merged.seed) == (96, 64, 1)
+    assert base.height == 64
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SamplingParams.from_mapping({"num_frame": 5}),
+        lambda: SamplingParams().merge(num_frame=5),
+        lambda: SamplingParams.from_mapping({"num-frame": 5}),
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_nearest_known_one(make):
+    with pytest.raises(ValueError, match=r"does not know 'num.frame'\. Did you mean num_frames\?"):
+        make()
+
+
+def test_an_unknown_flag_is_refused_with_the_nearest_known_one():
+    with pytest.raises(ValueError, match=r"Did you mean vae_cpu_offload\?"):
+        OffloadConfig.from_mapping({"vae_offload": True})
+
+
+def test_a_name_like_no_other_gets_no_suggestion():
+    assert nearest_name("zzzzzz", ["height", "width"]) is None

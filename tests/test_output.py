@@ -1,0 +1,245 @@
+import os
+import subprocess
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastvideo_lightning.output import (
+    MAX_STEM_BYTES,
+    GeneratedVideo,
+    check_output_folder,
+    reserve_video_path,
+    safe_stem,
+)
+
+RED, BLUE = (230, 40, 40), (40, 80, 220)
+
+
+def two_halves(frames=9, height=64, width=96):
+    """Red above, blue below, with a white column that walks to the right."""
+    video = np.empty((frames, height, width, 3), np.uint8)
+    video[:, : height // 2], video[:, height // 2 :] = RED, BLUE
+    for number in range(frames):
+        video[number, :, 4 * number : 4 * number + 4] = 255
+    return video
+
+
+def make_video(frames, fps=12):
+    return GeneratedVideo(frames=frames, prompt="a", seed=1, fps=fps)
+
+
+def read_back(path):
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        return np.stack(frames), stream
+
+
+def test_an_mp4_read_back_has_the_frames_size_rate_and_colours_that_went_in(tmp_path):
+    frames = two_halves()
+    path = make_video(frames).save(tmp_path / "a.mp4")
+    read, stream = read_back(path)
+    assert read.shape == frames.shape
+    assert stream.average_rate == 12
+    assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+    assert np.abs(read[:, 20, -20].astype(int) - RED).max() <= 6
+    assert np.abs(read[:, 50, -20].astype(int) - BLUE).max() <= 6
+    assert [int(row[10].sum(axis=-1).argmax()) // 4 for row in read] == list(range(9))
+
+
+def test_the_mp4_says_in_which_colour_space_it_is(tmp_path):
+    _, stream = read_back(make_video(two_halves()).save(tmp_path / "a.mp4"))
+    assert stream.codec_context.colorspace == 1  # BT.709
+    assert stream.codec_context.color_range == 1
+
+
+def test_the_index_of_the_mp4_lies_before_its_pictures(tmp_path):
+    content = make_video(two_halves()).save(tmp_path / "a.mp4").read_bytes()
+    assert -1 < content.index(b"moov") < content.index(b"mdat")
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 31), (1, 1), (64, 63)])
+def test_an_odd_side_gets_its_last_pixels_twice(tmp_path, height, width):
+    path = make_video(two_halves(2, height, width)).save(tmp_path / "a.mp4")
+    read, _ = read_back(path)
+    assert read.shape == (2, height + height % 2, width + width % 2, 3)
+
+
+def test_one_frame_is_a_video_too(tmp_path):
+    read, _ = read_back(make_video(two_halves(1)).save(tmp_path / "a.mp4"))
+    assert len(read) == 1
+
+
+def test_frames_that_are_a_view_are_written_as_they_look(tmp_path):
+    frames = two_halves()[::-1, :, ::-1]
+    read, _ = read_back(make_video(frames).save(tmp_path / "a.mp4"))
+    assert np.abs(read.astype(int) - frames).mean() < 8
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, error):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+    original = av.VideoFrame.from_ndarray
+
+    def fail_at_the_third(picture, **options):
+        fail_at_the_third.calls += 1
+        if fail_at_the_third.calls == 3:
+            raise error("stop")
+        return original(picture, **options)
+
+    fail_at_the_third.calls = 0
+    monkeypatch.setattr(av, "VideoFrame", type("Frame", (), {"from_ndarray": fail_at_the_third}))
+    with pytest.raises(error):
+        make_video(two_halves()).save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_written_file_has_the_rights_that_the_umask_leaves(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    path = make_video(two_halves(2)).save(tmp_path / "a.mp4")
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_save_names_the_folder_that_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing"):
+        make_video(two_halves(2)).save(tmp_path / "missing" / "a.mp4")
+
+
+def test_save_refuses_another_ending_and_says_which_to_pass():
+    with pytest.raises(ValueError, match=r"must end in \.mp4, got 'a\.gif'\. Pass 'a\.mp4'"):
+        make_video(two_halves(2)).save("a.gif")
+
+
+def test_pngs_hold_the_exact_pixels_in_order(tmp_path):
+    frames = two_halves(3)
+    paths = make_video(frames).save_frames(tmp_path / "pictures")
+    assert [path.name for path in paths] == [f"frame_000{n}.png" for n in range(3)]
+    assert all((np.asarray(Image.open(p)) == f).all() for p, f in zip(paths, frames, strict=True))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((2, 4, 4, 3), np.float32),
+        np.zeros((2, 3, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.uint8),
+        np.zeros((0, 4, 4, 3), np.uint8),
+    ],
+)
+def test_frames_of_another_shape_or_dtype_are_refused(frames):
+    with pytest.raises(ValueError, match=r"uint8 \[frames, height, width, 3\], got"):
+        make_video(frames)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "stem"),
+    [
+        ("a red circle, moves right.", "a_red_circle_moves_right"),
+        ("../../etc/passwd", "etc_passwd"),
+        ("C:\\temp\\x", "C_temp_x"),
+        (".hidden", "hidden"),
+        ("-rf *", "rf"),
+        ("CON", "video_CON"),
+        ("Lpt1", "video_Lpt1"),
+        ("com¹", "video_com1"),
+        ("aux.txt", "aux_txt"),
+        ("", "video"),
+        ("...", "video"),
+        ("😀", "video"),
+        ("a\0b\nc\u202ed", "a_b_c_d"),
+        ("broken \udcff bytes", "broken_bytes"),
+        ("カメラが動く", "カメラが動く"),
+        ("e\u0301te\u0301", "été"),
+    ],
+)
+def test_a_prompt_becomes_a_name_that_every_file_system_takes(prompt, stem):
+    assert safe_stem(prompt) == stem
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "漢", "\U00020000"])
+def test_a_long_prompt_is_cut_by_bytes_between_letters(letter):
+    stem = safe_stem(letter * 500)
+    assert set(stem) == {letter}
+    assert MAX_STEM_BYTES - 4 < len(stem.encode()) <= MAX_STEM_BYTES
+
+
+def test_the_second_and_third_video_of_a_prompt_get_a_number(tmp_path):
+    names = [reserve_video_path(tmp_path, "a b").name for _ in range(3)]
+    assert names == ["a_b.mp4", "a_b_1.mp4", "a_b_2.mp4"]
+
+
+@pytest.mark.parametrize("prompt", ["..", "../x", "/etc/x", "a/../../b", "\\\\host\\x"])
+def test_a_reserved_path_lies_in_the_folder_itself(tmp_path, prompt):
+    folder = tmp_path / "videos"
+    assert reserve_video_path(folder, prompt).resolve().parent == folder.resolve()
+
+
+def test_a_dangling_link_is_not_followed(tmp_path):
+    (tmp_path / "a.mp4").symlink_to(tmp_path / "elsewhere")
+    assert reserve_video_path(tmp_path, "a").name == "a_1.mp4"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def _reserve_ten(folder):
+    return [reserve_video_path(folder, "same").name for _ in range(10)]
+
+
+def test_two_processes_never_reserve_the_same_name(tmp_path):
+    with get_context("fork").Pool(2) as pool:
+        names = sum(pool.map(_reserve_ten, [tmp_path] * 2), [])
+    assert len(set(names)) == 20
+
+
+def test_checking_a_folder_makes_it_and_leaves_nothing_in_it(tmp_path):
+    folder = check_output_folder(tmp_path / "a" / "b")
+    assert folder.is_dir()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "taken").touch()
+    for path in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(NotADirectoryError, match="taken.* cannot be written to.* Pass a"):
+            check_output_folder(path)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write_is_a_permission_error(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="cannot be written to"):
+        check_output_folder(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_folder_that_the_system_refuses_to_make_is_an_error_that_names_it():
+    with pytest.raises(OSError, match="'/proc/videos' cannot be written to"):
+        check_output_folder("/proc/videos")
+
+
+@pytest.mark.parametrize("folder", ["", "a\0b"])
+def test_a_folder_name_that_cannot_be_is_a_value_error(folder):
+    with pytest.raises(ValueError, match="output_path must be a folder"):
+        check_output_folder(folder)
+
+
+def test_a_file_name_in_place_of_the_folder_is_refused_with_the_folder_to_pass(tmp_path):
+    with pytest.raises(ValueError, match="Pass the folder: output_path='videos'"):
+        check_output_folder("videos/mine.mp4")
+    (tmp_path / "odd.mp4").mkdir()
+    assert check_output_folder(tmp_path / "odd.mp4").is_dir()
+
+
+def test_output_imports_neither_torch_nor_the_encoder():
+    code = (
+        "import sys, fastvideo_lightning.output;"
+        "assert not {'torch', 'lightning', 'av', 'PIL'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
