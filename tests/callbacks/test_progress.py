@@ -1,0 +1,120 @@
+import io
+import sys
+
+import lightning as L
+import pytest
+from rich.console import Console
+
+from fastvideo_lightning.callbacks import ProgressBar
+
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+
+
+def make_console(*, terminal=True):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=120, _environ={})
+
+
+def make_fabric(bar):
+    return L.Fabric(accelerator="cpu", devices=1, callbacks=[bar])
+
+
+def run(fabric, *, videos=1, steps=4, until=None):
+    """Announce a run's moments; stop before the moment `until` = (video, step)."""
+    fabric.call("on_predict_start", fabric=fabric, module=None, num_batches=videos)
+    for video in range(videos):
+        fabric.call("on_predict_batch_start", batch={}, batch_idx=video)
+        for step in range(steps):
+            if until == (video, step):
+                return
+            fabric.call("on_denoise_step_start", module=None, step=step, num_steps=steps)
+            fabric.call("on_denoise_step_end", module=None, step=step, num_steps=steps)
+        fabric.call("on_predict_batch_end", outputs=None, batch={}, batch_idx=video)
+    fabric.call("on_predict_end", fabric=fabric, module=None)
+
+
+def last_screen(text):
+    """What stays on the terminal: the lines that were drawn last."""
+    return text.rsplit("\x1b[2K", 1)[-1]
+
+
+def test_each_video_leaves_one_line_with_its_steps():
+    console = make_console()
+    run(make_fabric(ProgressBar(console=console)), videos=2, steps=4)
+    drawn = console.file.getvalue()
+    assert "video 1 of 2: done" in drawn
+    assert "video 2 of 2: done" in last_screen(drawn)
+    assert "4/4" in last_screen(drawn)
+
+
+def test_stages_follow_the_loop():
+    bar = ProgressBar(console=make_console())
+    fabric = make_fabric(bar)
+    run(fabric, steps=2, until=(0, 0))
+    assert stage(bar) == "video: encode"
+    fabric.call("on_denoise_step_start", module=None, step=0, num_steps=2)
+    assert stage(bar) == "video: denoise"
+    fabric.call("on_denoise_step_end", module=None, step=0, num_steps=2)
+    assert stage(bar) == "video: denoise"
+    fabric.call("on_denoise_step_end", module=None, step=1, num_steps=2)
+    assert stage(bar) == "video: decode"
+    fabric.call("teardown")
+
+
+def stage(bar):
+    return bar._bars.tasks[-1].description
+
+
+@pytest.mark.parametrize("moment", ["on_exception", "teardown"])
+def test_after_a_broken_run_the_cursor_is_back_and_drawing_has_stopped(moment):
+    console = make_console()
+    fabric = make_fabric(ProgressBar(console=console))
+    run(fabric, until=(0, 2))
+    fabric.call(moment, fabric=fabric, module=None, exception=RuntimeError())
+    drawn = console.file.getvalue()
+    assert drawn.rindex(SHOW_CURSOR) > drawn.rindex(HIDE_CURSOR)
+    fabric.call("on_denoise_step_end", module=None, step=2, num_steps=4)
+    assert console.file.getvalue() == drawn
+
+
+def test_the_same_bar_serves_the_next_run():
+    console = make_console()
+    fabric = make_fabric(ProgressBar(console=console))
+    run(fabric, until=(0, 1))
+    fabric.call("on_exception", fabric=fabric, module=None, exception=RuntimeError())
+    run(fabric, steps=7)
+    assert "7/7" in last_screen(console.file.getvalue())
+
+
+def test_a_dataset_of_unknown_length_still_counts_its_videos():
+    console = make_console()
+    fabric = make_fabric(ProgressBar(console=console))
+    fabric.call("on_predict_start", fabric=fabric, module=None, num_batches=None)
+    fabric.call("on_predict_batch_start", batch={}, batch_idx=2)
+    fabric.call("teardown")
+    assert "video 3: encode" in console.file.getvalue()
+
+
+def test_nothing_is_drawn_without_a_terminal(capsys):
+    run(make_fabric(ProgressBar()))
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    console = make_console(terminal=False)
+    run(make_fabric(ProgressBar(console=console)))
+    assert console.file.getvalue() == ""
+
+
+def test_bars_are_drawn_on_stderr(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    run(make_fabric(ProgressBar()))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "4/4" in captured.err
+
+
+def test_only_the_first_process_draws(monkeypatch):
+    console = make_console()
+    fabric = make_fabric(ProgressBar(console=console))
+    monkeypatch.setattr(L.Fabric, "is_global_zero", False)
+    run(fabric)
+    assert console.file.getvalue() == ""

@@ -1,0 +1,100 @@
+import av
+import lightning as L
+import numpy as np
+import pytest
+
+from fastvideo_lightning.callbacks import VideoWriter
+from fastvideo_lightning.output import GeneratedVideo
+
+
+def make_video(prompt="a red circle"):
+    return GeneratedVideo(np.full((3, 16, 16, 3), 200, np.uint8), prompt=prompt, seed=1, fps=8)
+
+
+@pytest.fixture
+def fabric(tmp_path):
+    return L.Fabric(accelerator="cpu", devices=1, callbacks=[VideoWriter(tmp_path / "videos")])
+
+
+def announce(fabric, name, **moment):
+    fabric.call(name, fabric=fabric, module=None, **moment)
+
+
+def start(fabric, prompt="a red circle"):
+    announce(fabric, "on_predict_batch_start", batch={"prompt": prompt}, batch_idx=0)
+
+
+def end(fabric, video):
+    batch = {"prompt": video.prompt}
+    announce(fabric, "on_predict_batch_end", outputs=video, batch=batch, batch_idx=0)
+
+
+def files(tmp_path):
+    return sorted(path.name for path in (tmp_path / "videos").iterdir())
+
+
+def test_a_finished_video_is_a_playable_file_and_knows_its_path(fabric, tmp_path):
+    announce(fabric, "on_predict_start", num_batches=1)
+    start(fabric)
+    video = make_video()
+    end(fabric, video)
+    assert video.video_path == tmp_path / "videos" / "a_red_circle.mp4"
+    with av.open(str(video.video_path)) as container:
+        assert len(list(container.decode(video=0))) == 3
+
+
+def test_the_name_is_taken_before_the_video_is_made(fabric, tmp_path):
+    start(fabric)
+    assert files(tmp_path) == ["a_red_circle.mp4"]
+
+
+def test_the_same_prompt_twice_gives_two_files(fabric, tmp_path):
+    for _ in range(2):
+        start(fabric)
+        end(fabric, make_video())
+    assert files(tmp_path) == ["a_red_circle.mp4", "a_red_circle_1.mp4"]
+
+
+@pytest.mark.parametrize("moment", ["on_exception", "teardown"])
+def test_a_run_that_breaks_leaves_no_file(fabric, tmp_path, moment):
+    start(fabric)
+    announce(fabric, moment, exception=RuntimeError())
+    announce(fabric, moment, exception=RuntimeError())
+    assert files(tmp_path) == []
+
+
+def test_a_finished_video_survives_an_exception_in_the_next_one(fabric, tmp_path):
+    start(fabric, "first")
+    end(fabric, make_video("first"))
+    start(fabric, "second")
+    announce(fabric, "on_exception", exception=RuntimeError())
+    announce(fabric, "teardown")
+    assert files(tmp_path) == ["first.mp4"]
+
+
+def test_after_an_exception_the_same_writer_writes_the_next_video(fabric, tmp_path):
+    start(fabric)
+    announce(fabric, "on_exception", exception=RuntimeError())
+    start(fabric)
+    end(fabric, make_video())
+    assert files(tmp_path) == ["a_red_circle.mp4"]
+
+
+def test_a_failed_write_leaves_no_file(fabric, tmp_path, monkeypatch):
+    start(fabric)
+    monkeypatch.setattr("fastvideo_lightning.output._encode_mp4", fail)
+    with pytest.raises(OSError, match="disk full"):
+        end(fabric, make_video())
+    announce(fabric, "on_exception", exception=OSError())
+    assert files(tmp_path) == []
+
+
+def fail(*_):
+    raise OSError("disk full")
+
+
+def test_an_unwritable_folder_is_an_error_at_the_start_of_the_run(tmp_path):
+    (tmp_path / "taken").touch()
+    fabric = L.Fabric(accelerator="cpu", devices=1, callbacks=[VideoWriter(tmp_path / "taken")])
+    with pytest.raises(NotADirectoryError, match="taken"):
+        announce(fabric, "on_predict_start", num_batches=1)
