@@ -1,0 +1,238 @@
+"""The command `fastvideo-lightning`.
+
+It reads and checks everything that was typed before it imports what takes seconds, and everything
+about the model before a weight is read. stdout gets the path of the video and nothing else.
+"""
+
+import logging
+import os
+import re
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastvideo_lightning import __version__
+from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.options import (
+    DEFAULTS,
+    FLAGS,
+    SAMPLING,
+    GroupedCommand,
+    WrongChoiceError,
+    in_command_words,
+    make_options,
+    read_config_file,
+)
+from fastvideo_lightning.prompts import check_prompt
+
+COMMAND = "fastvideo-lightning"
+FAILED, WRONG_CHOICE, STOPPED = 1, 2, 130
+
+_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+    # `--num_frames` is `--num-frames`.
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+}
+_EXAMPLES = f"""\b
+Examples:
+  {COMMAND} generate --prompt "a red circle moves right"
+  {COMMAND} generate --prompt "a blue square moves up" --num-frames 33 --seed 7
+  {COMMAND} generate --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompt "..." --no-vae-cpu-offload
+  {COMMAND} generate --config my-video.yaml --seed 8
+
+A YAML file for --config holds option names and values, one a line, as in `num-frames: 17`. What is
+typed wins over the file.
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video as it was asked for, every part checked as far as that needs no model."""
+
+    prompt: str
+    config: OffloadConfig
+    params: SamplingParams
+    choices: dict[str, Any]  # model, dtype, ...: what neither of the two above holds
+
+    @classmethod
+    def from_options(cls, given: dict[str, Any]) -> "Request":
+        """Make one from option names and values, leaving out what was not given."""
+        if "prompt" not in given:
+            raise WrongChoiceError(
+                '--prompt is missing. Describe the video: --prompt "a red circle moves right".'
+            )
+        params = SamplingParams.from_mapping({k: v for k, v in given.items() if k in SAMPLING})
+        for name in ("image_path", "last_image_path"):
+            path = getattr(params, name)
+            if path is not None and not Path(path).is_file():
+                raise WrongChoiceError(f"{name}: there is no file {path!r}. Pass an image file.")
+        return cls(
+            prompt=check_prompt(given["prompt"]),
+            config=OffloadConfig.from_mapping({k: v for k, v in given.items() if k in FLAGS}),
+            params=params,
+            choices={
+                **DEFAULTS,
+                **{k: v for k, v in given.items() if k not in {"prompt", *SAMPLING, *FLAGS}},
+            },
+        )
+
+
+@click.group(context_settings=_SETTINGS, epilog=f"Start with: {COMMAND} generate --help")
+@click.version_option(__version__, prog_name=COMMAND)
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
+def cli(debug: bool) -> None:
+    """Make videos with diffusion models that need not fit on the GPU."""
+
+
+@cli.command(cls=GroupedCommand, epilog=_EXAMPLES, params=make_options())
+@click.option("--config", metavar="FILE", help="YAML file with any of these options.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
+@click.pass_context
+def generate(context: click.Context, /, config: str | None, debug: bool, **given: Any) -> None:
+    """Make one video from a prompt, and print the path of the mp4."""
+    debug = debug or bool(context.parent and context.parent.params["debug"])
+    from_file = read_config_file(config, context.command.params) if config else {}
+    typed = {name: value for name, value in given.items() if value is not None}
+    with _users_mistakes():
+        request = Request.from_options({**from_file, **typed})
+    if not debug:
+        _quieten_libraries()
+    _make_video(request)
+
+
+def _make_video(request: Request) -> None:
+    choices = request.choices
+    with _users_mistakes():
+        from fastvideo_lightning.output import check_output_folder
+
+        if choices["save_video"]:
+            check_output_folder(choices["output_path"])
+        # Seconds of imports from here on.
+        from fastvideo_lightning import VideoGenerator, VideoModule
+
+        module = VideoModule.from_pretrained(
+            choices["model"],
+            dtype=choices["dtype"],
+            revision=choices.get("revision"),
+            variant=choices.get("variant"),
+        )
+        module.resolve_sampling(request.params)
+        generator = VideoGenerator(
+            module,
+            request.config,
+            num_gpus=choices["num_gpus"],
+            accelerator=choices["accelerator"],
+        )
+    with generator:
+        generator.setup()
+        video = generator.generate_video(
+            request.prompt,
+            output_path=choices["output_path"],
+            save_video=choices["save_video"],
+            **request.params.given(),
+        )
+    frames, height, width, _ = video.frames.shape
+    if video.video_path is not None:
+        click.echo(video.video_path)
+    click.echo(
+        f"{width}x{height}, {frames} frames at {video.fps} fps, seed {video.seed}: "
+        f"made in {video.generation_time_s:.1f} s",
+        err=True,
+    )
+
+
+@contextmanager
+def _users_mistakes() -> Iterator[None]:
+    """Mark errors before the work as the user's to mend: they end with exit code 2."""
+    try:
+        yield
+    except click.UsageError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        raise WrongChoiceError(str(error)) from error
+
+
+def _quieten_libraries() -> None:
+    """Leave stderr to our own messages: libraries log and warn about what no user can change."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    for name in ("lightning", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ours = os.path.dirname(__file__)
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+        if filename.startswith(ours):
+            click.echo(f"Warning: {in_command_words(str(message))}", err=True)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+class _StderrLog(logging.Handler):
+    """Write our records to stderr as it is at that moment: a progress bar may stand in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(in_command_words(self.format(record)), err=True)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; see `main`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return cli.main(arguments, prog_name=COMMAND, standalone_mode=False) or 0
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        return STOPPED
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return WRONG_CHOICE
+    except click.ClickException as error:
+        code, lines = WRONG_CHOICE, _explain_click(error, arguments)
+    except Exception as error:
+        says_enough = isinstance(error, RuntimeError | ValueError | OSError) and str(error)
+        text = str(error) if says_enough else f"{type(error).__name__}: {error}"
+        code, lines = FAILED, _in_two_lines(text, "Add --debug to see where it failed.")
+    if "--debug" in arguments:
+        traceback.print_exc()
+    click.echo("\n".join(["Error: " + lines[0], *lines[1:]]), err=True)
+    return code
+
+
+def _explain_click(error: click.ClickException, arguments: Sequence[str]) -> list[str]:
+    see_help = f"See {COMMAND} generate --help."
+    if not isinstance(error, click.NoSuchOption):
+        return _in_two_lines(error.format_message(), see_help)
+    name = error.option_name
+    of_generate = [opt for param in generate.params for opt in (*param.opts, *param.secondary_opts)]
+    is_group = error.ctx is not None and error.ctx.command is cli
+    if is_group and name in of_generate:
+        return [f"no such option: {name}", f"Say first what to do: {COMMAND} generate {name} ..."]
+    near = error.possibilities or []
+    return [f"no such option: {name}", f"Did you mean {near[0]}?" if near else see_help]
+
+
+def _in_two_lines(text: str, otherwise: str) -> list[str]:
+    """Split into what is wrong and what to type; `otherwise` is the second line where none is."""
+    line, *_ = text.strip().splitlines() or [""]
+    what, *suggestion = re.split(r"(?<=[.?!]) (?=[A-Z])", in_command_words(line), maxsplit=1)
+    return [what, *(suggestion or [otherwise])]
+
+
+def main() -> None:
+    """Run the command and exit: 0, 1 (failed while running), 2 (wrong choice), 130 (Ctrl-C)."""
+    # As Ctrl-C does, so that a half-made file goes before the process does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    log = logging.getLogger("fastvideo_lightning")
+    log.addHandler(_StderrLog())
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    sys.exit(run())

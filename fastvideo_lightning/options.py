@@ -1,0 +1,208 @@
+"""The options of the command: their names, types, help and groups, and the file that may hold them.
+
+An option's name is the Python name with hyphens, so that a page on one reads for the other.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastvideo_lightning.config import MAX_FPS, OffloadConfig, SamplingParams, nearest_name
+
+FLAGS = {field.name: field.default for field in fields(OffloadConfig)}
+SAMPLING = [field.name for field in fields(SamplingParams)]
+DEFAULTS = {
+    "model": "tiny-shapes",
+    "output_path": "output/",
+    "save_video": True,
+    "num_gpus": 1,
+    "accelerator": "auto",
+    "dtype": "auto",
+}
+PROMPT, MODEL, VIDEO, WEIGHTS, OTHER = (
+    "Prompt and output",
+    "Model and machine",
+    "Video (default: what suits the model)",
+    "Where weights live",
+    "Other",
+)
+
+
+class WrongChoiceError(click.UsageError):
+    """What the user passed cannot be; the message says what, what came and what to type."""
+
+
+class GroupedOption(click.Option):
+    """An option that stands under a heading of the help page.
+
+    Its value is None where it was not given: what was not typed leaves room for the file's.
+    """
+
+    def __init__(self, name: str, *, group: str, kind: Any = str, text: str) -> None:
+        stem = name.replace("_", "-")
+        default = {**DEFAULTS, **FLAGS}.get(name)
+        is_flag = isinstance(default, bool)
+        if is_flag:
+            text += f" [default: {'on' if default else 'off'}]"
+        elif default is not None:
+            text += f" [default: {default}]"
+        declaration = f"--{stem}/--no-{stem}" if is_flag else f"--{stem}"
+        super().__init__(
+            [declaration, name], type=None if is_flag else kind, default=None, help=text
+        )
+        self.group = group
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its text; `--[no-]flag` for a flag, which is half as wide."""
+        record = super().get_help_record(ctx)
+        if record is None or not self.secondary_opts:
+            return record
+        return f"--[no-]{self.opts[0].removeprefix('--')}", record[1]
+
+
+class GroupedCommand(click.Command):
+    """A command whose help page has a heading for each group of options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, group by group, in the order of their declaration."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(param, "group", OTHER), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=40)
+
+
+def make_options() -> list[click.Parameter]:
+    """Return the options of `generate`, in the order of the help page."""
+    accelerators = click.Choice(["auto", "cpu", "gpu", "cuda", "mps"])
+    dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
+    rows: list[tuple[str, str, Any, str]] = [
+        ("prompt", PROMPT, str, "What the video shows."),
+        ("negative_prompt", PROMPT, str, "What it should not show."),
+        ("image_path", PROMPT, str, "First frame, for models that take an image."),
+        ("last_image_path", PROMPT, str, "Last frame, for models that take two."),
+        ("output_path", PROMPT, str, "Folder of the video; the prompt names the file."),
+        ("save_video", PROMPT, bool, "Write the video."),
+        ("model", MODEL, str, "Folder of a diffusers pipeline, hub id, or tiny-shapes."),
+        ("revision", MODEL, str, "Branch, tag or commit on the hub."),
+        ("variant", MODEL, str, "Variant of the weight files, such as fp16."),
+        ("dtype", MODEL, dtypes, "Of the weights; auto: float32 on a CPU, bfloat16 on a GPU."),
+        ("accelerator", MODEL, accelerators, "Where to compute."),
+        ("num_gpus", MODEL, click.IntRange(min=1), "Processes, one for each GPU."),
+        ("height", VIDEO, int, "Pixels."),
+        ("width", VIDEO, int, "Pixels."),
+        ("num_frames", VIDEO, int, "Frames."),
+        ("fps", VIDEO, int, f"Frames per second, 1 to {MAX_FPS}."),
+        ("num_inference_steps", VIDEO, int, "Denoising steps: more take longer and show more."),
+        ("guidance_scale", VIDEO, float, "How closely to follow the prompt."),
+        ("guidance_scale_2", VIDEO, float, "The same for the second expert of two."),
+        ("flow_shift", VIDEO, float, "Shift of the noise schedule."),
+        ("max_sequence_length", VIDEO, int, "Tokens of the prompt that are read."),
+        ("seed", VIDEO, int, f"Of the noise. [default: {SamplingParams.seed}]"),
+    ]
+    texts = {
+        "dit_layerwise_offload": "Stream the denoiser's blocks through the GPU.",
+        "use_fsdp_inference": "Shard the denoiser over the GPUs; needs --no-dit-layerwise-offload.",
+        "dit_cpu_offload": "With FSDP, keep the shards in host memory.",
+        "text_encoder_cpu_offload": "Compute the text encoder on the CPU.",
+        "image_encoder_cpu_offload": "Image encoder on the GPU only during its call.",
+        "vae_cpu_offload": "VAE on the GPU only during its call.",
+        "pin_cpu_memory": "Pin host memory: faster transfers.",
+        "text_encoder_layerwise_offload": "Stream the text encoder through the GPU instead.",
+        "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
+    }
+    rows += [(flag, WEIGHTS, bool, texts[flag]) for flag in FLAGS]
+    return [
+        GroupedOption(name, group=group, kind=kind, text=text) for name, group, kind, text in rows
+    ]
+
+
+def read_config_file(path: str, options: list[click.Parameter]) -> dict[str, Any]:
+    """Read options from a YAML file; its keys are the options' names, with hyphens or underscores.
+
+    Raises:
+        WrongChoiceError: If the file cannot be read, or a key or a value is not an option's.
+    """
+    known = {str(option.name): option for option in options if isinstance(option, GroupedOption)}
+    values: dict[str, Any] = {}
+    for key, value in _read_yaml(path).items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = nearest_name(name, known)
+            hint = f"Did you mean {near.replace('_', '-')}?" if near else "See `generate --help`."
+            raise WrongChoiceError(f"{path}: no such option: {key}. {hint}")
+        if name in values:
+            raise WrongChoiceError(f"{path}: {key} is given twice. Keep one of the two.")
+        values[name] = None if value is None else _file_value(path, known[name], value)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _read_yaml(path: str) -> Mapping[Any, Any]:
+    import yaml
+
+    how = "Write one option a line, as in `num-frames: 17`."
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise WrongChoiceError(
+            f"--config {path} cannot be read: {reason}. Pass the path of a YAML file."
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise WrongChoiceError(f"{path}{place}: not YAML: {error.problem}. {how}") from error
+    except yaml.YAMLError as error:
+        raise WrongChoiceError(f"{path}: not YAML: {error!r}. {how}") from error
+    if not isinstance(content, Mapping | None):
+        raise WrongChoiceError(
+            f"{path} must hold option names and values, got a {type(content).__name__}. {how}"
+        )
+    return content or {}
+
+
+def _file_value(path: str, option: GroupedOption, value: Any) -> Any:
+    kinds: list[tuple[type[click.ParamType], tuple[type, ...], str]] = [
+        (click.types.BoolParamType, (bool,), "true or false"),
+        (click.types.IntParamType, (int,), "a whole number"),
+        (click.types.FloatParamType, (int, float), "a number"),
+    ]
+    wanted: tuple[tuple[type, ...], str] = ((str,), "text; put it in quotes")
+    for kind, types, words in kinds:
+        if isinstance(option.type, kind):
+            wanted = types, words
+    is_stray_bool = isinstance(value, bool) and bool not in wanted[0]
+    if is_stray_bool or not isinstance(value, wanted[0]):
+        raise WrongChoiceError(f"{path}: {option.name} must be {wanted[1]}, got {value!r}.")
+    try:
+        return option.type.convert(value, option, None)
+    except click.BadParameter as error:
+        raise WrongChoiceError(f"{path}: {option.name}: {error.message}") from error
+
+
+_NAMES = sorted({*FLAGS, *SAMPLING, *DEFAULTS, "prompt"}, key=len, reverse=True)
+_ANY, _LONG = "|".join(_NAMES), "|".join(name for name in _NAMES if "_" in name)
+_WITH_VALUE = re.compile(rf"\b({_ANY})=([^\s,;]*[^\s,;.:)])")
+# A short name such as `model` is a plain word too: it is an option only where it opens a sentence.
+_ALONE = re.compile(rf"^(?:{_ANY})\b|\b(?:{_LONG})\b")
+
+
+def in_command_words(message: str) -> str:
+    """Rewrite Python spellings as what one types: `height=480` as `--height 480`."""
+
+    def with_value(match: re.Match[str]) -> str:
+        name, value = match[1].replace("_", "-"), match[2]
+        if value in ("True", "False"):
+            return f"--{name}" if value == "True" else f"--no-{name}"
+        return f"--{name} {value}"
+
+    def alone(match: re.Match[str]) -> str:
+        return "--" + match[0].replace("_", "-")
+
+    return _ALONE.sub(alone, _WITH_VALUE.sub(with_value, message))
