@@ -1,0 +1,259 @@
+"""From a folder or hub id to a diffusers pipeline and the places of its weights.
+
+Only headers are read here; the bytes of a weight are read once, by whoever gives them their home.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fastvideo_lightning.components import Component, RunDtypes, build_component
+from fastvideo_lightning.weights import CheckpointError, StoredWeight, read_json
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["Checkpoint", "CheckpointError", "load_pipeline", "open_checkpoint"]
+
+ASSETS = Path(__file__).parent / "assets"
+
+_DTYPE_NAMES = {
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pipeline folder whose index was read.
+
+    Attributes:
+        folder: Where it lies.
+        class_name: The diffusers pipeline it declares.
+        components: Library and class of each part that is not null, by name.
+        sampling: What `sampling.json` beside the weights says, or nothing.
+        variant: Variant of the weight files, such as `fp16`.
+    """
+
+    folder: Path
+    class_name: str
+    components: dict[str, tuple[str, str]]
+    sampling: dict[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+
+
+def open_checkpoint(
+    path: str | Path, *, revision: str | None = None, variant: str | None = None
+) -> Checkpoint:
+    """Find a checkpoint and read its index.
+
+    Args:
+        path: A folder in diffusers' layout, a hub id such as `Wan-AI/Wan2.1-T2V-1.3B-Diffusers`,
+            or the name of a model inside this package such as `tiny-shapes`.
+        revision: Branch, tag or commit on the hub.
+        variant: Variant of the weight files.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or hub id.
+        CheckpointError: If the folder is no pipeline, or a component is missing.
+    """
+    folder = _find_folder(path, revision=revision, variant=variant)
+    index_path = folder / "model_index.json"
+    if not index_path.is_file():
+        raise CheckpointError(
+            f"{folder} is no diffusers pipeline: it has no model_index.json. Pass the folder that "
+            "holds model_index.json, or a hub id ending in -Diffusers."
+        )
+    index = read_json(index_path)
+    class_name = index.get("_class_name")
+    if not isinstance(class_name, str):
+        raise CheckpointError(
+            f"{index_path} must name a diffusers pipeline in _class_name, got {class_name!r}."
+        )
+    components = {
+        name: (entry[0], entry[1])
+        for name, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and None not in entry
+    }
+    for name, (library, component_class) in components.items():
+        if not (folder / name).is_dir():
+            raise CheckpointError(
+                f"Missing component: {folder / name}, which model_index.json lists as "
+                f"{library}.{component_class}. Download the checkpoint again."
+            )
+    sampling = folder / "sampling.json"
+    return Checkpoint(
+        folder, class_name, components, read_json(sampling) if sampling.is_file() else {}, variant
+    )
+
+
+def load_pipeline(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device_type: str | None = None,
+    stays_fp32: Callable[[str, type], bool] = lambda name, model_class: False,
+) -> tuple["DiffusionPipeline", dict[str, StoredWeight]]:
+    """Build the pipeline with its parameters on meta.
+
+    Args:
+        checkpoint: What to build.
+        dtype: `auto`: fp32 on a CPU; elsewhere bf16, and fp32 for the components of `stays_fp32`.
+            A `torch.dtype` or one of `bf16`, `fp16`, `fp32`: every component runs in it, as with
+            `DiffusionPipeline.from_pretrained(torch_dtype=...)`. What a library keeps in fp32
+            (`_keep_in_fp32_modules`) stays so.
+        device_type: Where the run will likely be; by default `cuda` where there is one.
+        stays_fp32: Whether `auto` keeps a component, by name and class, in fp32.
+
+    Returns:
+        The pipeline, and for each weight on meta, by its FQN such as `vae.conv1.weight`, its place.
+
+    Raises:
+        ValueError: If `dtype` or the variant is unknown.
+        CheckpointError: If the weights are incomplete or damaged.
+    """
+    chosen = parse_dtype(dtype)
+    device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_variant(checkpoint)
+    built: dict[str, Component] = {}
+    for name in checkpoint.components:
+        model_class = _component_class(checkpoint, name)
+        if not issubclass(model_class, nn.Module):
+            continue
+        if chosen is not None:
+            dtypes = RunDtypes(chosen, chosen)
+        else:
+            wide = stays_fp32(name, model_class)
+            dtypes = RunDtypes(torch.float32, torch.float32 if wide else torch.bfloat16)
+        built[name] = build_component(
+            model_class,
+            checkpoint.folder / name,
+            dtypes=dtypes,
+            device_type=device_type,
+            variant=checkpoint.variant,
+        )
+    pipeline = _join(checkpoint, {name: component.module for name, component in built.items()})
+    sources = {
+        f"{name}.{fqn}": source
+        for name, component in built.items()
+        for fqn, source in component.sources.items()
+    }
+    return pipeline, sources
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """Return the dtype that was meant; None for `auto`. Anything else is a ValueError."""
+    if dtype == "auto":
+        return None
+    chosen = _DTYPE_NAMES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in _DTYPE_NAMES.values():
+        raise ValueError(f"dtype must be one of auto, bf16, fp16 and fp32, got {dtype!r}.")
+    return chosen
+
+
+def _find_folder(path: str | Path, *, revision: str | None, variant: str | None) -> Path:
+    text = str(path)
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return folder
+    if (ASSETS / text / "model_index.json").is_file() and "/" not in text:
+        return ASSETS / text
+    if folder.is_file():
+        raise CheckpointError(f"{text} is a file. Pass the folder that holds model_index.json.")
+    if isinstance(path, Path) or not _looks_like_hub_id(text):
+        raise FileNotFoundError(
+            f"No folder {text!r} here, and it is no hub id either. Pass an existing folder, or "
+            "an id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+        )
+    return _download(text, revision=revision, variant=variant)
+
+
+def _looks_like_hub_id(text: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return text.count("/") == 1
+
+
+def _download(hub_id: str, *, revision: str | None, variant: str | None) -> Path:
+    """Fetch the files a pipeline needs; diffusers knows which, and uses the cache when offline."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(DiffusionPipeline.download(hub_id, revision=revision, variant=variant))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        wanted = f"{hub_id} at revision {revision}" if revision else hub_id
+        raise FileNotFoundError(
+            f"The hub has no {wanted}, or it is not open to you, and there is no such folder here."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{hub_id} is not in the local cache and cannot be downloaded: {error}. Connect to the "
+            f"network, run `hf download {hub_id}` where there is one, or pass a folder."
+        ) from error
+
+
+def _check_variant(checkpoint: Checkpoint) -> None:
+    variant = checkpoint.variant
+    if variant and not any(checkpoint.folder.glob(f"*/*.{variant}*.*")):
+        raise ValueError(
+            f"No weights of variant {variant!r} in {checkpoint.folder}. Leave variant out to take "
+            "the files without one."
+        )
+
+
+def _component_class(checkpoint: Checkpoint, name: str) -> type:
+    """Return the class of a component, looked up by diffusers' own rules."""
+    from diffusers import pipelines
+    from diffusers.pipelines.pipeline_loading_utils import (
+        ALL_IMPORTABLE_CLASSES,
+        get_class_obj_and_candidates,
+    )
+
+    library, class_name = checkpoint.components[name]
+    try:
+        found, _ = get_class_obj_and_candidates(
+            library, class_name, ALL_IMPORTABLE_CLASSES, pipelines, hasattr(pipelines, library)
+        )
+    except (AttributeError, ImportError, ValueError) as error:
+        raise CheckpointError(
+            f"model_index.json in {checkpoint.folder} lists {name} as {library}.{class_name}, "
+            f"which cannot be imported: {error}"
+        ) from error
+    return found
+
+
+def _join(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> "DiffusionPipeline":
+    """Have diffusers load what is no model (tokenizer, scheduler, ...) and put it together."""
+    import diffusers
+    from diffusers.utils import logging
+
+    pipeline_class = getattr(diffusers, checkpoint.class_name, None)
+    if pipeline_class is None:
+        raise CheckpointError(
+            f"model_index.json in {checkpoint.folder} names {checkpoint.class_name}, which is not "
+            f"in diffusers {diffusers.__version__}. Update diffusers."
+        )
+    had_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return pipeline_class.from_pretrained(checkpoint.folder, **modules)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"diffusers cannot load {checkpoint.class_name} from {checkpoint.folder}: {error}"
+        ) from error
+    finally:
+        if had_bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,245 @@
+"""Models built without their weights: parameters on meta, and where the bytes of each one lie.
+
+Classes, configurations and dtype rules are diffusers' and transformers' own. Where a file does not
+match its model name by name (renamed keys, quantization, pickled weights), the library's loader
+runs on the host, and the tensors it makes are the weights.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastvideo_lightning.weights import (
+    CheckpointError,
+    StoredTensor,
+    StoredWeight,
+    find_tensors,
+    read_json,
+)
+
+# From the FQN of a weight and its component's dtype to the dtype that this weight has.
+DtypeRule = Callable[[str, torch.dtype], torch.dtype]
+
+
+@dataclass(frozen=True)
+class RunDtypes:
+    """Floating-point dtype of a component, by the device of the run."""
+
+    cpu: torch.dtype
+    accelerator: torch.dtype
+
+    def on(self, device_type: str) -> torch.dtype:
+        """Return the dtype for a device type such as `cuda`."""
+        return self.cpu if device_type == "cpu" else self.accelerator
+
+
+@dataclass(frozen=True)
+class Component:
+    """One model of a pipeline.
+
+    Attributes:
+        module: The model; its parameters are on meta, or on the host where the library loaded them.
+        sources: For each parameter and persistent buffer on meta, by FQN inside `module`, its file.
+    """
+
+    module: nn.Module
+    sources: dict[str, StoredWeight] = field(default_factory=dict)
+
+
+def build_component(
+    model_class: type[nn.Module],
+    folder: Path,
+    *,
+    dtypes: RunDtypes,
+    device_type: str,
+    variant: str | None,
+) -> Component:
+    """Build a model from its configuration and find its weights, reading only headers.
+
+    Args:
+        model_class: A class of diffusers or transformers.
+        folder: The component's folder.
+        dtypes: The dtypes it will run in.
+        device_type: Where it will likely run; buffers that `__init__` makes take that dtype.
+        variant: The variant of its files, such as `fp16`; files without it are used where
+            the component has none with it.
+
+    Raises:
+        CheckpointError: If weights are missing, damaged or of another shape than the model's.
+    """
+    dtype = dtypes.on(device_type)
+    stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else "model"
+    variant = variant if variant and any(folder.glob(f"{stem}*.{variant}.*")) else None
+    tensors = find_tensors(folder, stem, variant)
+    if tensors is None and not any(folder.glob("*.bin*")):
+        raise CheckpointError(
+            f"No weights in {folder}: expected {stem}.safetensors or its shards there. "
+            "Download the checkpoint again."
+        )
+    component = None
+    if tensors is not None and not read_json(folder / "config.json").get("quantization_config"):
+        component = _build_without_weights(model_class, folder, tensors, dtypes, dtype)
+    if component is None:
+        component = Component(_load_by_library(model_class, folder, dtype, variant))
+    component.module.requires_grad_(False)
+    component.module.eval()
+    return component
+
+
+def is_diffusers_model(model_class: type) -> bool:
+    """Whether the class is a diffusers model; otherwise it is taken for a transformers one."""
+    from diffusers import ModelMixin
+
+    return issubclass(model_class, ModelMixin)
+
+
+def _build_without_weights(
+    model_class: type[nn.Module],
+    folder: Path,
+    tensors: Mapping[str, StoredTensor],
+    dtypes: RunDtypes,
+    dtype: torch.dtype,
+) -> Component | None:
+    """Build the model on meta; None when the names in the file are not the model's."""
+    if is_diffusers_model(model_class):
+        module, rule = _build_diffusers(model_class, folder, dtype)
+    else:
+        module, rule = _build_transformers(model_class, folder, dtype)
+    stored = _match_names(module, tensors)
+    if stored is None:
+        return None
+    sources = {}
+    for fqn, own in module.state_dict(keep_vars=True).items():
+        tensor = stored[fqn]
+        if tensor.shape != own.shape:
+            raise CheckpointError(
+                f"{tensor.path} holds {fqn!r} with shape {list(tensor.shape)}, but "
+                f"{model_class.__name__} needs {list(own.shape)}. "
+                "Weights and config.json are not of one model."
+            )
+        if tensor.dtype.is_floating_point:
+            cpu, accelerator = rule(fqn, dtypes.cpu), rule(fqn, dtypes.accelerator)
+        else:
+            cpu = accelerator = tensor.dtype
+        sources[fqn] = StoredWeight(tensor, cpu, accelerator)
+        if own.device.type != "meta":
+            _read_buffer(module, fqn, sources[fqn], rule(fqn, dtype))
+    return Component(module, sources)
+
+
+def _build_diffusers(
+    model_class: type[nn.Module], folder: Path, dtype: torch.dtype
+) -> tuple[nn.Module, DtypeRule]:
+    """Build as `ModelMixin.from_pretrained` does, up to the weights."""
+    from diffusers.models.modeling_utils import no_init_weights
+
+    config, unused, _ = model_class.load_config(  # type: ignore[attr-defined]
+        folder, return_unused_kwargs=True, return_commit_hash=True
+    )
+    with no_init_weights(), _on_meta(dtype):
+        module = model_class.from_config(config, **unused)  # type: ignore[attr-defined]
+    module.register_to_config(_name_or_path=str(folder))
+    kept = set(module._keep_in_fp32_modules or ())
+
+    def rule(fqn: str, run_dtype: torch.dtype) -> torch.dtype:
+        return torch.float32 if kept.intersection(fqn.split(".")) else run_dtype
+
+    return module, rule
+
+
+def _build_transformers(
+    model_class: type[nn.Module], folder: Path, dtype: torch.dtype
+) -> tuple[nn.Module, DtypeRule]:
+    """Build as `PreTrainedModel.from_pretrained` does, up to the weights."""
+    from transformers.initialization import no_init_weights
+
+    config = model_class.config_class.from_pretrained(folder)  # type: ignore[attr-defined]
+    config.dtype = dtype
+    config.name_or_path = str(folder)
+    with no_init_weights(), _on_meta(dtype):
+        module = model_class(config)
+    module.tie_weights()  # type: ignore[operator]
+    # What the model declares in a dtype of its own keeps it.
+    fixed = {fqn: own.dtype for fqn, own in module.state_dict().items() if own.dtype != dtype}
+
+    def rule(fqn: str, run_dtype: torch.dtype) -> torch.dtype:
+        plan: dict[str, torch.dtype] = module._get_dtype_plan(run_dtype)  # type: ignore[operator]
+        for pattern, planned in plan.items():
+            if re.search(pattern.replace("*", ".*"), fqn):
+                return planned
+        return fixed.get(fqn, run_dtype)
+
+    return module, rule
+
+
+@contextmanager
+def _on_meta(dtype: torch.dtype) -> Iterator[None]:
+    """New parameters go to meta; buffers are computed for real, under the default dtype `dtype`."""
+    from accelerate import init_empty_weights
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _match_names(
+    module: nn.Module, tensors: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor] | None:
+    """Give every weight of the model its stored tensor; None unless names match one to one.
+
+    A tied weight lies in the file under one of its names. A transformers model may be stored with
+    or without its own base prefix.
+    """
+    ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    prefix = f"{getattr(module, 'base_model_prefix', '')}."
+    expected = module.state_dict(keep_vars=True)
+    for rename in (str, prefix.__add__, lambda name: name.removeprefix(prefix)):
+        found = {rename(name): tensor for name, tensor in tensors.items()}
+        by_owner = {id(expected[name]): found[name] for name in expected if name in found}
+        unexpected = [
+            name
+            for name in found.keys() - expected.keys()
+            if not any(re.search(pattern, name) for pattern in ignored)
+        ]
+        if not unexpected and all(id(own) in by_owner for own in expected.values()):
+            return {name: found.get(name, by_owner[id(own)]) for name, own in expected.items()}
+    return None
+
+
+def _read_buffer(module: nn.Module, fqn: str, source: StoredWeight, dtype: torch.dtype) -> None:
+    """Replace a persistent buffer by the one in the file."""
+    path, _, name = fqn.rpartition(".")
+    stored = source.tensor.dtype
+    buffer = torch.empty(source.shape, dtype=dtype if stored.is_floating_point else stored)
+    source.read_into(buffer)
+    module.get_submodule(path)._buffers[name] = buffer
+
+
+def _load_by_library(
+    model_class: type[nn.Module], folder: Path, dtype: torch.dtype, variant: str | None
+) -> nn.Module:
+    """Load on the host with the library's own `from_pretrained`."""
+    dtype_name = "torch_dtype" if is_diffusers_model(model_class) else "dtype"
+    try:
+        module, report = model_class.from_pretrained(  # type: ignore[attr-defined]
+            folder, variant=variant, output_loading_info=True, **{dtype_name: dtype}
+        )
+    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{model_class.__name__} cannot load the weights in {folder}: {error}"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} weights of {model_class.__name__}, such as "
+            f"{missing[0]!r}. Weights and config.json are not of one model."
+        )
+    return module

@@ -1,0 +1,298 @@
+"""The contract of a video module: a diffusers pipeline whose models are its submodules."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import lightning as L
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
+from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.pipelines import place_pipeline, shifted_scheduler
+from fastvideo_lightning.modules.placement import check_placement, read_in_place
+from fastvideo_lightning.modules.roles import Role, Roles, read_roles, role_of
+from fastvideo_lightning.modules.sampling import SamplingDefaults, check_image, check_shift
+from fastvideo_lightning.modules.steps import Stage, StepWatch
+from fastvideo_lightning.output import Frames, GeneratedVideo
+from fastvideo_lightning.weights import StoredWeight
+
+
+class VideoModule(L.LightningModule):
+    """One diffusers video pipeline as a LightningModule.
+
+    The pipeline's models are submodules under their own names, so a weight's FQN reads
+    `transformer.blocks.17.attn1.to_q.weight`. Families override `sampling_defaults`,
+    `check_sampling`, `pipeline_for` and `call_arguments`.
+
+    Args:
+        pipeline: The pipeline; a placed copy of it is kept, the object itself is left alone.
+        weight_sources: Where the weights on meta lie, by FQN.
+        sampling: What the checkpoint's `sampling.json` says.
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        *,
+        weight_sources: Mapping[str, StoredWeight] | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._home_device = torch.device("cpu")
+        self._pipeline = place_pipeline(pipeline, self._home_device)
+        self._weight_sources = MappingProxyType(dict(weight_sources or {}))
+        self._watch: StepWatch | None = None
+        for name, component in pipeline.components.items():
+            if isinstance(component, nn.Module):
+                self.add_module(name, component)
+        self._checkpoint_defaults = SamplingDefaults.from_mapping(sampling or {})
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        variant: str | None = None,
+        device_type: str | None = None,
+    ) -> "VideoModule":
+        """Build the module of a checkpoint's family; only headers are read.
+
+        Args:
+            path: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
+            dtype: `auto`: fp32 on a CPU; on a GPU bf16, and fp32 for the VAE. A dtype or `bf16`,
+                `fp16`, `fp32`: all components in it, the VAE too, as diffusers' `torch_dtype` does.
+            revision: Branch, tag or commit on the hub.
+            variant: Variant of the weight files, such as `fp16`.
+            device_type: Where it will run, `cpu` or `cuda`; by default `cuda` where there is one.
+
+        Raises:
+            FileNotFoundError: If there is no such folder or hub id.
+            CheckpointError: If it is no pipeline, incomplete or damaged.
+            ValueError: If `dtype` or `variant` is unknown.
+        """
+        from fastvideo_lightning.modules import find_family
+
+        checkpoint = open_checkpoint(path, revision=revision, variant=variant)
+        family = find_family(checkpoint.class_name) if cls is VideoModule else cls
+        pipeline, sources = load_pipeline(
+            checkpoint,
+            dtype=dtype,
+            device_type=device_type,
+            stays_fp32=lambda name, model_class: role_of(model_class) is Role.VAE,
+        )
+        return family(pipeline, weight_sources=sources, sampling=checkpoint.sampling)
+
+    @classmethod
+    def from_pipeline(cls, pipeline: DiffusionPipeline) -> "VideoModule":
+        """Make the module of a pipeline that exists already; its models are shared with it."""
+        from fastvideo_lightning.modules import find_family
+
+        family = find_family(type(pipeline).__name__) if cls is VideoModule else cls
+        return family(pipeline)
+
+    @property
+    def pipeline(self) -> DiffusionPipeline:
+        """The diffusers pipeline; it computes on `execution_device`."""
+        self._pipeline.execution_device = self.execution_device
+        return self._pipeline
+
+    @property
+    def execution_device(self) -> torch.device:
+        """Where the pipeline computes: Fabric's device after its setup, else what was assigned."""
+        return self._home_device if self._fabric is None else self._fabric.device
+
+    @execution_device.setter
+    def execution_device(self, device: torch.device | str) -> None:
+        self._home_device = torch.device(device)
+
+    @property
+    def weight_sources(self) -> Mapping[str, StoredWeight]:
+        """Where the weights that were built on meta lie, by FQN."""
+        return self._weight_sources
+
+    @property
+    def stage(self) -> Stage:
+        """How far the current video is, or the last one was when it failed."""
+        return Stage.IDLE if self._watch is None else self._watch.stage
+
+    @property
+    def roles(self) -> Roles:
+        """The components by role."""
+        return read_roles(dict(self.named_children()))
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """FQNs of the models called in every step."""
+        return self.roles.denoisers
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """FQNs of the models that read the prompt."""
+        return self.roles.text_encoders
+
+    @property
+    def image_encoders(self) -> tuple[str, ...]:
+        """FQNs of the models that look at an input image."""
+        return self.roles.image_encoders
+
+    @property
+    def vaes(self) -> tuple[str, ...]:
+        """FQNs of the models that turn latents into frames."""
+        return self.roles.vaes
+
+    @property
+    def sampling_defaults(self) -> SamplingParams:
+        """How a video is sampled where the user says nothing."""
+        return self._checkpoint_defaults.over(self.family_defaults())
+
+    def family_defaults(self) -> SamplingParams:
+        """The family's sampling; what the checkpoint's `sampling.json` says goes over it."""
+        return SamplingParams()
+
+    def resolve_sampling(self, params: SamplingParams) -> SamplingParams:
+        """Fill in the defaults and check that this model can make it; reads no weight.
+
+        Raises:
+            ValueError: If the model cannot; names what, what came and the nearest that works.
+            FileNotFoundError: If an image is not there.
+        """
+        for name in ("image_path", "last_image_path"):
+            check_image(name, getattr(params, name))
+        check_shift(self.pipeline, params.flow_shift)
+        resolved = self.fill_sampling(params)
+        self.check_sampling(resolved)
+        self._checkpoint_defaults.warn_outside(resolved)
+        return resolved
+
+    def fill_sampling(self, params: SamplingParams) -> SamplingParams:
+        """Put the defaults where `params` says nothing."""
+        return self.sampling_defaults.merge(**params.given())
+
+    def check_sampling(self, params: SamplingParams) -> None:
+        """Raise ValueError for what this family cannot make."""
+
+    def pipeline_for(self, params: SamplingParams) -> DiffusionPipeline:
+        """Return the pipeline that makes such a video."""
+        return self.pipeline
+
+    def call_arguments(self, params: SamplingParams) -> dict[str, Any]:
+        """Return the pipeline call's arguments, without prompt, generator and output."""
+        raise NotImplementedError
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> GeneratedVideo:
+        """Make one video.
+
+        Args:
+            batch: `prompt` and any of `index` and the `SamplingParams` fields; lists and tensors
+                of one, as a collating loader makes them, are taken apart.
+            batch_idx: Not used.
+
+        Returns:
+            The video, `frames` as diffusers' `output_type="pil"` has them: times 255, rounded.
+        """
+        item = {name: _single(name, value) for name, value in batch.items()}
+        prompt, index = item.pop("prompt"), item.pop("index", 0)
+        params = self.resolve_sampling(SamplingParams.from_mapping(item))
+        self.check_placement()
+        started = time.perf_counter()
+        with _PeakMemory(self.execution_device) as peak, torch.no_grad():
+            frames = self._sample(prompt, params)
+        assert params.fps is not None
+        return GeneratedVideo(
+            frames=frames,
+            prompt=prompt,
+            seed=params.seed,
+            fps=params.fps,
+            index=index,
+            generation_time_s=time.perf_counter() - started,
+            peak_gpu_memory_gib=peak.reserved_gib,
+        )
+
+    def on_predict_start(self) -> None:
+        """Check the placement, after the callbacks had their turn."""
+        self.check_placement()
+
+    def check_placement(self) -> None:
+        """Raise RuntimeError naming a component that nothing has placed; a CPU run reads it."""
+        device = self.execution_device
+        for name, component in self.named_children():
+            if device.type == "cpu":
+                read_in_place(name, component, self.weight_sources, device)
+            check_placement(name, component, device)
+
+    def teardown(self, stage: str = "predict") -> None:
+        """Let `fabric.call("teardown")` pass: Fabric calls modules too, without a stage."""
+
+    def _sample(self, prompt: str, params: SamplingParams) -> Frames:
+        assert params.num_inference_steps is not None
+        self._watch = StepWatch(self._announce, params.num_inference_steps)
+        denoisers = [self.get_submodule(fqn) for fqn in self.denoisers]
+        with shifted_scheduler(self._pipeline, params.flow_shift):
+            pipeline = self.pipeline_for(params)
+            with self._watch.watch(pipeline, denoisers) as watching:
+                output = pipeline(
+                    prompt=prompt,
+                    generator=torch.Generator("cpu").manual_seed(params.seed),
+                    output_type="np",
+                    **self.call_arguments(params),
+                    **watching,
+                )
+        return _as_uint8(output.frames[0])
+
+    def _announce(self, moment: str, step: int, num_steps: int) -> None:
+        if self._fabric is not None:
+            self._fabric.call(
+                moment, fabric=self._fabric, module=self, step=step, num_steps=num_steps
+            )
+
+
+class _PeakMemory:
+    """Measures what a GPU reserves at most inside a context; None elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.reserved_gib: float | None = None
+        self._device = device
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            self.reserved_gib = torch.cuda.max_memory_reserved(self._device) / 2**30
+
+
+def _as_uint8(frames: np.ndarray) -> Frames:
+    """Turn `[frames, height, width, 3]` floats in 0..1 into bytes, one frame at a time.
+
+    Rounds as diffusers does on the way to PIL images; its `export_to_video` cuts off instead,
+    which darkens every pixel by half a step on average.
+    """
+    pixels = np.empty(frames.shape, dtype=np.uint8)
+    for frame, target in zip(frames, pixels, strict=True):
+        target[...] = (frame * 255).round()
+    return pixels
+
+
+def _single(name: str, value: Any) -> Any:
+    """Take the one value out of what a loader collated."""
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) != 1:
+        raise ValueError(
+            f"A batch must hold one prompt, got {len(value)} values of {name!r}. "
+            "Pass batch_size=1 or batch_size=None to the DataLoader."
+        )
+    return value[0]

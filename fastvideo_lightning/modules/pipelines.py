@@ -1,0 +1,63 @@
+"""A diffusers pipeline that computes where it is told, whatever device its weights wait on."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from diffusers import DiffusionPipeline
+
+
+class _Placed:
+    """Mixed into a pipeline class: the execution device is given, not derived from the weights."""
+
+    execution_device: torch.device
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.execution_device
+
+
+@cache
+def _placed_class(pipeline_class: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
+    # The same name and module as diffusers' own: model_index.json and type checks go by them.
+    names = {"__module__": pipeline_class.__module__, "__doc__": pipeline_class.__doc__}
+    return type(pipeline_class.__name__, (_Placed, pipeline_class), names)
+
+
+def place_pipeline(pipeline: DiffusionPipeline, device: torch.device) -> DiffusionPipeline:
+    """Return a pipeline over the same components whose execution device is `device`.
+
+    It is a shallow copy with another class: the caller's pipeline stays as it is, and whatever was
+    set on it after construction comes along, which calling the constructor again would lose.
+    """
+    placed = copy.copy(pipeline)
+    if not isinstance(pipeline, _Placed):
+        placed.__class__ = _placed_class(type(pipeline))
+    placed.execution_device = device
+    placed.set_progress_bar_config(disable=True)  # the callbacks show progress
+    return placed
+
+
+@contextmanager
+def shifted_scheduler(pipeline: DiffusionPipeline, flow_shift: float | None) -> Iterator[None]:
+    """Run with the scheduler rebuilt for another flow shift, and put the checkpoint's back."""
+    if flow_shift is None:
+        yield
+        return
+    scheduler, option = pipeline.scheduler, shift_option(pipeline)
+    assert option is not None
+    pipeline.scheduler = type(scheduler).from_config(scheduler.config, **{option: flow_shift})
+    try:
+        yield
+    finally:
+        pipeline.scheduler = scheduler
+
+
+def shift_option(pipeline: DiffusionPipeline) -> str | None:
+    """Return what the pipeline's scheduler calls its flow shift, or None if it has none."""
+    config = pipeline.scheduler.config
+    if config.get("use_dynamic_shifting"):
+        return None
+    return next((name for name in ("flow_shift", "shift") if name in config), None)

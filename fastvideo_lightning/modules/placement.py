@@ -1,0 +1,58 @@
+"""Whether every component of a module is where it can run, before the first batch."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from fastvideo_lightning.weights import StoredWeight
+
+
+def check_placement(name: str, component: nn.Module, device: torch.device) -> None:
+    """Raise unless a component's weights are on `device`, or hooks bring them there.
+
+    Args:
+        name: FQN of the component.
+        component: The model.
+        device: The execution device.
+
+    Raises:
+        RuntimeError: If nothing has placed it.
+    """
+    hooked = _is_hooked(component)
+    for fqn, weight in component.named_parameters():
+        if weight.is_meta:
+            found = "has not been read from its file"
+        elif weight.device != device and not hooked:
+            found = f"is on {weight.device}, and nothing brings it to {device}"
+        else:
+            continue
+        raise RuntimeError(
+            f"{name} is not placed: {name}.{fqn} {found}. Give the run a callback for it, such as "
+            f'Resident("{name}") or ModelOffload("{name}").'
+        )
+
+
+def read_in_place(
+    name: str, component: nn.Module, sources: Mapping[str, StoredWeight], device: torch.device
+) -> None:
+    """Read the parameters that are still on meta into host memory; tied ones stay one."""
+    made: dict[int, nn.Parameter] = {}
+    for path, owner in component.named_modules(prefix=name):
+        for short, weight in owner._parameters.items():
+            if weight is None or not weight.is_meta:
+                continue
+            if id(weight) not in made:
+                source = sources[f"{path}.{short}"]
+                memory = torch.empty(source.shape, dtype=source.dtype_on(device))
+                source.read_into(memory)
+                made[id(weight)] = nn.Parameter(memory, requires_grad=False)
+            owner._parameters[short] = made[id(weight)]
+
+
+def _is_hooked(component: nn.Module) -> bool:
+    """Whether hooks sit anywhere inside, or its `encode` and `decode` are wrapped."""
+    wrapped = {"encode", "decode", "forward"} & vars(component).keys()
+    return bool(wrapped) or any(
+        module._forward_pre_hooks or module._forward_hooks for module in component.modules()
+    )

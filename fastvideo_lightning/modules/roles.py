@@ -1,0 +1,66 @@
+"""What part each component of a pipeline plays, read off its class."""
+
+import inspect
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import nn
+
+from fastvideo_lightning.components import is_diffusers_model
+
+
+class Role(Enum):
+    """The part a model plays in a pipeline; offloading is chosen by it.
+
+    DENOISER: called once or twice in every step. Most of the weights.
+    TEXT_ENCODER: called once per prompt, on a few hundred tokens.
+    IMAGE_ENCODER: called once per input image.
+    VAE: called at the end, and before the first step where an image goes in.
+    """
+
+    DENOISER = "denoiser"
+    TEXT_ENCODER = "text_encoder"
+    IMAGE_ENCODER = "image_encoder"
+    VAE = "vae"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The components of a pipeline by role, each a tuple of FQNs."""
+
+    denoisers: tuple[str, ...] = ()
+    text_encoders: tuple[str, ...] = ()
+    image_encoders: tuple[str, ...] = ()
+    vaes: tuple[str, ...] = ()
+
+
+def role_of(model_class: type) -> Role | None:
+    """Return the role of a model by what it is, or None where it shows none.
+
+    A denoiser is a diffusers model whose forward takes a timestep; a VAE is one that encodes or
+    decodes; an encoder is a transformers model, told apart by its main input.
+    """
+    if is_diffusers_model(model_class):
+        arguments = inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
+        if "timestep" in arguments or "timesteps" in arguments:
+            return Role.DENOISER
+        return Role.VAE if hasattr(model_class, "decode") else None
+    main_input = getattr(model_class, "main_input_name", None)
+    if main_input == "pixel_values":
+        return Role.IMAGE_ENCODER
+    return Role.TEXT_ENCODER if main_input is not None else None
+
+
+def read_roles(components: dict[str, nn.Module]) -> Roles:
+    """Sort the models of a pipeline by role, in the pipeline's order."""
+    found = {name: role_of(type(component)) for name, component in components.items()}
+
+    def named(role: Role) -> tuple[str, ...]:
+        return tuple(name for name, its_role in found.items() if its_role is role)
+
+    return Roles(
+        named(Role.DENOISER),
+        named(Role.TEXT_ENCODER),
+        named(Role.IMAGE_ENCODER),
+        named(Role.VAE),
+    )

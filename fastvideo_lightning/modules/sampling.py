@@ -1,0 +1,110 @@
+"""Sampling settings: a checkpoint's own, and the checks that need no weight."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+from diffusers import DiffusionPipeline
+
+from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.pipelines import shift_option
+from fastvideo_lightning.weights import CheckpointError
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What `sampling.json` beside the weights says.
+
+    Attributes:
+        values: `SamplingParams` fields.
+        trained: Lowest and highest value seen in training, by field.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    trained: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def from_mapping(cls, content: Mapping[str, Any]) -> Self:
+        """Read the file's content; anything unknown or impossible is a CheckpointError."""
+        values = {name: value for name, value in content.items() if name != "trained"}
+        try:
+            SamplingParams.from_mapping(values)
+            trained = {
+                str(name): (int(low), int(high))
+                for name, (low, high) in content.get("trained", {}).items()
+            }
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"sampling.json of the checkpoint is wrong: {error}") from error
+        return cls(values, trained)
+
+    def over(self, family: SamplingParams) -> SamplingParams:
+        """Return the family's sampling with the checkpoint's values in place."""
+        return family.merge(**self.values)
+
+    def warn_outside(self, params: SamplingParams) -> None:
+        """Warn once for each field that lies outside what the model was trained for."""
+        for name, (low, high) in self.trained.items():
+            value = getattr(params, name)
+            if value is not None and not low <= value <= high:
+                warnings.warn(
+                    f"{name}={value} is outside of what this model was trained for "
+                    f"({low} to {high}): expect a poor video.",
+                    stacklevel=3,
+                )
+
+
+def check_image(name: str, path: str | PathLike[str] | None) -> None:
+    """Raise unless `path` is None or an image that can be opened.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no image.
+    """
+    if path is None:
+        return
+    from PIL import Image
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{name}: there is no file {str(path)!r}. Pass an existing image.")
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except Exception as error:  # Pillow raises whatever a broken file leads it to, SyntaxError too
+        raise ValueError(
+            f"{name}: {str(path)!r} is no image that can be read ({error}). "
+            "Pass a PNG or JPEG file."
+        ) from error
+
+
+def load_rgb(path: str | PathLike[str]) -> Any:
+    """Return the image as diffusers loads it: RGB, turned upright."""
+    from diffusers.utils import load_image
+
+    return load_image(str(path))
+
+
+def check_shift(pipeline: DiffusionPipeline, flow_shift: float | None) -> None:
+    """Raise ValueError where a flow shift was given to a scheduler that has none."""
+    if flow_shift is not None and shift_option(pipeline) is None:
+        raise ValueError(
+            f"flow_shift={flow_shift} has no effect on this checkpoint's scheduler, "
+            f"{type(pipeline.scheduler).__name__}. Leave it out."
+        )
+
+
+def check_grid(name: str, value: int, *, first: int, step: int, last: int) -> None:
+    """Raise ValueError unless `value` is one of first, first + step, ..., last.
+
+    The message names the nearest that is.
+    """
+    if first <= value <= last and (value - first) % step == 0:
+        return
+    nearest = first + step * round((min(max(value, first), last) - first) / step)
+    multiple = f"a multiple of {step}" if first == step else f"{first} plus a multiple of {step}"
+    raise ValueError(
+        f"{name} must be {multiple}, {first} to {last}, got {value}. "
+        f"The nearest that this model can make is {name}={nearest}."
+    )

@@ -1,0 +1,99 @@
+"""When each denoising step starts and ends, seen from outside the pipeline."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import Enum
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+# Called with the name of a moment, the step and the number of steps.
+Announce = Callable[[str, int, int], None]
+
+
+class Stage(Enum):
+    """How far a video is.
+
+    IDLE: no video is being made.
+    ENCODE: prompt and image become conditions: encoders, and the VAE where an image goes in.
+    DENOISE: the denoiser runs, step after step; its activations are what the device holds.
+    DECODE: latents become frames; the VAE's activations are what the device holds.
+    """
+
+    IDLE = "idle"
+    ENCODE = "encode"
+    DENOISE = "denoise"
+    DECODE = "decode"
+
+
+class StepWatch:
+    """Follows one pipeline call through its stages and announces its steps.
+
+    Step 0 starts with the first call of a denoiser; step i + 1 starts where step i ends.
+
+    Args:
+        announce: Told `on_denoise_step_start` and `on_denoise_step_end`.
+        num_steps: Expected steps; the pipeline's own count is taken where it has one.
+    """
+
+    def __init__(self, announce: Announce, num_steps: int) -> None:
+        self.stage = Stage.IDLE
+        self._announce = announce
+        self._num_steps = num_steps
+        self._step = 0
+
+    @contextmanager
+    def watch(
+        self, pipeline: DiffusionPipeline, denoisers: Iterable[nn.Module]
+    ) -> Iterator[dict[str, Any]]:
+        """Follow a call made inside the context; yields the arguments to call with."""
+        self.stage = Stage.ENCODE
+        with ExitStack() as stack:
+
+            def start(*_: object) -> None:
+                if self.stage is Stage.ENCODE:
+                    self._num_steps = getattr(pipeline, "num_timesteps", None) or self._num_steps
+                    self.stage = Stage.DENOISE
+                    self._announce("on_denoise_step_start", 0, self._num_steps)
+
+            for denoiser in denoisers:
+                # Before the hooks that bring the weights in: the step has started by then.
+                handle = denoiser.register_forward_pre_hook(start, prepend=True)
+                stack.callback(handle.remove)
+            if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
+                yield {"callback_on_step_end": self._on_step_end}
+            else:
+                stack.enter_context(_after_each_call(pipeline.scheduler, "step", self._end_step))
+                yield {}
+        self.stage = Stage.IDLE
+
+    def _on_step_end(self, *_: object) -> dict[str, Any]:
+        self._end_step()
+        return {}
+
+    def _end_step(self) -> None:
+        self._announce("on_denoise_step_end", self._step, self._num_steps)
+        self._step += 1
+        if self._step < self._num_steps:
+            self._announce("on_denoise_step_start", self._step, self._num_steps)
+        else:
+            self.stage = Stage.DECODE
+
+
+@contextmanager
+def _after_each_call(owner: object, name: str, then: Callable[[], None]) -> Iterator[None]:
+    """Have `then` run after every call of a method, until the context ends."""
+    method = getattr(owner, name)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        then()
+        return result
+
+    setattr(owner, name, called)
+    try:
+        yield
+    finally:
+        delattr(owner, name)

@@ -1,0 +1,180 @@
+"""The Wan family: text-to-video, image-to-video, two experts, and TI2V that takes both."""
+
+from dataclasses import dataclass
+from math import lcm, sqrt
+from typing import Any
+
+from diffusers import DiffusionPipeline, WanImageToVideoPipeline
+
+from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.base import VideoModule
+from fastvideo_lightning.modules.pipelines import place_pipeline
+from fastvideo_lightning.modules.sampling import check_grid, load_rgb
+from fastvideo_lightning.modules.wan_defaults import wan_defaults
+
+_PIPELINE_STEP = 16  # both Wan pipelines refuse sizes that are no multiple of it
+
+
+@dataclass(frozen=True)
+class WanKind:
+    """What tells the Wan checkpoints apart.
+
+    Attributes:
+        takes_image: The pipeline is `WanImageToVideoPipeline`: it cannot do without an image.
+        expands_timesteps: Wan 2.2 TI2V-5B: one timestep per patch; an image is optional.
+        has_two_experts: Wan 2.2 A14B: `transformer_2` takes over below a boundary.
+    """
+
+    takes_image: bool
+    expands_timesteps: bool
+    has_two_experts: bool
+
+
+class WanModule(VideoModule):
+    """Wan 2.1 and 2.2 over diffusers' `WanPipeline` and `WanImageToVideoPipeline`."""
+
+    @property
+    def kind(self) -> WanKind:
+        """Which Wan this is, by its pipeline's class and configuration."""
+        config = self.pipeline.config
+        return WanKind(
+            takes_image=isinstance(self.pipeline, WanImageToVideoPipeline),
+            expands_timesteps=bool(config.expand_timesteps),
+            has_two_experts=config.boundary_ratio is not None,
+        )
+
+    def family_defaults(self) -> SamplingParams:
+        """The settings on the public model cards."""
+        kind = self.kind
+        return wan_defaults(
+            takes_image=kind.takes_image,
+            expands_timesteps=kind.expands_timesteps,
+            has_two_experts=kind.has_two_experts,
+            num_heads=self._denoiser_config.num_attention_heads,
+            flow_shift=self.pipeline.scheduler.config.get("flow_shift"),
+        )
+
+    def fill_sampling(self, params: SamplingParams) -> SamplingParams:
+        """Fill in the defaults; without a size, an image keeps its shape in the default area.
+
+        A guidance scale given alone counts for both experts, as in diffusers.
+        """
+        resolved = super().fill_sampling(params)
+        if params.guidance_scale is not None and params.guidance_scale_2 is None:
+            resolved = SamplingParams(**{**resolved.given(), "guidance_scale_2": None})
+        if params.image_path is not None and params.height is None and params.width is None:
+            assert resolved.height is not None
+            assert resolved.width is not None
+            area = resolved.height * resolved.width
+            height, width = self._fit_image(load_rgb(params.image_path).size, area)
+            resolved = resolved.merge(height=height, width=width)
+        return resolved
+
+    def check_sampling(self, params: SamplingParams) -> None:
+        """Check sizes, frames, images and guidance against what diffusers would do silently."""
+        assert params.height is not None
+        assert params.width is not None
+        assert params.num_frames is not None
+        rope_length = self._denoiser_config.rope_max_seq_len
+        patch_frames = self._denoiser_config.patch_size[0]
+        for name, step in (("height", self._size_steps[0]), ("width", self._size_steps[1])):
+            last = step * rope_length
+            check_grid(name, getattr(params, name), first=step, step=step, last=last)
+        # One latent frame for the first frame, one more for every group after it.
+        group = self.pipeline.vae_scale_factor_temporal
+        check_grid(
+            "num_frames",
+            params.num_frames,
+            first=(patch_frames - 1) * group + 1,
+            step=patch_frames * group,
+            last=(patch_frames * rope_length - 1) * group + 1,
+        )
+        self._check_images(params)
+        self._check_steps(params)
+
+    def pipeline_for(self, params: SamplingParams) -> DiffusionPipeline:
+        """Return the pipeline; for TI2V with an image, the other one over the same components."""
+        pipeline = self.pipeline
+        if self.kind.takes_image or params.image_path is None:
+            return pipeline
+        components = {"image_encoder": None, "image_processor": None, **pipeline.components}
+        # Not `from_pipe`, which would cast every component to fp32.
+        return place_pipeline(
+            WanImageToVideoPipeline(
+                **components,
+                boundary_ratio=pipeline.config.boundary_ratio,
+                expand_timesteps=pipeline.config.expand_timesteps,
+            ),
+            self.execution_device,
+        )
+
+    def call_arguments(self, params: SamplingParams) -> dict[str, Any]:
+        """Return the arguments of either Wan pipeline."""
+        names = ["negative_prompt", "height", "width", "num_frames", "num_inference_steps"]
+        names += ["guidance_scale", "guidance_scale_2", "max_sequence_length"]
+        given = params.given()
+        arguments = {name: given[name] for name in names if name in given}
+        if params.image_path is not None:
+            arguments["image"] = load_rgb(params.image_path)
+        if params.last_image_path is not None:
+            arguments["last_image"] = load_rgb(params.last_image_path)
+        return arguments
+
+    @property
+    def _denoiser_config(self) -> Any:
+        pipeline = self.pipeline
+        return (pipeline.transformer or pipeline.transformer_2).config
+
+    @property
+    def _size_steps(self) -> tuple[int, int]:
+        """Height and width in pixels that one patch covers, at least what the pipeline asks for."""
+        scale = self.pipeline.vae_scale_factor_spatial
+        _, patch_height, patch_width = self._denoiser_config.patch_size
+        return lcm(scale * patch_height, _PIPELINE_STEP), lcm(scale * patch_width, _PIPELINE_STEP)
+
+    def _fit_image(self, size: tuple[int, int], area: int) -> tuple[int, int]:
+        """Return height and width of the image's shape, about `area` pixels, that can be made."""
+        width, height = size
+        step_height, step_width = self._size_steps
+        scale = sqrt(area / (height * width))
+        return (
+            max(int(height * scale) // step_height, 1) * step_height,
+            max(int(width * scale) // step_width, 1) * step_width,
+        )
+
+    def _check_images(self, params: SamplingParams) -> None:
+        kind, config = self.kind, self._denoiser_config
+        if kind.takes_image and params.image_path is None:
+            raise ValueError(
+                "This is an image-to-video model and image_path is missing. "
+                "Pass the first frame: image_path='image.png'."
+            )
+        if params.image_path is not None and not (kind.takes_image or kind.expands_timesteps):
+            raise ValueError(
+                f"This is a text-to-video model and takes no image, got image_path="
+                f"{str(params.image_path)!r}. Leave it out, or load an image-to-video model."
+            )
+        if params.last_image_path is None:
+            return
+        if not kind.takes_image or kind.expands_timesteps:
+            raise ValueError(
+                f"This model takes no last frame, got last_image_path="
+                f"{str(params.last_image_path)!r}. Leave it out."
+            )
+        if config.image_dim is not None and config.pos_embed_seq_len is None:
+            raise ValueError(
+                "This image-to-video model was made for a first frame only, got last_image_path="
+                f"{str(params.last_image_path)!r}. Leave it out, or load a first-last-frame model."
+            )
+        if params.num_frames == 1:
+            raise ValueError("A first and a last frame need num_frames=5 or more, got 1.")
+
+    def _check_steps(self, params: SamplingParams) -> None:
+        assert params.num_inference_steps is not None
+        last = self.pipeline.scheduler.config.num_train_timesteps
+        check_grid("num_inference_steps", params.num_inference_steps, first=1, step=1, last=last)
+        if params.guidance_scale_2 is not None and not self.kind.has_two_experts:
+            raise ValueError(
+                f"guidance_scale_2={params.guidance_scale_2} is for models with two experts, and "
+                "this one has one. Pass guidance_scale instead."
+            )

@@ -1,0 +1,137 @@
+"""Strategies that leave every weight on the host; callbacks place them."""
+
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.fabric.plugins.precision import Precision
+from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.fabric.strategies.parallel import ParallelStrategy
+from lightning.fabric.utilities.distributed import (
+    ReduceOp,
+    _distributed_is_initialized,
+    _get_default_process_group_backend_for_device,
+    _init_dist_connection,
+    _sync_ddp_if_available,
+)
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+
+from fastvideo_lightning.config import OffloadConfig
+
+T = TypeVar("T")
+
+
+class HostResidentStrategy(ParallelStrategy):
+    """Runs on 1 to N devices and moves no weight: what reaches a device, a callback brings there.
+
+    With several devices the script is started again for each of them, as with DDP, and joined by a
+    process group; with one there is none.
+
+    Args:
+        process_group_backend: `nccl`, `gloo`, ...; by default what fits the device.
+        timeout: How long a collective may take.
+    """
+
+    def __init__(
+        self,
+        *,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ) -> None:
+        super().__init__()
+        self.num_nodes = 1
+        self._process_group_backend = process_group_backend
+        self._timeout = timeout
+
+    @property
+    def root_device(self) -> torch.device:
+        """This process's device."""
+        assert self.parallel_devices is not None
+        return self.parallel_devices[self.local_rank]
+
+    @property
+    def num_processes(self) -> int:
+        """Processes on this node: one per device."""
+        return len(self.parallel_devices or ())
+
+    @property
+    def _processes_in_all(self) -> int:
+        return self.num_nodes * self.num_processes
+
+    def setup_environment(self) -> None:
+        """Join the process group, where there is more than one process."""
+        super().setup_environment()
+        assert self.cluster_environment is not None
+        rank = self.node_rank * self.num_processes + self.local_rank
+        self.cluster_environment.set_global_rank(rank)
+        self.cluster_environment.set_world_size(self._processes_in_all)
+        rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
+        if self.world_size > 1:
+            backend = self._process_group_backend or _get_default_process_group_backend_for_device(
+                self.root_device
+            )
+            device_id = self.root_device if self.root_device.type != "cpu" else None
+            _init_dist_connection(
+                self.cluster_environment, backend, timeout=self._timeout, device_id=device_id
+            )
+
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        """Return the module as it is.
+
+        Raises:
+            ValueError: If Fabric was given a precision: it would cast behind the pipeline.
+        """
+        if type(self.precision) is not Precision:
+            raise ValueError(
+                f"Fabric's precision must stay unset, got {self.precision.precision!r}: it casts "
+                "timesteps and weights behind the pipeline. Pass dtype=... to from_pretrained."
+            )
+        return module
+
+    def module_to_device(self, module: nn.Module) -> None:
+        """Leave the weights where they are."""
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for all processes."""
+        if _distributed_is_initialized():
+            on_gpu = self.root_device.type == "cuda"
+            torch.distributed.barrier(device_ids=[self.root_device.index] if on_gpu else None)
+
+    def broadcast(self, obj: T, src: int = 0) -> T:
+        """Return the object of process `src`."""
+        if not _distributed_is_initialized():
+            return obj
+        box = [obj]
+        torch.distributed.broadcast_object_list(box, src)
+        return box[0]
+
+    def all_reduce(
+        self, tensor: Tensor, group: Any = None, reduce_op: ReduceOp | str | None = "mean"
+    ) -> Tensor:
+        """Reduce a tensor over all processes; anything else is returned as it is."""
+        if isinstance(tensor, Tensor):
+            return _sync_ddp_if_available(tensor, group, reduce_op=reduce_op)
+        return tensor
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        if self._processes_in_all > 1:
+            self._launcher = _SubprocessScriptLauncher(
+                self.cluster_environment, self.num_processes, self.num_nodes
+            )
+
+
+def make_strategy(config: OffloadConfig) -> HostResidentStrategy:
+    """Return the strategy that a configuration asks for.
+
+    Raises:
+        ValueError: If it asks for FSDP, which this version does not have.
+    """
+    if config.use_fsdp_inference:
+        raise ValueError(
+            "use_fsdp_inference=True is not available in this version. Leave it out: "
+            "dit_layerwise_offload=True streams the denoiser instead."
+        )
+    return HostResidentStrategy()

@@ -1,0 +1,265 @@
+"""Tensors as they lie in safetensors files: found by their headers, read into memory that waits.
+
+Nothing here holds a weight. The format is one length, one JSON header and plain bytes
+(https://github.com/huggingface/safetensors#format).
+"""
+
+import ctypes
+import json
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MAX_HEADER_BYTES = 100_000_000  # the bound of the reference implementation
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class CheckpointError(OSError):
+    """A checkpoint on disk is incomplete, damaged or not what its name says."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a file: `path[offset : offset + size_bytes]` are its bytes, row by row."""
+
+    path: Path
+    offset: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the file."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """A weight of a model that lies in a file, and the dtype it will run in.
+
+    It is a `WeightSource`: `read_into` may be called from several threads at once.
+
+    Attributes:
+        tensor: Where the bytes are.
+        cpu_dtype: Dtype of a run on the CPU.
+        accelerator_dtype: Dtype of a run on any other device.
+    """
+
+    tensor: StoredTensor
+    cpu_dtype: torch.dtype
+    accelerator_dtype: torch.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tensor."""
+        return self.tensor.shape
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Dtype in the file."""
+        return self.tensor.dtype
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.tensor.path
+
+    @property
+    def offset(self) -> int:
+        """Position of the first byte in the file."""
+        return self.tensor.offset
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """Return the dtype this weight has when the run's device is `device`."""
+        return self.cpu_dtype if device.type == "cpu" else self.accelerator_dtype
+
+    def read_into(self, out: torch.Tensor) -> None:
+        """Fill `out`, a host tensor of this shape, casting to its dtype.
+
+        Raises:
+            ValueError: If `out` has another shape or is not in host memory.
+            CheckpointError: If the file has shrunk since its header was read.
+        """
+        if out.shape != self.shape or out.device.type != "cpu":
+            raise ValueError(
+                f"out must be a host tensor of shape {list(self.shape)}, "
+                f"got {list(out.shape)} on {out.device}."
+            )
+        if not out.numel():
+            return
+        if out.dtype == self.stored_dtype and out.is_contiguous():
+            _read_bytes(self.tensor, out)
+        else:
+            out.detach().copy_(_map_tensor(self.tensor))
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file by name, without reading any.
+
+    Raises:
+        CheckpointError: If the file is truncated or no safetensors file.
+    """
+    header, start, size_bytes = _parse_header(path)
+    tensors: dict[str, StoredTensor] = {}
+    end_of_all = 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            begin, end = (int(position) for position in entry["data_offsets"])
+            shape, dtype = torch.Size(entry["shape"]), _DTYPES[entry["dtype"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} describes its tensor {name!r} as {entry!r}, which cannot be read here."
+            ) from error
+        tensor = StoredTensor(path, start + begin, shape, dtype)
+        if begin < 0 or end - begin != tensor.size_bytes:
+            raise CheckpointError(
+                f"{path} gives {end - begin} bytes to its tensor {name!r}, which needs "
+                f"{tensor.size_bytes}. The file is damaged: download it again."
+            )
+        tensors[name] = tensor
+        end_of_all = max(end_of_all, end)
+    _check_length(path, expected=start + end_of_all, actual=size_bytes)
+    return tensors
+
+
+def find_tensors(folder: Path, stem: str, variant: str | None) -> dict[str, StoredTensor] | None:
+    """Return every tensor of a component's safetensors files, or None where it has none.
+
+    Args:
+        folder: The component's folder.
+        stem: File name without endings, such as `model`.
+        variant: Middle part of the file names, such as `fp16`.
+
+    Raises:
+        CheckpointError: If a shard is missing, or a file is damaged.
+    """
+    dot_variant = f".{variant}" if variant else ""
+    index = folder / f"{stem}.safetensors.index{dot_variant}.json"
+    single = folder / f"{stem}{dot_variant}.safetensors"
+    if index.is_file():
+        return dict(_read_shards(index))
+    if single.is_file():
+        return read_header(single)
+    return None
+
+
+def _read_shards(index: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield the tensors that an index file lists, each out of the shard it names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} has no 'weight_map', so its shards cannot be found.")
+    shards: dict[str, dict[str, StoredTensor]] = {}
+    for name, shard in weight_map.items():
+        path = index.parent / shard
+        if not path.is_file():
+            raise CheckpointError(
+                f"Missing shard: {path}, which {index.name} lists. Download the checkpoint again."
+            )
+        if shard not in shards:
+            shards[shard] = read_header(path)
+        if name not in shards[shard]:
+            raise CheckpointError(
+                f"{path} lacks the tensor {name!r} that {index.name} says it holds."
+            )
+        yield name, shards[shard][name]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; anything else there is a CheckpointError naming it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def _parse_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header, where the bytes of the tensors begin, and the size of the file."""
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size_bytes < 8 or length > min(MAX_HEADER_BYTES, size_bytes - 8):
+            file.seek(0)
+            hint = " It is a git-lfs pointer: run `git lfs pull`." * file.read(7).startswith(
+                b"version"
+            )
+            raise CheckpointError(
+                f"{path} is no safetensors file, or was cut off ({size_bytes} bytes). "
+                f"Download it again.{hint}"
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no safetensors file: {error}.") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is no safetensors file: its header is no object.")
+    return header, 8 + length, size_bytes
+
+
+def _check_length(path: Path, *, expected: int, actual: int) -> None:
+    if actual != expected:
+        state = "truncated" if actual < expected else "followed by bytes that nothing describes"
+        raise CheckpointError(
+            f"{path} is {state}: {actual} bytes where its header describes {expected}. "
+            "Download it again."
+        )
+
+
+def _read_bytes(tensor: StoredTensor, out: torch.Tensor) -> None:
+    """Read straight into the memory of `out`; each call has its own file position."""
+    target = memoryview((ctypes.c_char * tensor.size_bytes).from_address(out.data_ptr())).cast("B")
+    with tensor.path.open("rb", buffering=0) as file:
+        file.seek(tensor.offset)
+        done = 0
+        while done < tensor.size_bytes:
+            count = file.readinto(target[done:])
+            if not count:
+                raise _shrunk(tensor)
+            done += count
+
+
+def _map_tensor(tensor: StoredTensor) -> torch.Tensor:
+    """Return the tensor over a private mapping of the file: a cast from it needs no second copy."""
+    start = tensor.offset - tensor.offset % mmap.ALLOCATIONGRANULARITY
+    lead = tensor.offset - start
+    with tensor.path.open("rb") as file:
+        try:
+            # A copy-on-write mapping: torch warns about memory that cannot be written to.
+            mapping = mmap.mmap(
+                file.fileno(), lead + tensor.size_bytes, access=mmap.ACCESS_COPY, offset=start
+            )
+        except ValueError as error:
+            raise _shrunk(tensor) from error
+    flat = torch.frombuffer(mapping, dtype=tensor.dtype, count=prod(tensor.shape), offset=lead)
+    return flat.view(tensor.shape)
+
+
+def _shrunk(tensor: StoredTensor) -> CheckpointError:
+    return CheckpointError(
+        f"{tensor.path} ends before byte {tensor.offset + tensor.size_bytes}: "
+        "it changed after its header was read. Load the model again."
+    )

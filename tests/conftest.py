@@ -1,0 +1,34 @@
+"""Checkpoints that several tests read, written once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import checkpoints
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the folder of a small checkpoint by kind, see `checkpoints.WRITERS`; do not edit it."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def find(kind: str) -> Path:
+        folder = root / kind
+        if not folder.exists():
+            checkpoints.WRITERS[kind](folder)
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small picture."""
+    return checkpoints.write_image(tmp_path_factory.mktemp("image") / "first.png")
+
+
+@pytest.fixture(scope="session")
+def last_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return another small picture."""
+    return checkpoints.write_image(tmp_path_factory.mktemp("image") / "last.png", size=(30, 40))
