@@ -1,0 +1,37 @@
+"""CPUExecution: a component is computed on the CPU, its tensors cross over."""
+
+import torch
+from torch import nn
+
+from fastvideo_lightning.callbacks.placement import (
+    Attachment,
+    Placement,
+    bindings_inside,
+    weight_sources,
+)
+from fastvideo_lightning.offload.hooks import hook_calls
+from fastvideo_lightning.offload.residents import ResidentSet
+
+
+class CPUExecution(Placement):
+    """Keeps the target's weights on the host and computes it there.
+
+    Inputs are brought to the CPU and results to the device; the device never holds a weight. The
+    dtype is the one that the component has in a run on the device.
+
+    Args:
+        target: FQN of a component, such as ``"text_encoder"``.
+    """
+
+    def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
+        (inside,), _ = bindings_inside(attachment.root, [target])
+        residents = ResidentSet(inside, torch.device("cpu"), run_device=device)
+        residents.load(weight_sources(attachment.root))
+        attachment.handles.extend(
+            hook_calls(
+                target,
+                self.target,
+                inputs_to=torch.device("cpu"),
+                outputs_to=device,
+            )
+        )

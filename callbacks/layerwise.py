@@ -1,0 +1,132 @@
+"""LayerwiseOffload: the blocks of a model stream through a few device slots."""
+
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+from fastvideo_lightning.callbacks.placement import (
+    Attachment,
+    Placement,
+    bindings_inside,
+    claimed_by_others,
+    is_within,
+    weight_sources,
+)
+from fastvideo_lightning.offload.bindings import TensorBinding
+from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit
+from fastvideo_lightning.offload.partition import BlockList, find_block_lists, spread
+from fastvideo_lightning.offload.registry import engine_of
+from fastvideo_lightning.offload.residents import ResidentSet
+from fastvideo_lightning.offload.unit import OffloadUnit
+
+
+class LayerwiseOffload(Placement):
+    """Streams a model's blocks: while one computes, the next is copied.
+
+    The device holds ``num_slots`` blocks and what lies between them (embeddings, norms, the output
+    layer). The number of streamed blocks is a multiple of ``num_slots``, so that each block always
+    meets the same slot; the few that are over stay on the device.
+
+    Args:
+        target: FQN of a block list (``"transformer.blocks"``), or of a model whose block lists are
+            found (``"transformer"``).
+        num_slots: blocks that have device memory at the same time. More than 2 bought nothing where
+            it was measured.
+        pin_memory: keep the host's bytes in pinned memory, from which copies overlap with
+            computing.
+    """
+
+    def __init__(self, target: str, *, num_slots: int = 2, pin_memory: bool = True) -> None:
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be at least 1, got {num_slots}")
+        super().__init__(target)
+        self.num_slots = num_slots
+        self._complete: WeakSet[Attachment] = WeakSet()
+        self.pin_memory = pin_memory
+
+    def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
+        root, sources = attachment.root, weight_sources(attachment.root)
+        blocks = [block for found in self._find_lists(target) for block in found.blocks]
+        model_fqn = self._enclosing_model(target)
+        model = root.get_submodule(model_fqn)
+        engine = attachment.engine = engine_of(root, device, num_slots=self.num_slots)
+
+        tensors, _ = bindings_inside(root, [block for _, block in blocks])
+        stays = spread(len(blocks), len(blocks) % self.num_slots)
+        units = [
+            OffloadUnit(fqn, block, inside, pin_memory=self.pin_memory)
+            for i, ((fqn, block), inside) in enumerate(zip(blocks, tensors, strict=True))
+            if i not in stays
+        ]
+        staying = [binding for i in sorted(stays) for binding in tensors[i]]
+        staying += tensors_between(root, model, [block for _, block in blocks])
+        self._keep(attachment, staying, device)
+        engine.attach(units, sources)
+        attachment.handles.append(Undo(lambda: engine.detach(units)))
+        for unit in units:
+            attachment.handles.extend(hook_unit(engine, unit))
+        attachment.handles.extend(
+            hook_model(
+                engine,
+                model,
+                model_fqn,
+                units,
+                on_call=lambda: self._keep_unplaced(attachment, model, device),
+            )
+        )
+
+    def _keep(
+        self, attachment: Attachment, bindings: list[TensorBinding], device: torch.device
+    ) -> None:
+        others = claimed_by_others(attachment.root, self)
+        mine = [b for b in bindings if not any(is_within(b.fqn, fqn) for fqn in others)]
+        residents = ResidentSet(mine, device, run_device=device)
+        attachment.handles.append(Undo(residents.unload))
+        residents.load(weight_sources(attachment.root))
+
+    def _keep_unplaced(
+        self, attachment: Attachment, model: nn.Module, device: torch.device
+    ) -> None:
+        """At the first call: block lists that no callback streams stay on the device."""
+        if attachment in self._complete:
+            return
+        self._complete.add(attachment)
+        assert attachment.engine is not None
+        streamed = {id(unit.module) for unit in attachment.engine.units}
+        rest = [
+            block
+            for found in find_block_lists(model)
+            for _, block in found.blocks
+            if id(block) not in streamed
+        ]
+        tensors, _ = bindings_inside(attachment.root, rest)
+        self._keep(attachment, [binding for inside in tensors for binding in inside], device)
+
+    def _find_lists(self, target: nn.Module) -> list[BlockList]:
+        if isinstance(target, nn.ModuleList | nn.Sequential):
+            return [BlockList.of(target, self.target)]
+        lists = find_block_lists(target, self.target)
+        if not lists:
+            raise ValueError(
+                f"{self!r}: {type(target).__name__} has no list of blocks to stream. "
+                f"Use ModelOffload({self.target!r}), which moves it as a whole."
+            )
+        return lists
+
+    def _enclosing_model(self, target: nn.Module) -> str:
+        """FQN of the model that the blocks belong to: the target, or a list's outermost parent."""
+        if not isinstance(target, nn.ModuleList | nn.Sequential):
+            return self.target
+        first, _, rest = self.target.partition(".")
+        return first if rest else ""
+
+
+def tensors_between(
+    root: nn.Module, model: nn.Module, blocks: list[nn.Module]
+) -> list[TensorBinding]:
+    """What ``model`` has outside of ``blocks`` and of its other block lists, and what is tied."""
+    others = [block for found in find_block_lists(model) for _, block in found.blocks]
+    _, outside = bindings_inside(root, [*blocks, *others])
+    within = {id(module) for module in model.modules()}
+    return [b for b in outside if any(id(place.owner) in within for place in b.places)]

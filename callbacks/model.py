@@ -1,0 +1,38 @@
+"""ModelOffload: a whole component comes in for its call and leaves after it."""
+
+import torch
+from torch import nn
+
+from fastvideo_lightning.callbacks.placement import (
+    Attachment,
+    Placement,
+    bindings_inside,
+    weight_sources,
+)
+from fastvideo_lightning.offload.hooks import Undo, hook_transient
+from fastvideo_lightning.offload.registry import engine_of
+from fastvideo_lightning.offload.unit import OffloadUnit
+
+
+class ModelOffload(Placement):
+    """Brings the target's weights to the device for each ``forward``, ``encode`` or ``decode``.
+
+    They come by one copy. After the call the device memory is given back; nothing is copied back,
+    for the host kept its bytes.
+
+    Args:
+        target: FQN of a component, such as ``"vae"``.
+        pin_memory: keep the host's bytes in pinned memory.
+    """
+
+    def __init__(self, target: str, *, pin_memory: bool = True) -> None:
+        super().__init__(target)
+        self.pin_memory = pin_memory
+
+    def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
+        (inside,), _ = bindings_inside(attachment.root, [target])
+        unit = OffloadUnit(self.target, target, inside, transient=True, pin_memory=self.pin_memory)
+        engine = attachment.engine = engine_of(attachment.root, device)
+        engine.attach([unit], weight_sources(attachment.root))
+        attachment.handles.append(Undo(lambda: engine.detach([unit])))
+        attachment.handles.extend(hook_transient(engine, unit))

@@ -1,0 +1,103 @@
+"""Where a module keeps its tensors: each tensor once, with every place that registers it."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+Registry = dict[str, torch.Tensor | None]
+"""A module's own ``_parameters`` or ``_buffers``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One registration of a tensor: the module that has it, under which name."""
+
+    owner: nn.Module
+    registry: Registry
+    name: str
+
+
+@dataclass(eq=False)
+class TensorBinding:
+    """A parameter or buffer, whichever tensor stands for it at the moment.
+
+    A tied tensor has several places and is stored and moved once.
+
+    Attributes:
+        fqn: the first name that the tensor is known by, seen from the root module.
+        is_buffer: whether it is a buffer; everything else is a parameter.
+        places: every registration of the tensor within the root module.
+    """
+
+    fqn: str
+    is_buffer: bool
+    places: list[Place] = field(default_factory=list)
+    aliases: list[str] = field(default_factory=list)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The tensor that the module sees now."""
+        place = self.places[0]
+        tensor = place.registry[place.name]
+        assert tensor is not None, f"{self.fqn} was removed from its module"
+        return tensor
+
+    def bind(self, tensor: torch.Tensor) -> None:
+        """Let every place show ``tensor``."""
+        for place in self.places:
+            place.registry[place.name] = tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every FQN of the tensor."""
+        return (self.fqn, *self.aliases)
+
+
+def find_bindings(root: nn.Module, prefix: str = "") -> list[TensorBinding]:
+    """List the tensors of ``root`` and below in the order of registration, tied ones once.
+
+    Args:
+        root: the module to walk.
+        prefix: FQN of ``root`` itself, put before every name.
+    """
+    bindings: dict[int, TensorBinding] = {}
+    for path, owner in root.named_modules(prefix=prefix):
+        registries: tuple[tuple[bool, Registry], ...] = (
+            (False, owner._parameters),
+            (True, owner._buffers),
+        )
+        for is_buffer, registry in registries:
+            for name, tensor in registry.items():
+                if tensor is None:
+                    continue
+                fqn = f"{path}.{name}" if path else name
+                binding = bindings.get(id(tensor))
+                if binding is None:
+                    binding = bindings[id(tensor)] = TensorBinding(fqn, is_buffer)
+                else:
+                    binding.aliases.append(fqn)
+                binding.places.append(Place(owner, registry, name))
+    return list(bindings.values())
+
+
+def split_by_owner(
+    bindings: list[TensorBinding], modules: list[nn.Module]
+) -> tuple[list[list[TensorBinding]], list[TensorBinding]]:
+    """Sort bindings by the one module of ``modules`` that holds all of their places.
+
+    Returns:
+        One list of bindings per module, and the rest: what lies outside of all of them, and what is
+        tied across two of them or into the outside.
+    """
+    home = {id(inner): i for i, module in enumerate(modules) for inner in module.modules()}
+    inside: list[list[TensorBinding]] = [[] for _ in modules]
+    outside: list[TensorBinding] = []
+    for binding in bindings:
+        homes = {home.get(id(place.owner)) for place in binding.places}
+        index = homes.pop()
+        if homes or index is None:
+            outside.append(binding)
+        else:
+            inside[index].append(binding)
+    return inside, outside

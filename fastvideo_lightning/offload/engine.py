@@ -1,0 +1,301 @@
+"""OffloadEngine: brings units to the device before they compute, in constant memory.
+
+One engine serves one root module on one device, however many callbacks register units with it:
+slots, copy stream and order are shared. It is told what to move and never chooses.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+from torch.profiler import record_function
+
+from fastvideo_lightning.offload.host import HostStore
+from fastvideo_lightning.offload.order import UnitOrder
+from fastvideo_lightning.offload.residents import READ_THREADS
+from fastvideo_lightning.offload.slots import DeviceSlot, SlotRing
+from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.stats import OffloadStats
+from fastvideo_lightning.offload.streams import Transport, make_transport
+from fastvideo_lightning.offload.unit import OffloadUnit, UnitState
+
+
+class OffloadEngine:
+    """Slots, a copy stream and three idempotent verbs: ``prefetch``, ``wait``, ``release``.
+
+    Args:
+        units: what to stream, in the order of execution; more may follow through ``attach``.
+        device: where the units compute.
+        num_slots: units that have device memory at the same time, at least 2 for copies to overlap.
+        transport: how copies are made; by default a copy stream on CUDA, inline copies elsewhere.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[OffloadUnit] = (),
+        device: torch.device | str = "cpu",
+        *,
+        num_slots: int = 2,
+        transport: Transport | None = None,
+    ) -> None:
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be at least 1, got {num_slots}")
+        self.device = torch.device(device)
+        self.units: list[OffloadUnit] = []
+        self.stats = OffloadStats()
+        self.store = HostStore(self.device)
+        self.ring = SlotRing(num_slots, self.device)
+        self.transport = transport or make_transport(self.device)
+        self.running = False
+        self._active: set[int] = set()
+        self._order = UnitOrder()
+        if units:
+            self.attach(units)
+
+    def attach(
+        self, units: Sequence[OffloadUnit], sources: Mapping[str, WeightSource] | None = None
+    ) -> None:
+        """Take over units: read their bytes into host slabs and make slots that fit the largest.
+
+        Units that are not transient follow each other in the order given, and around again.
+
+        Raises:
+            RuntimeError: a tensor on meta without a source; out of memory. Nothing stays attached
+                then.
+        """
+        sources = sources or {}
+        self.drain()
+        new = [unit for unit in units if unit not in self.units]
+        try:
+            for unit in new:
+                unit.plan(sources, self.device)
+            self.units.extend(new)
+            with ThreadPoolExecutor(READ_THREADS) as pool:
+                list(pool.map(lambda unit: unit.load(self.store, sources), new))
+            self._arrange([unit for unit in new if not unit.transient])
+        except BaseException:
+            self.detach(new)
+            raise
+
+    def detach(self, units: Sequence[OffloadUnit] | None = None) -> None:
+        """Leave ordinary host tensors in the units (all by default), give back what they held."""
+        self.release_all()
+        self.drain()
+        leaving = [unit for unit in (self.units if units is None else units) if unit in self.units]
+        for unit in leaving:
+            unit.unload(self.store)
+            self.units.remove(unit)
+            self._order.remove(unit)
+        self._resize()
+
+    def _arrange(self, streamed: Sequence[OffloadUnit]) -> None:
+        for i, unit in enumerate(streamed):
+            unit.preferred_slot = i % self.ring.num_slots
+        self._order.add_cycle(streamed)
+        self._resize()
+
+    def _resize(self) -> None:
+        largest = max((u.size_bytes for u in self.units if not u.transient), default=0)
+        if largest != self.ring.slot_bytes:
+            for unit in self.units:
+                unit.forget_slots()
+            self.ring.resize(largest)
+
+    def prefetch(self, unit: OffloadUnit) -> None:
+        """Start copying a unit into a slot, unless it is there, or no slot is idle."""
+        if unit.state is UnitState.OFFLOADED:
+            slot = self._slot_for(unit, evict=False)
+            if slot is not None:
+                self._fetch(unit, slot)
+
+    def wait(self, unit: OffloadUnit) -> None:
+        """Make the compute stream wait for a unit and let its module see the device tensors.
+
+        A unit that nobody prefetched is fetched now: any order of execution is right, only slower.
+
+        Raises:
+            RuntimeError: every slot is in use by a module that has not returned.
+        """
+        unit.uses += 1
+        if unit.state is UnitState.RESIDENT:
+            return
+        if unit.state is UnitState.OFFLOADED:
+            with record_function("offload::miss" + unit.label):
+                self.stats.misses += 1
+                slot = self._slot_for(unit, evict=True)
+                if slot is None:
+                    unit.uses -= 1
+                    users = ", ".join(slot.holder.fqn for slot in self.ring.slots if slot.holder)
+                    raise RuntimeError(
+                        f"{unit.fqn} is called while every slot is in use ({users}). Blocks that "
+                        f"call each other need num_slots={self.ring.num_slots + 1}."
+                    )
+                self._fetch(unit, slot)
+        assert unit.slot is not None
+        with record_function("offload::wait" + unit.label):
+            self.transport.wait(unit.slot)
+            unit.show_slot()
+            unit.state = UnitState.RESIDENT
+        if not unit.transient:
+            self._order.learn(unit)
+            self._prefetch_after(unit)
+
+    def release(self, unit: OffloadUnit) -> None:
+        """Say that a unit's call is over: its slot is free once the kernels so far are through."""
+        if unit.state is not UnitState.RESIDENT:
+            return
+        unit.uses -= 1
+        if unit.uses > 0:
+            return
+        slot = unit.slot
+        assert slot is not None
+        try:
+            unit.keep_written()
+        finally:
+            with record_function("offload::release" + unit.label):
+                unit.uses = 0
+                unit.show_host()
+                self.transport.release(slot)
+                unit.state = UnitState.OFFLOADED
+                if unit.transient:
+                    unit.forget_slots()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no batch and no call of a model is in progress."""
+        return not self.running and not self._active
+
+    def begin_run(self) -> None:
+        """Begin a batch: take over edits, forget what slots hold, prefetch the first units.
+
+        Until ``end_run`` weights stay as they are, so the last unit of a step prefetches the first
+        of the next.
+        """
+        if self.running:
+            return
+        self._active.clear()
+        self.refresh()
+        self.running = True
+        if self._order.first is not None:
+            self._start(self._order.first)
+
+    def end_run(self) -> None:
+        """End a batch, also after an exception: nothing is in flight, weights may be edited."""
+        self.running = False
+        self._active.clear()
+        self.release_all()
+        self.drain()
+
+    def enter(self, model: nn.Module, units: Sequence[OffloadUnit]) -> None:
+        """The model that holds ``units`` is called; outside of a batch, take over edits."""
+        if id(model) in self._active:  # it was interrupted in a way that no hook saw
+            self._active.clear()
+            self.release_all()
+        if self.idle:
+            self.refresh()
+        self._active.add(id(model))
+        if units:
+            self._start(units[0])
+
+    def leave(self, model: nn.Module) -> None:
+        """The model has returned or raised."""
+        self._active.discard(id(model))
+
+    def refresh(self) -> None:
+        """Take over what was edited since the last run; copies made before it do not count.
+
+        Raises:
+            RuntimeError: a tensor changed its shape or dtype.
+        """
+        self.release_all()
+        self._forget_contents()
+        stale = [unit for unit in self.units if unit.is_stale()]
+        if stale:
+            self.drain()  # a host slab is written only when nothing copies from it
+        for unit in stale:
+            unit.revalidate()
+
+    def release_all(self) -> None:
+        """Release every unit, as after an exception that passed the hooks by."""
+        for unit in self.units:
+            if unit.state is UnitState.RESIDENT:
+                unit.uses = 1
+                self.release(unit)
+
+    def drain(self) -> None:
+        """Wait for every copy in flight and forget what the slots hold."""
+        self.transport.drain()
+        self._forget_contents()
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory of the slots in bytes, constant until units come or go."""
+        return self.ring.size_bytes
+
+    def check(self) -> None:
+        """Assert the invariants: states, slots and what the modules show agree."""
+        largest = max((u.size_bytes for u in self.units if not u.transient), default=0)
+        assert self.device_bytes == self.ring.num_slots * largest
+        for unit in self.units:
+            held = unit.slot is not None and unit.slot.holder is unit
+            assert held or unit.state is UnitState.OFFLOADED, (
+                f"{unit.fqn} is {unit.state} without slot"
+            )
+            assert (unit.uses > 0) == (unit.state is UnitState.RESIDENT), (
+                f"{unit.fqn}: {unit.uses} uses"
+            )
+            unit.check()
+        holders = [slot.holder for slot in self.ring.slots if slot.holder is not None]
+        assert len(set(holders)) == len(holders), "a unit is in two slots"
+
+    def _slot_for(self, unit: OffloadUnit, *, evict: bool) -> DeviceSlot | None:
+        if unit.transient:
+            return DeviceSlot(unit.size_bytes, self.device)
+        slot = self.ring.find(unit, evict=evict)
+        if slot is not None and slot.holder not in (None, unit):
+            self._evict(slot.holder)
+        return slot
+
+    def _fetch(self, unit: OffloadUnit, slot: DeviceSlot) -> None:
+        assert unit.slab is not None, f"{unit.fqn} is not attached"
+        if slot.holder is not unit:
+            with record_function("offload::prefetch" + unit.label):
+                self.transport.copy(unit.slab.buffer, slot)
+            self.stats.copies += 1
+            self.stats.bytes_copied += unit.size_bytes
+        slot.holder = unit
+        unit.slot = slot
+        unit.state = UnitState.PREFETCHING
+
+    def _forget_contents(self) -> None:
+        """Nothing that is not in use counts as copied. Copies in flight precede later ones."""
+        for unit in self.units:
+            if unit.state is UnitState.PREFETCHING:
+                self._evict(unit)
+        for slot in self.ring.slots:
+            if slot.holder is not None and slot.holder.state is UnitState.OFFLOADED:
+                slot.holder = None
+
+    def _start(self, unit: OffloadUnit) -> None:
+        """Prefetch from ``unit`` on, in place of what was expected."""
+        if unit.state is UnitState.OFFLOADED:
+            slot = self._slot_for(unit, evict=True)
+            if slot is not None:
+                self._fetch(unit, slot)
+        self._prefetch_after(unit)
+
+    def _evict(self, unit: OffloadUnit) -> None:
+        if unit.slot is not None:
+            unit.slot.holder = None
+        unit.slot = None
+        unit.state = UnitState.OFFLOADED
+
+    def _prefetch_after(self, unit: OffloadUnit) -> None:
+        """Prefetch the successors that the other slots have room for."""
+        for _ in range(self.ring.num_slots - 1):
+            following = self._order.after(unit)
+            if following is unit or (not self.running and self._order.wraps(unit, following)):
+                return
+            self.prefetch(following)
+            unit = following

@@ -1,0 +1,283 @@
+"""The hooks that tie an engine to modules: this file alone registers them.
+
+Every function returns handles whose ``remove`` undoes what it did. Hooks are objects that refuse to
+be pickled or copied: a module that carries them has memory which only its engine knows.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, NoReturn, ParamSpec, Protocol, TypeVar, cast
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_any, tree_map
+
+from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.unit import OffloadUnit
+
+CALLS = ("encode", "decode")
+"""Methods through which a pipeline calls a component; forward hooks do not fire on them."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Handle(Protocol):
+    """What undoes a registration."""
+
+    def remove(self) -> None:
+        """Undo it."""
+        ...
+
+
+class Hook(Generic[P, R]):
+    """A callable that stays with the module it was registered on.
+
+    Args:
+        function: what to call.
+        fqn: the module's name, for messages.
+    """
+
+    def __init__(self, function: Callable[P, R], fqn: str) -> None:
+        self.function = function
+        self.fqn = fqn or "The module"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function."""
+        return self.function(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise RuntimeError(
+            f"{self.fqn} is being offloaded, so it cannot be pickled or copied: its memory "
+            "belongs to the offload engine. Detach the callback first (`callback.detach()`, or "
+            "`generator.close()`)."
+        )
+
+
+class Call(Protocol):
+    """A method of any signature."""
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Call it."""
+        ...
+
+
+class MethodHandle:
+    """Wraps one method of one module; ``remove`` puts back what was there."""
+
+    def __init__(self, module: nn.Module, name: str, wrapper: Callable[P, R]) -> None:
+        self._module = module
+        self._name = name
+        self._wrapper = wrapper
+        self._before = module.__dict__.get(name)
+        module.__dict__[name] = wrapper
+
+    def remove(self) -> None:
+        """Undo the wrap."""
+        if self._module.__dict__.get(self._name) is not self._wrapper:
+            return
+        if self._before is None:
+            del self._module.__dict__[self._name]
+        else:
+            self._module.__dict__[self._name] = self._before
+
+
+class Undo:
+    """A handle made of a function."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.remove = function
+
+
+def hook_unit(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
+    """Let a block's forward wait for its unit and release it, also when the forward raises."""
+
+    def before(module: nn.Module, args: object) -> None:
+        if engine.idle:  # the block is called by itself, outside of its model
+            engine.refresh()
+        engine.wait(unit)
+
+    def after(module: nn.Module, args: object, output: object) -> None:
+        engine.release(unit)
+
+    return [
+        unit.module.register_forward_pre_hook(Hook(before, unit.fqn), prepend=True),
+        unit.module.register_forward_hook(Hook(after, unit.fqn), always_call=True),
+        _show_host_values(unit),
+    ]
+
+
+def hook_model(
+    engine: OffloadEngine,
+    model: nn.Module,
+    fqn: str,
+    units: Sequence[OffloadUnit],
+    *,
+    on_call: Callable[[], None],
+) -> list[Handle]:
+    """Tell the engine when a model with streamed blocks is called; bring its inputs to the device.
+
+    Args:
+        engine: streams ``units``.
+        model: holds the blocks and what lies between them.
+        fqn: its name.
+        units: the streamed blocks in their order.
+        on_call: called first of all.
+    """
+
+    def before(
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[object, dict[str, object]] | None:
+        on_call()
+        engine.enter(module, units)
+        return move_inputs(args, kwargs, engine.device)
+
+    def after(module: nn.Module, args: object, output: object) -> None:
+        engine.leave(module)
+
+    return [
+        model.register_forward_pre_hook(Hook(before, fqn), prepend=True, with_kwargs=True),
+        model.register_forward_hook(Hook(after, fqn), always_call=True),
+        refuse_conversion(model, fqn),
+    ]
+
+
+def hook_calls(
+    module: nn.Module,
+    fqn: str,
+    *,
+    inputs_to: torch.device,
+    outputs_to: torch.device | None = None,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
+) -> list[Handle]:
+    """Surround a component's forward, ``encode`` and ``decode``.
+
+    Args:
+        module: the component.
+        fqn: its name, for messages.
+        inputs_to: where tensors among the arguments are brought.
+        outputs_to: where tensors of the result are brought; None leaves them.
+        before: called first; calls may nest.
+        after: called last, also when the call raises.
+    """
+
+    def before_forward(
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[object, dict[str, object]] | None:
+        before()
+        return move_inputs(args, kwargs, inputs_to)
+
+    def after_forward(module: nn.Module, args: object, output: object) -> object:
+        after()
+        return None if outputs_to is None else move_tensors(output, outputs_to)
+
+    def surround(method: Call) -> Call:
+        def call(*args: object, **kwargs: object) -> object:
+            before()
+            try:
+                moved = move_inputs(args, kwargs, inputs_to)
+                args, kwargs = moved if moved is not None else (args, kwargs)
+                result = method(*args, **kwargs)
+            finally:
+                after()
+            return result if outputs_to is None else move_tensors(result, outputs_to)
+
+        return call
+
+    handles: list[Handle] = [
+        module.register_forward_pre_hook(Hook(before_forward, fqn), prepend=True, with_kwargs=True),
+        module.register_forward_hook(Hook(after_forward, fqn), always_call=True),
+    ]
+    for name in CALLS:
+        method = getattr(module, name, None)
+        if callable(method):
+            handles.append(MethodHandle(module, name, Hook(surround(method), fqn)))
+    return handles
+
+
+def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
+    """Let a whole component come in for each of its calls and leave after it."""
+
+    def before() -> None:
+        if engine.idle and not unit.uses:
+            engine.refresh()
+        engine.wait(unit)
+
+    calls = hook_calls(
+        unit.module,
+        unit.fqn,
+        before=before,
+        after=lambda: engine.release(unit),
+        inputs_to=engine.device,
+    )
+    return [*calls, _show_host_values(unit), refuse_conversion(unit.module, unit.fqn)]
+
+
+def refuse_conversion(module: nn.Module, fqn: str) -> Handle:
+    """Refuse ``.to(...)``, ``.half()``, ``.cuda()`` and the like while a module is offloaded."""
+
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        raise RuntimeError(
+            f"{fqn or type(module).__name__} is being offloaded, so its weights cannot be moved "
+            "or cast (.to(), .half(), .cuda(), ...). Detach the callback first "
+            "(`callback.detach()`, or `generator.close()`), or choose the dtype when the model is "
+            "loaded."
+        )
+
+    return MethodHandle(module, "_apply", Hook(refuse, fqn))
+
+
+def remove_all(handles: Iterable[Handle]) -> None:
+    """Undo registrations, the last first."""
+    for handle in reversed(list(handles)):
+        handle.remove()
+
+
+def move_inputs(
+    args: tuple[object, ...], kwargs: dict[str, object], device: torch.device
+) -> tuple[tuple[object, ...], dict[str, object]] | None:
+    """Arguments with their tensors on ``device``; None where they are there already."""
+    if not tree_any(lambda leaf: _is_elsewhere(leaf, device), (args, kwargs)):
+        return None
+    moved = tree_map(lambda leaf: _move_leaf(leaf, device), (args, kwargs))
+    return cast("tuple[tuple[object, ...], dict[str, object]]", moved)
+
+
+def move_tensors(tree: object, device: torch.device) -> object:
+    """A nest of containers and outputs with its tensors on ``device``."""
+    return tree_map(lambda leaf: _move_leaf(leaf, device), tree)
+
+
+def _is_elsewhere(leaf: object, device: torch.device) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.device != device
+
+
+def _move_leaf(leaf: object, device: torch.device) -> object:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.to(device)
+    attributes = getattr(leaf, "__dict__", None)
+    if isinstance(leaf, nn.Module) or not attributes:
+        return leaf
+    if any(isinstance(value, torch.Tensor) for value in attributes.values()):
+        # An object that carries tensors, such as the latent distribution of a VAE.
+        for name, value in attributes.items():
+            if isinstance(value, torch.Tensor | torch.device):
+                attributes[name] = value.to(device) if isinstance(value, torch.Tensor) else device
+    return leaf
+
+
+def _show_host_values(unit: OffloadUnit) -> Handle:
+    """Let ``state_dict`` have the host master, whatever the module shows."""
+    prefix_length = len(unit.fqn) + 1 if unit.fqn else 0
+
+    def show(
+        module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, metadata: object
+    ) -> None:
+        for fqn, host in unit.host_tensors().items():
+            key = prefix + fqn[prefix_length:]
+            if key in state_dict:
+                state_dict[key] = host.detach()
+
+    handle: Handle = unit.module.register_state_dict_post_hook(Hook(show, unit.fqn))
+    return handle

@@ -1,0 +1,56 @@
+"""Leaves: the plain tensors that a tensor consists of.
+
+A plain tensor is its own leaf. A wrapper subclass (quantized weights) yields its inner tensors and
+can be built again around others.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+Rebuild = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+
+_PLAIN = (torch.Tensor, nn.Parameter)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's bytes are all that there is to it."""
+    return type(tensor) in _PLAIN
+
+
+def find_leaves(tensor: torch.Tensor, fqn: str) -> list[torch.Tensor]:
+    """The plain tensors of ``tensor``, in a fixed order.
+
+    Raises:
+        TypeError: the subclass does not tell its inner tensors.
+    """
+    if is_plain(tensor):
+        return [tensor]
+    if not hasattr(tensor, "__tensor_flatten__"):
+        raise TypeError(
+            f"{fqn} is a {type(tensor).__name__}, a tensor subclass that does not tell its inner "
+            "tensors (__tensor_flatten__), so its bytes cannot be moved. Use CPUExecution or "
+            "Resident for the component that holds it."
+        )
+    names, _ = tensor.__tensor_flatten__()
+    return [leaf for name in names for leaf in find_leaves(getattr(tensor, name), f"{fqn}.{name}")]
+
+
+def rebuild(like: torch.Tensor, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A tensor as ``like``, over other leaves; a Parameter where ``like`` is one."""
+    built = _rebuild(like, list(leaves))
+    if isinstance(like, nn.Parameter):
+        return nn.Parameter(built, requires_grad=like.requires_grad)
+    return built
+
+
+def _rebuild(like: torch.Tensor, leaves: list[torch.Tensor]) -> torch.Tensor:
+    if is_plain(like):
+        return leaves.pop(0)
+    names, context = like.__tensor_flatten__()  # type: ignore[attr-defined]
+    inner = {name: _rebuild(getattr(like, name), leaves) for name in names}
+    built: torch.Tensor = type(like).__tensor_unflatten__(  # type: ignore[attr-defined]
+        inner, context, like.shape, like.stride()
+    )
+    return built

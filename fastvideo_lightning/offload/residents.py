@@ -1,0 +1,68 @@
+"""ResidentSet: tensors that stay on one device for as long as they are attached."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from fastvideo_lightning.offload.bindings import TensorBinding
+from fastvideo_lightning.offload.leaves import find_leaves, rebuild
+from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.unit import find_source
+
+READ_THREADS = min(8, os.cpu_count() or 1)
+
+
+class ResidentSet:
+    """Ordinary tensors on a device: read there from their sources, or moved there.
+
+    Args:
+        bindings: the tensors.
+        device: where they stay; the CPU for a component that computes there.
+        run_device: the device of the run, which settles the dtype of what is still on meta.
+    """
+
+    def __init__(
+        self, bindings: list[TensorBinding], device: torch.device, *, run_device: torch.device
+    ) -> None:
+        self.bindings = bindings
+        self.device = device
+        self.run_device = run_device
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(
+            leaf.numel() * leaf.element_size()
+            for binding in self.bindings
+            for leaf in find_leaves(binding.tensor, binding.fqn)
+        )
+
+    def load(self, sources: Mapping[str, WeightSource]) -> None:
+        """Bring every tensor to the device, several at a time.
+
+        Raises:
+            RuntimeError: a tensor is on meta and has no source.
+        """
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            list(pool.map(lambda binding: self._place(binding, sources), self.bindings))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # other threads' copies, before this one computes
+
+    def unload(self) -> None:
+        """Leave ordinary host tensors in the module."""
+        for binding in self.bindings:
+            for leaf in find_leaves(binding.tensor, binding.fqn):
+                leaf.data = leaf.detach().cpu()
+
+    def _place(self, binding: TensorBinding, sources: Mapping[str, WeightSource]) -> None:
+        tensor = binding.tensor
+        if not tensor.is_meta:
+            for leaf in find_leaves(tensor, binding.fqn):
+                leaf.data = leaf.detach().to(self.device)
+            return
+        source = find_source(binding, sources)
+        host = torch.empty(source.shape, dtype=source.dtype_on(self.run_device))
+        source.read_into(host)
+        binding.bind(rebuild(tensor, [host.to(self.device)]))

@@ -1,0 +1,93 @@
+"""DeviceSlot and SlotRing: the fixed device memory that units take turns in."""
+
+import torch
+
+from fastvideo_lightning.offload.unit import OffloadUnit, UnitState
+
+
+class DeviceSlot:
+    """One piece of device memory that holds one unit at a time.
+
+    Args:
+        size_bytes: length of the buffer in bytes.
+        device: where it lies.
+
+    Attributes:
+        buffer: ``[size_bytes] uint8``.
+        holder: the unit whose bytes are in the buffer or on their way; None where they do not
+            count.
+    """
+
+    def __init__(self, size_bytes: int, device: torch.device) -> None:
+        self.buffer = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+        self.holder: OffloadUnit | None = None
+        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        if device.type == "cuda":
+            self._events = (torch.cuda.Event(), torch.cuda.Event())
+            # The allocator may hand out memory that earlier kernels of this stream still read.
+            torch.cuda.current_stream(device).record_event(self._events[1])
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the buffer in bytes."""
+        return self.buffer.numel()
+
+    def events(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        """``(ready, free)``, see Note [Slots and events]; a slot on the CPU has none."""
+        assert self._events is not None, "a slot outside CUDA has no events"
+        return self._events
+
+
+class SlotRing:
+    """The slots of an engine, all of one size.
+
+    Args:
+        num_slots: how many units have device memory at the same time.
+        device: where the slots lie.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self.num_slots = num_slots
+        self.device = device
+        self.slots: list[DeviceSlot] = []
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot; 0 before the first ``resize``."""
+        return self.slots[0].size_bytes if self.slots else 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all slots together."""
+        return self.slot_bytes * len(self.slots)
+
+    def resize(self, slot_bytes: int) -> None:
+        """Make every slot ``slot_bytes`` long; 0 frees the memory. No slot may be in use."""
+        if slot_bytes == self.slot_bytes:
+            return
+        self.slots.clear()  # first, so that old and new slots never lie side by side
+        if slot_bytes:
+            self.slots.extend(DeviceSlot(slot_bytes, self.device) for _ in range(self.num_slots))
+
+    def find(self, unit: OffloadUnit, *, evict: bool) -> DeviceSlot | None:
+        """A slot that ``unit`` may be copied to: its preferred one, so that it keeps its address.
+
+        Args:
+            unit: what is to be copied.
+            evict: take another idle slot, or one whose unit was prefetched and not yet used, before
+                giving up.
+
+        Returns:
+            The slot, or None where the units that hold them are in use (or, without ``evict``,
+            wanted).
+        """
+        preferred = self.slots[unit.preferred_slot]
+        if preferred.holder in (None, unit) or preferred.holder.state is UnitState.OFFLOADED:
+            return preferred
+        if not evict:
+            return None
+        takeable = (UnitState.PREFETCHING, UnitState.OFFLOADED)
+        for slot in (preferred, *self.slots):
+            if slot.holder is None or slot.holder.state in takeable:
+                return slot
+        return None
