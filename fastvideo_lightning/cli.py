@@ -116,9 +116,10 @@ def _make_video(request: Request) -> None:
 
         if choices["save_video"]:
             check_output_folder(choices["output_path"])
-        # Seconds of imports from here on.
-        from fastvideo_lightning import VideoGenerator, VideoModule
+    # Seconds of imports from here on.
+    from fastvideo_lightning import CheckpointError, VideoGenerator, VideoModule
 
+    with _users_mistakes(CheckpointError):
         module = VideoModule.from_pretrained(
             choices["model"],
             dtype=choices["dtype"],
@@ -151,13 +152,14 @@ def _make_video(request: Request) -> None:
 
 
 @contextmanager
-def _users_mistakes() -> Iterator[None]:
+def _users_mistakes(*also: type[Exception]) -> Iterator[None]:
     """Mark errors before the work as the user's to mend: they end with exit code 2."""
+    kinds: list[type[Exception]] = [ValueError, TypeError, OSError, *also]
     try:
         yield
     except click.UsageError:
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except tuple(kinds) as error:
         raise WrongChoiceError(str(error)) from error
 
 
@@ -168,11 +170,13 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for name in ("lightning", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    ours = os.path.dirname(__file__)
+    ours, shown = os.path.dirname(__file__), set[str]()
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-        if filename.startswith(ours):
-            click.echo(f"Warning: {in_command_words(str(message))}", err=True)
+        text = str(message)
+        if filename.startswith(ours) and text not in shown:
+            shown.add(text)
+            click.echo(f"Warning: {in_command_words(text)}", err=True)
 
     warnings.showwarning = show  # type: ignore[assignment]
 
@@ -187,6 +191,7 @@ class _StderrLog(logging.Handler):
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; see `main`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    failure: Exception
     try:
         return cli.main(arguments, prog_name=COMMAND, standalone_mode=False) or 0
     except (click.Abort, KeyboardInterrupt):
@@ -196,18 +201,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return WRONG_CHOICE
     except click.ClickException as error:
-        code, lines = WRONG_CHOICE, _explain_click(error, arguments)
+        failure, code, lines = error, WRONG_CHOICE, _explain_click(error)
     except Exception as error:
         says_enough = isinstance(error, RuntimeError | ValueError | OSError) and str(error)
         text = str(error) if says_enough else f"{type(error).__name__}: {error}"
-        code, lines = FAILED, _in_two_lines(text, "Add --debug to see where it failed.")
+        lines = _in_two_lines(text, "Add --debug to see where it failed.")
+        failure, code = error, FAILED
     if "--debug" in arguments:
-        traceback.print_exc()
+        traceback.print_exception(failure)
     click.echo("\n".join(["Error: " + lines[0], *lines[1:]]), err=True)
     return code
 
 
-def _explain_click(error: click.ClickException, arguments: Sequence[str]) -> list[str]:
+def _explain_click(error: click.ClickException) -> list[str]:
     see_help = f"See {COMMAND} generate --help."
     if not isinstance(error, click.NoSuchOption):
         return _in_two_lines(error.format_message(), see_help)

@@ -82,7 +82,7 @@ class GroupedCommand(click.Command):
 def make_options() -> list[click.Parameter]:
     """Return the options of `generate`, in the order of the help page."""
     accelerators = click.Choice(["auto", "cpu", "gpu", "cuda", "mps"])
-    dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
+    dtypes = click.Choice(["auto", "fp32", "bf16", "fp16"])
     rows: list[tuple[str, str, Any, str]] = [
         ("prompt", PROMPT, str, "What the video shows."),
         ("negative_prompt", PROMPT, str, "What it should not show."),
@@ -93,7 +93,12 @@ def make_options() -> list[click.Parameter]:
         ("model", MODEL, str, "Folder of a diffusers pipeline, hub id, or tiny-shapes."),
         ("revision", MODEL, str, "Branch, tag or commit on the hub."),
         ("variant", MODEL, str, "Variant of the weight files, such as fp16."),
-        ("dtype", MODEL, dtypes, "Of the weights; auto: float32 on a CPU, bfloat16 on a GPU."),
+        (
+            "dtype",
+            MODEL,
+            dtypes,
+            "Of the weights; auto: fp32 on a CPU, on a GPU bf16 (VAE: fp32).",
+        ),
         ("accelerator", MODEL, accelerators, "Where to compute."),
         ("num_gpus", MODEL, click.IntRange(min=1), "Processes, one for each GPU."),
         ("height", VIDEO, int, "Pixels."),
@@ -168,7 +173,7 @@ def _read_yaml(path: str) -> Mapping[Any, Any]:
 
 
 def _file_value(path: str, option: GroupedOption, value: Any) -> Any:
-    kinds: list[tuple[type[click.ParamType], tuple[type, ...], str]] = [
+    kinds: list[tuple[type[click.ParamType[Any]], tuple[type, ...], str]] = [
         (click.types.BoolParamType, (bool,), "true or false"),
         (click.types.IntParamType, (int,), "a whole number"),
         (click.types.FloatParamType, (int, float), "a number"),

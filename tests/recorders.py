@@ -1,0 +1,72 @@
+"""Stand-ins for the model and the generator: they note what the command asks of them."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastvideo_lightning
+from fastvideo_lightning.output import GeneratedVideo
+
+
+class RecordedModule:
+    """Stands in for a model, so that what reaches it can be read: loading one takes seconds."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def from_pretrained(self, model, **options):
+        self.calls.append(("load", model, options))
+        return self
+
+    def resolve_sampling(self, params):
+        self.calls.append(("resolve", params))
+        return params
+
+
+class RecordedGenerator:
+    """Stands in for the generator, for the same reason."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, module, config, **options):
+        self.calls.append(("wire", config, options))
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.calls.append(("close",))
+
+    def setup(self):
+        self.calls.append(("setup",))
+
+    def generate_video(self, prompt, *, output_path, save_video, **sampling):
+        self.calls.append(("generate", prompt, output_path, save_video, sampling))
+        frames = np.zeros((17, 64, 96, 3), np.uint8)
+        path = Path(output_path) / "video.mp4" if save_video else None
+        return GeneratedVideo(frames, prompt, 7, 16, video_path=path, generation_time_s=2.5)
+
+
+def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Have the command use the stand-ins; return the list that their calls are added to."""
+    calls: list[tuple] = []
+    monkeypatch.setitem(vars(fastvideo_lightning), "VideoModule", RecordedModule(calls))
+    monkeypatch.setitem(vars(fastvideo_lightning), "VideoGenerator", RecordedGenerator(calls))
+    # What the command sets for its own process goes back after the test.
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        monkeypatch.setenv(name, "error")
+    for name in ("lightning", "torch"):
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "level", logger.level)
+    return calls
+
+
+def read_errors(capsys):
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err.splitlines()

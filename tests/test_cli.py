@@ -1,0 +1,212 @@
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from recorders import RecordedModule, record_calls
+
+import fastvideo_lightning
+from fastvideo_lightning.cli import run
+from fastvideo_lightning.config import OffloadConfig, SamplingParams
+
+COMMAND = [sys.executable, "-m", "fastvideo_lightning"]
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """What the command asks of the model and the generator, in order."""
+    monkeypatch.chdir(tmp_path)
+    return record_calls(monkeypatch)
+
+
+def call(calls, name):
+    return next(call[1:] for call in calls if call[0] == name)
+
+
+def test_the_path_of_the_video_is_all_that_goes_to_stdout(calls, capsys):
+    assert run(["generate", "--prompt", "a red circle"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "output/video.mp4\n"
+    assert captured.err == "96x64, 17 frames at 16 fps, seed 7: made in 2.5 s\n"
+
+
+def test_without_saving_stdout_stays_empty(calls, capsys):
+    assert run(["generate", "--prompt", "a", "--no-save-video"]) == 0
+    assert capsys.readouterr().out == ""
+    assert not Path("output").exists()
+
+
+def test_parameters_are_resolved_before_weights_are_read(calls):
+    run(["generate", "--prompt", "a"])
+    assert [call[0] for call in calls] == ["load", "resolve", "wire", "setup", "generate", "close"]
+
+
+def test_what_is_not_given_is_the_default_of_the_python_names(calls):
+    run(["generate", "--prompt", "a"])
+    model, options = call(calls, "load")
+    config, machine = call(calls, "wire")
+    assert (model, options["dtype"]) == ("tiny-shapes", "auto")
+    assert config == OffloadConfig()
+    assert machine == {"num_gpus": 1, "accelerator": "auto"}
+    assert call(calls, "resolve") == (SamplingParams(),)
+
+
+@pytest.mark.parametrize("flag", [field.name for field in fields(OffloadConfig)])
+@pytest.mark.parametrize("spelling", ["-", "_"])
+def test_every_flag_can_be_turned_on_and_off_with_hyphens_or_underscores(calls, flag, spelling):
+    name = flag.replace("_", spelling)
+    others = {"dit_layerwise_offload": False} if flag == "use_fsdp_inference" else {}
+    extra = ["--no-dit-layerwise-offload"] if others else []
+    for option, value in ((f"--{name}", True), (f"--no{spelling}{name}", False)):
+        calls.clear()
+        assert run(["generate", "--prompt", "a", *extra, option]) == 0
+        assert call(calls, "wire")[0] == OffloadConfig(**others, **{flag: value})
+
+
+SAMPLING = {
+    "negative_prompt": "blurry",
+    "height": 48,
+    "width": 96,
+    "num_frames": 33,
+    "fps": 24,
+    "num_inference_steps": 9,
+    "guidance_scale": 2.5,
+    "guidance_scale_2": 3.5,
+    "seed": 7,
+    "image_path": "first.png",
+    "last_image_path": "last.png",
+    "flow_shift": 4.0,
+    "max_sequence_length": 77,
+}
+
+
+@pytest.mark.parametrize("spelling", ["-", "_"])
+def test_every_sampling_field_has_an_option_that_reaches_the_generator(calls, spelling):
+    assert set(SAMPLING) == {field.name for field in fields(SamplingParams)}
+    for name in ("first.png", "last.png"):
+        Path(name).touch()
+    options = [
+        word
+        for name, value in SAMPLING.items()
+        for word in (f"--{name.replace('_', spelling)}", str(value))
+    ]
+    assert run(["generate", "--prompt", "a", *options]) == 0
+    assert call(calls, "generate") == ("a", "output/", True, SAMPLING)
+
+
+def test_the_options_of_the_machine_reach_the_module_and_the_generator(calls):
+    options = "--model m --dtype bf16 --revision r --variant fp16 --accelerator cpu --num-gpus 2"
+    assert run(["generate", "--prompt", "a", "--output-path", "there", *options.split()]) == 0
+    model, loading = call(calls, "load")
+    assert (model, loading["dtype"]) == ("m", "bf16")
+    assert (loading["revision"], loading["variant"]) == ("r", "fp16")
+    assert call(calls, "wire")[1] == {"num_gpus": 2, "accelerator": "cpu"}
+    assert call(calls, "generate")[1] == "there"
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(calls):
+    Path("c.yaml").write_text(
+        "prompt: a\nnum-frames: 9\nseed: 3\nvae_cpu_offload: false\nmodel: m\nguidance-scale: 2\n"
+    )
+    assert run(["generate", "--config", "c.yaml", "--seed", "4", "--model", "n"]) == 0
+    sampling = call(calls, "generate")[3]
+    assert sampling == {"num_frames": 9, "seed": 4, "guidance_scale": 2.0}
+    assert call(calls, "wire")[0] == OffloadConfig(vae_cpu_offload=False)
+    assert call(calls, "load")[0] == "n"
+
+
+def test_the_command_line_wins_in_both_directions_of_a_flag(calls):
+    Path("c.yaml").write_text("prompt: a\nvae-cpu-offload: false\npin-cpu-memory: true\n")
+    run(["generate", "--config", "c.yaml", "--vae-cpu-offload", "--no-pin-cpu-memory"])
+    assert call(calls, "wire")[0] == OffloadConfig(vae_cpu_offload=True, pin_cpu_memory=False)
+
+
+def test_our_warnings_are_one_line_each_and_those_of_libraries_are_not_shown(
+    calls, capsys, monkeypatch
+):
+    def warn(*_, **__):
+        for _ in range(2):
+            warnings.warn_explicit("height=8 is small", UserWarning, __init__path, 1)
+        warnings.warn_explicit("noise", UserWarning, "/elsewhere/library.py", 1)
+
+    __init__path = fastvideo_lightning.__file__
+    monkeypatch.setattr(RecordedModule, "resolve_sampling", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        run(["generate", "--prompt", "a"])
+    assert capsys.readouterr().err.splitlines()[0] == "Warning: --height 8 is small"
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        run(["generate", "--prompt", "a"])
+    assert "noise" not in capsys.readouterr().err
+
+
+def test_help_names_every_option_and_its_default(capsys):
+    assert run(["generate", "--help"]) == 0
+    text = capsys.readouterr().out
+    for field in fields(OffloadConfig):
+        assert f"--[no-]{field.name.replace('_', '-')} " in text
+    for field in fields(SamplingParams):
+        assert f"--{field.name.replace('_', '-')} " in text
+    for group in ("Prompt and output:", "Model and machine:", "Where weights live:", "Examples:"):
+        assert group in text
+    assert "[default: 1024]" in text
+
+
+def test_help_needs_nothing_that_takes_seconds_to_import():
+    code = (
+        "import sys; from fastvideo_lightning.cli import run; run(['generate', '--help']);"
+        "heavy = {'torch', 'lightning', 'diffusers', 'transformers', 'numpy', 'av', 'yaml'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_version_is_the_packages(capsys):
+    assert run(["--version"]) == 0
+    assert fastvideo_lightning.__version__ in capsys.readouterr().out
+
+
+def test_the_module_form_is_the_same_command(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "generate", "--heigth", "3"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: no such option: --heigth\nDid you mean --height?\n"
+
+
+ENDLESS = """
+import time, fastvideo_lightning
+from fastvideo_lightning.callbacks import VideoWriter
+from fastvideo_lightning import cli
+def wait(request):
+    writer = VideoWriter("videos")
+    try:
+        writer.on_predict_batch_start({"prompt": "a"})
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        writer.on_exception()
+cli._make_video = wait
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_empty_file(tmp_path, number, code):
+    words = [sys.executable, "-c", ENDLESS, "generate", "--prompt", "a"]
+    with subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        assert [path.name for path in (tmp_path / "videos").iterdir()] == ["a.mp4"]
+        time.sleep(0.1)
+        process.send_signal(number)
+        _, text = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in text
+    assert list((tmp_path / "videos").iterdir()) == []

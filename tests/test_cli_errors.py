@@ -1,0 +1,139 @@
+from pathlib import Path
+
+import pytest
+from recorders import RecordedGenerator, RecordedModule, read_errors, record_calls
+
+import fastvideo_lightning
+from fastvideo_lightning.cli import run
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """What the command asks of the model and the generator, in order."""
+    monkeypatch.chdir(tmp_path)
+    return record_calls(monkeypatch)
+
+
+def test_a_wrong_file_is_a_wrong_choice(calls, capsys):
+    Path("c.yaml").write_text("vae_offload: true")
+    assert run(["generate", "--config", "c.yaml", "--prompt", "a"]) == 2
+    assert read_errors(capsys) == [
+        "Error: c.yaml: no such option: vae_offload.",
+        "Did you mean vae-cpu-offload?",
+    ]
+    assert calls == []
+
+
+WRONG = [
+    (["--num_framez", "3"], "no such option: --num-framez", "Did you mean --num-frames?"),
+    (
+        ["--no-vae-offload"],
+        "no such option: --no-vae-offload",
+        "Did you mean --no-vae-cpu-offload?",
+    ),
+    (["--zzz"], "no such option: --zzz", "See fastvideo-lightning generate --help."),
+    (["--height", "0"], "--height must be a whole number, 1 or more, got 0.", "--height 480"),
+    (["--height", "-8"], "--height must be a whole number, 1 or more, got -8.", "--height 480"),
+    (["--num-inference-steps", "0"], "--num-inference-steps must be", "--num-inference-steps 50"),
+    (["--fps", "999"], "--fps must be a whole number, 1 to 240, got 999.", "--fps 16"),
+    (["--seed", "-1"], "--seed must be", "--seed 1024"),
+    (["--guidance-scale", "nan"], "--guidance-scale must be a finite", "--guidance-scale 5.0"),
+    (["--seed", "x"], "Invalid value for '--seed': 'x'", "--help"),
+    (["--dtype", "int8"], "Invalid value for '--dtype': 'int8'", "--help"),
+    (["--num-gpus", "0"], "Invalid value for '--num-gpus': 0", "--help"),
+    (["--prompt", " "], "--prompt is empty: got ' '.", '"a red circle moves right"'),
+    (["--use-fsdp-inference"], "--dit-layerwise-offload cannot be", "--no-dit-layerwise-offload"),
+    (["--image-path", "no.png"], "--image-path: there is no file 'no.png'.", "image file"),
+    (["--config", "no.yaml"], "--config no.yaml cannot be read: No such file", "YAML file"),
+    (["--output-path", "a.mp4"], "--output-path must be a folder", "Pass the folder"),
+    (["--output-path", "taken"], "--output-path 'taken' cannot be written to", "'output/'"),
+    (["stray"], "Got unexpected extra argument (stray)", "--help"),
+    (["--seed"], "Option '--seed' requires an argument.", "--help"),
+]
+
+
+@pytest.mark.parametrize(("options", "first", "second"), WRONG)
+def test_a_wrong_choice_is_one_line_and_a_suggestion(calls, capsys, options, first, second):
+    Path("taken").touch()
+    assert run(["generate", "--prompt", "a", *options]) == 2
+    lines = read_errors(capsys)
+    assert len(lines) == 2
+    assert lines[0].startswith(f"Error: {first}")
+    assert second in lines[1]
+    assert calls == []
+
+
+def test_a_missing_prompt_is_a_wrong_choice(calls, capsys):
+    assert run(["generate"]) == 2
+    assert read_errors(capsys)[0] == "Error: --prompt is missing."
+
+
+def test_an_option_before_the_command_is_pointed_to_its_place(capsys):
+    assert run(["--prompt", "a"]) == 2
+    assert read_errors(capsys) == [
+        "Error: no such option: --prompt",
+        "Say first what to do: fastvideo-lightning generate --prompt ...",
+    ]
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys):
+    assert run(["genrate"]) == 2
+    assert "generate" in read_errors(capsys)[1]
+
+
+def refuse(error):
+    def refuse_now(*_, **__):
+        raise error
+
+    return refuse_now
+
+
+@pytest.mark.parametrize("step", ["from_pretrained", "resolve_sampling"])
+def test_what_the_model_refuses_before_weights_is_the_users_choice(
+    calls, capsys, monkeypatch, step
+):
+    message = "height must be a multiple of 16, got 100. The nearest is height=96."
+    for error in (ValueError(message), fastvideo_lightning.CheckpointError(message)):
+        monkeypatch.setattr(RecordedModule, step, refuse(error))
+        assert run(["generate", "--prompt", "a"]) == 2
+        assert read_errors(capsys) == [
+            "Error: --height must be a multiple of 16, got 100.",
+            "The nearest is --height 96.",
+        ]
+
+
+@pytest.mark.parametrize("step", ["setup", "generate_video"])
+def test_what_fails_while_running_ends_with_one(calls, capsys, monkeypatch, step):
+    error = RuntimeError("Out of memory while decoding. Pass vae_tiling=True.\nmore\nlines")
+    monkeypatch.setattr(RecordedGenerator, step, refuse(error))
+    assert run(["generate", "--prompt", "a"]) == 1
+    assert read_errors(capsys) == ["Error: Out of memory while decoding.", "Pass --vae-tiling."]
+    assert calls[-1] == ("close",)
+
+
+def test_an_error_without_words_is_named_by_its_class(calls, capsys, monkeypatch):
+    monkeypatch.setattr(RecordedGenerator, "setup", refuse(KeyError("x")))
+    assert run(["generate", "--prompt", "a"]) == 1
+    assert read_errors(capsys) == ["Error: KeyError: 'x'", "Add --debug to see where it failed."]
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_debug_shows_the_traceback_of_both_kinds_of_error(calls, capsys, monkeypatch, where):
+    def debug(*options):
+        words = ["generate", "--prompt", "a", *options]
+        return ["--debug", *words] if where == "before" else [*words, "--debug"]
+
+    assert run(debug("--height", "0")) == 2
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setattr(RecordedGenerator, "setup", refuse(RuntimeError("broken")))
+    assert run(debug()) == 1
+    text = capsys.readouterr().err
+    assert "Traceback" in text
+    assert "Error: broken" in text
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(calls, capsys, monkeypatch):
+    monkeypatch.setattr(RecordedGenerator, "generate_video", refuse(KeyboardInterrupt()))
+    assert run(["generate", "--prompt", "a"]) == 130
+    assert read_errors(capsys) == ["", "Stopped."]  # the terminal's line holds ^C
+    assert calls[-1] == ("close",)

@@ -1,0 +1,99 @@
+import pytest
+
+from fastvideo_lightning.options import (
+    WrongChoiceError,
+    in_command_words,
+    make_options,
+    read_config_file,
+)
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Write a file and read it as options."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(text):
+        (tmp_path / "c.yaml").write_text(text)
+        return read_config_file("c.yaml", make_options())
+
+    return read
+
+
+def test_keys_may_have_hyphens_or_underscores(read):
+    text = "prompt: a\nnum-frames: 9\nvae_cpu_offload: false\nguidance-scale: 2\nnum-gpus: 2"
+    assert read(text) == {
+        "prompt": "a",
+        "num_frames": 9,
+        "vae_cpu_offload": False,
+        "guidance_scale": 2.0,
+        "num_gpus": 2,
+    }
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "seed:\nprompt: null"])
+def test_an_empty_file_and_empty_values_give_nothing(read, text):
+    assert read(text) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vae_offload: true", r"no such option: vae_offload\. Did you mean vae-cpu-offload\?"),
+        ("num-framez: 5", r"no such option: num-framez\. Did you mean num-frames\?"),
+        ("seed_: 2", r"no such option: seed_\. Did you mean seed\?"),
+        ("config: d.yaml", "no such option: config"),
+        ("no: 1", "no such option: False"),
+        ("num_frames: '9'", "num_frames must be a whole number, got '9'"),
+        ("num_frames: 9.5", r"num_frames must be a whole number, got 9\.5"),
+        ("num_frames: true", "num_frames must be a whole number, got True"),
+        ("guidance-scale: high", "guidance_scale must be a number, got 'high'"),
+        ("vae_tiling: 1", "vae_tiling must be true or false, got 1"),
+        ("save-video: 'no'", "save_video must be true or false, got 'no'"),
+        ("prompt: 3", "prompt must be text; put it in quotes, got 3"),
+        ("dtype: int8", "dtype: 'int8' is not one of 'auto'"),
+        ("num-gpus: 0", "num_gpus: 0 is not in the range"),
+        ("num-frames: 1\nnum_frames: 2", "num_frames is given twice"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_with_the_file_and_the_key(read, text, message):
+    with pytest.raises(WrongChoiceError, match=f"^c.yaml: {message}"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- prompt", "c.yaml must hold option names and values, got a list"),
+        ("prompt: [", "c.yaml, line 1: not YAML"),
+        ("a: 1\n b: 2", "c.yaml, line 2: not YAML"),
+        ("a: \0", "c.yaml: not YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_with_its_line(read, text, message):
+    with pytest.raises(WrongChoiceError, match=message):
+        read(text)
+
+
+def test_a_file_that_is_not_there_or_no_text_is_refused_by_name(tmp_path):
+    with pytest.raises(WrongChoiceError, match="cannot be read: No such file"):
+        read_config_file(str(tmp_path / "no.yaml"), make_options())
+    (tmp_path / "picture.yaml").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(WrongChoiceError, match=r"picture\.yaml cannot be read: it is not UTF-8"):
+        read_config_file(str(tmp_path / "picture.yaml"), make_options())
+
+
+@pytest.mark.parametrize(
+    ("python", "command"),
+    [
+        ("seed must be 1", "--seed must be 1"),
+        ("the model has no seed", "the model has no seed"),
+        ("Pass num_frames=81, or fps=5.", "Pass --num-frames 81, or --fps 5."),
+        ("Pass guidance_scale=5.0.", "Pass --guidance-scale 5.0."),
+        ("vae_tiling=False and vae_tiling=True", "--no-vae-tiling and --vae-tiling"),
+        ("output_path='output/'; done", "--output-path 'output/'; done"),
+        ("my_num_frames_x is no option", "my_num_frames_x is no option"),
+    ],
+)
+def test_messages_speak_in_options_but_leave_plain_words_alone(python, command):
+    assert in_command_words(python) == command
