@@ -1,0 +1,61 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_example(name, folder, *arguments):
+    """Run an example as a person does, in an empty folder; return what it printed."""
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def count_frames(path):
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_generate_writes_a_video_and_says_where(tmp_path):
+    printed = run_example("generate.py", tmp_path)
+    assert printed.startswith(
+        os.path.join("output", "a_red_circle_moves_right.mp4") + ": 17 frames"
+    )
+    assert count_frames(tmp_path / "output" / "a_red_circle_moves_right.mp4") == 17
+
+
+def test_the_fabric_script_writes_a_video_of_each_prompt(tmp_path):
+    printed = run_example(
+        "fabric_script.py", tmp_path, "tiny-shapes", "a blue square moves up", "an orange circle"
+    )
+    names = ["a_blue_square_moves_up.mp4", "an_orange_circle.mp4"]
+    assert [count_frames(tmp_path / "output" / name) for name in names] == [17, 17]
+    assert [line.rsplit(" ", 1)[1] for line in printed.splitlines()] == ["1024", "1025"]
+
+
+def test_the_custom_callback_logs_every_step_of_both_videos(tmp_path):
+    printed = run_example("custom_callback.py", tmp_path)
+    entries = [json.loads(line) for line in printed.splitlines()]
+    assert [entry["seed"] for entry in entries] == [1024, 7]
+    assert len({len(entry["steps_s"]) for entry in entries}) == 1
+    assert all(step_s > 0 for entry in entries for step_s in entry["steps_s"])
+    assert entries == [json.loads(s) for s in (tmp_path / "stage_times.jsonl").open()]
+
+
+@pytest.mark.parametrize("name", ["generate.py", "fabric_script.py", "custom_callback.py"])
+def test_an_example_says_at_its_top_how_to_run_it(name):
+    assert f"python examples/{name}" in (ROOT / "examples" / name).read_text().split('"""')[1]
