@@ -218,9 +218,8 @@ def _match_names(
 def _read_buffer(module: nn.Module, fqn: str, source: StoredWeight, dtype: torch.dtype) -> None:
     """Replace a persistent buffer by the one in the file."""
     path, _, name = fqn.rpartition(".")
-    stored = source.tensor.dtype
-    buffer = torch.empty(source.shape, dtype=dtype if stored.is_floating_point else stored)
-    source.read_into(buffer)
+    stored = source.stored_dtype
+    buffer = source.as_host_tensor(dtype if stored.is_floating_point else stored)
     module.get_submodule(path)._buffers[name] = buffer
 
 
@@ -228,10 +227,9 @@ def _load_by_library(
     model_class: type[nn.Module], folder: Path, dtype: torch.dtype, variant: str | None
 ) -> nn.Module:
     """Load on the host with the library's own `from_pretrained`."""
-    dtype_name = "torch_dtype" if is_diffusers_model(model_class) else "dtype"
     try:
         module, report = model_class.from_pretrained(  # type: ignore[attr-defined]
-            folder, variant=variant, output_loading_info=True, **{dtype_name: dtype}
+            folder, variant=variant, output_loading_info=True, dtype=dtype
         )
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(

@@ -111,6 +111,20 @@ class StoredWeight:
         else:
             out.detach().copy_(_map_tensor(self.tensor))
 
+    def as_host_tensor(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the weight in host memory: the file itself, mapped, where no cast is needed.
+
+        The mapping is private: writing to the tensor leaves the file alone. It starts on a page, so
+        the weight lies as far from a cache line's start as in the file, which is also where
+        diffusers' loader has it. CPU kernels give other last bits at other alignments (see
+        https://www.intel.com/content/www/us/en/docs/onemkl/developer-guide-linux/current/reproducibility-conditions.html).
+        """
+        if dtype == self.stored_dtype and self.tensor.size_bytes:
+            return _map_tensor(self.tensor)
+        memory = torch.empty(self.shape, dtype=dtype)
+        self.read_into(memory)
+        return memory
+
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file by name, without reading any.

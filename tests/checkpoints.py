@@ -24,7 +24,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-WORDS = "a red green circle square moves left right on black".split()
+WORDS = ["a", "red", "green", "circle", "square", "moves", "left", "right", "on", "black"]
 PROMPT = "a red circle moves right"
 SIZE = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2}
 _TEXT_WIDTH, _IMAGE_WIDTH, _IMAGE_TOKENS = 16, 12, 5

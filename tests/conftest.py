@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 import checkpoints
+import pytest
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the folder of a small checkpoint by kind, see `checkpoints.WRITERS`; do not edit it."""
+    """Return the folder of a small checkpoint by its kind in `WRITERS`; leave it as it is."""
     root = tmp_path_factory.mktemp("checkpoints")
 
     def find(kind: str) -> Path:

@@ -36,7 +36,7 @@ def check_placement(name: str, component: nn.Module, device: torch.device) -> No
 def read_in_place(
     name: str, component: nn.Module, sources: Mapping[str, StoredWeight], device: torch.device
 ) -> None:
-    """Read the parameters that are still on meta into host memory; tied ones stay one."""
+    """Bring the parameters that are still on meta to host memory; tied ones stay one."""
     made: dict[int, nn.Parameter] = {}
     for path, owner in component.named_modules(prefix=name):
         for short, weight in owner._parameters.items():
@@ -44,8 +44,7 @@ def read_in_place(
                 continue
             if id(weight) not in made:
                 source = sources[f"{path}.{short}"]
-                memory = torch.empty(source.shape, dtype=source.dtype_on(device))
-                source.read_into(memory)
+                memory = source.as_host_tensor(source.dtype_on(device))
                 made[id(weight)] = nn.Parameter(memory, requires_grad=False)
             owner._parameters[short] = made[id(weight)]
 

@@ -1,0 +1,306 @@
+"""VideoGenerator: where configuration, strategy, callbacks, module and loop meet.
+
+Nothing heavy is imported here before the choices of the user were checked.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from fastvideo_lightning.config import OffloadConfig, SamplingParams, nearest_name
+from fastvideo_lightning.output import GeneratedVideo, check_output_folder
+from fastvideo_lightning.prompts import PromptDataset, check_prompt
+
+if TYPE_CHECKING:
+    import lightning as L
+    import torch
+
+    from fastvideo_lightning.callbacks import VideoWriter
+    from fastvideo_lightning.modules import VideoModule
+
+_FLAGS = tuple(OffloadConfig.__dataclass_fields__)
+_SAMPLING = tuple(SamplingParams.__dataclass_fields__)
+_SAVING = ("output_path", "save_video")
+_LOADING = ("num_gpus", "accelerator", "dtype", "callbacks", "revision", "variant")
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
+
+class VideoGenerator:
+    """Makes videos with one model, whose weights are where the flags say.
+
+    Usually made by `from_pretrained`; the constructor takes the pieces, and `setup` reads weights.
+
+    Args:
+        module: The model.
+        config: Where its weights live.
+        num_gpus: Devices, one process each.
+        accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`; `auto` is a GPU where there is one.
+        callbacks: The user's own, called before those that the flags make.
+
+    Raises:
+        ValueError: If the machine has fewer GPUs, or a flag asks for what this version lacks.
+    """
+
+    def __init__(
+        self,
+        module: "VideoModule",
+        config: OffloadConfig | None = None,
+        *,
+        num_gpus: int = 1,
+        accelerator: str = "auto",
+        callbacks: Iterable[object] = (),
+    ) -> None:
+        from fastvideo_lightning.strategies import make_strategy
+
+        self.config = config or OffloadConfig()
+        self._accelerator = check_devices(num_gpus, accelerator)
+        self._num_gpus = num_gpus
+        self._strategy = make_strategy(self.config)
+        self._callbacks = list(callbacks)
+        self._saving = _Saving()
+        self._module: VideoModule | None = module
+        self._fabric: L.Fabric | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] = "tiny-shapes",
+        *,
+        num_gpus: int = 1,
+        accelerator: str = "auto",
+        dtype: "str | torch.dtype" = "auto",
+        callbacks: Iterable[object] = (),
+        revision: str | None = None,
+        variant: str | None = None,
+        **flags: bool,
+    ) -> Self:
+        """Load a model, ready to make videos.
+
+        Args:
+            model: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
+            num_gpus: Devices, one process each.
+            accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
+            dtype: As in `VideoModule.from_pretrained`.
+            callbacks: The user's own, beside those the flags make.
+            revision: Branch, tag or commit on the hub.
+            variant: Variant of the weight files, such as `fp16`.
+            **flags: Fields of `OffloadConfig`.
+
+        Raises:
+            TypeError: If an option is unknown; names the nearest.
+            ValueError: If options conflict or the machine has fewer GPUs.
+            FileNotFoundError, CheckpointError: If there is no such model, or it is damaged.
+        """
+        _check_names(flags, known=_FLAGS, others=_LOADING, where="from_pretrained()")
+        config = OffloadConfig(**flags)
+        device_type = check_devices(num_gpus, accelerator)
+        from fastvideo_lightning.modules import VideoModule
+
+        module = VideoModule.from_pretrained(
+            model,
+            dtype=dtype,
+            revision=revision,
+            variant=variant,
+            device_type="cpu" if device_type == "cpu" else None,
+        )
+        generator = cls(
+            module, config, num_gpus=num_gpus, accelerator=accelerator, callbacks=callbacks
+        )
+        try:
+            generator.setup()
+        except BaseException:
+            generator.close()
+            raise
+        return generator
+
+    @property
+    def module(self) -> "VideoModule":
+        """The model; RuntimeError once the generator is closed."""
+        if self._module is None:
+            raise RuntimeError("This generator is closed. Make another one with from_pretrained.")
+        return self._module
+
+    def setup(self) -> None:
+        """Start the processes, read the weights and place them; calling it again does nothing."""
+        module = self.module
+        if self._fabric is not None:
+            return
+        import lightning as L
+
+        from fastvideo_lightning.callbacks import ProgressBar
+        from fastvideo_lightning.placements import make_placements
+
+        placements = make_placements(
+            module, self.config, on_gpu=self._accelerator != "cpu", num_processes=self._num_gpus
+        )
+        fabric = L.Fabric(
+            accelerator=self._accelerator,
+            devices=self._num_gpus,
+            strategy=self._strategy,
+            callbacks=[*self._callbacks, *placements, ProgressBar(), self._saving],
+        )
+        if not os.environ.get("LT_CLI_USED"):  # `fabric run` has launched already
+            fabric.launch()
+        if self.config.vae_tiling:
+            for fqn in module.vaes:
+                module.get_submodule(fqn).enable_tiling()  # type: ignore[operator]
+        try:
+            with _explained_memory(module, self.config):
+                fabric.setup(module)
+        except BaseException:
+            fabric.call("teardown")
+            raise
+        self._fabric = fabric
+
+    def generate_video(
+        self,
+        prompt: str,
+        *,
+        output_path: str | os.PathLike[str] = "output/",
+        save_video: bool = True,
+        **sampling: Any,
+    ) -> GeneratedVideo:
+        """Make a video of a prompt.
+
+        Args:
+            prompt: What it shows.
+            output_path: Folder of the mp4, named by the prompt.
+            save_video: Write it.
+            **sampling: Fields of `SamplingParams`: `negative_prompt`, `height`, `width`,
+                `num_frames`, `fps`, `num_inference_steps`, `guidance_scale`, `guidance_scale_2`,
+                `seed`, `image_path`, `last_image_path`, `flow_shift`, `max_sequence_length`. Left
+                out or None, the model's family decides.
+
+        Returns:
+            The video, `frames` as `uint8 [frames, height, width, 3]`.
+
+        Raises:
+            TypeError, ValueError, OSError: For what was passed, before any work is done.
+            RuntimeError: If the device runs out of memory; names the stage and what would help.
+        """
+        module = self.module
+        _check_names(
+            sampling,
+            known=_SAMPLING,
+            others=("output_path", "save_video"),
+            where="generate_video()",
+        )
+        check_prompt(prompt)
+        params = SamplingParams(**sampling)
+        module.resolve_sampling(params)
+        if save_video:
+            check_output_folder(output_path)
+        self.setup()
+        return self._make_video(prompt, params, output_path if save_video else None)
+
+    def close(self) -> None:
+        """Take the weights off the device and let go of the model; a second call does nothing."""
+        module, self._module = self._module, None
+        fabric, self._fabric = self._fabric, None
+        if fabric is not None:
+            fabric.call("teardown")
+            fabric._callbacks.clear()
+        if module is None:
+            return
+        module._fabric = None
+        import torch
+
+        if torch.cuda.is_available():
+            del module
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _make_video(
+        self, prompt: str, params: SamplingParams, output_path: str | os.PathLike[str] | None
+    ) -> GeneratedVideo:
+        from fastvideo_lightning.callbacks import VideoWriter
+        from fastvideo_lightning.loop import PredictLoop
+
+        assert self._fabric is not None
+        self._saving.writer = None if output_path is None else VideoWriter(output_path)
+        try:
+            with _explained_memory(self.module, self.config):
+                videos = PredictLoop(self._fabric).run(
+                    self.module, PromptDataset([prompt], **params.given()), return_predictions=True
+                )
+        finally:
+            self._saving.writer = None
+        # One prompt is the first rank's; the others get its video.
+        return self._fabric.broadcast(videos[0] if videos else None)
+
+
+def check_devices(num_gpus: int, accelerator: str) -> str:
+    """Return the accelerator that `auto` means, once the machine is known to have the devices.
+
+    Raises:
+        TypeError: If `num_gpus` is no whole number.
+        ValueError: If there are fewer devices, or no such accelerator.
+    """
+    if isinstance(num_gpus, bool) or not isinstance(num_gpus, int):
+        raise TypeError(f"num_gpus must be a whole number, got {num_gpus!r}. Pass num_gpus=1.")
+    if num_gpus < 1:
+        raise ValueError(f"num_gpus must be 1 or more, got {num_gpus}. Pass num_gpus=1.")
+    if accelerator not in _ACCELERATORS:
+        raise ValueError(
+            f"accelerator must be one of {', '.join(_ACCELERATORS)}, got {accelerator!r}. "
+            "Pass accelerator='auto'."
+        )
+    import torch
+
+    if accelerator == "cpu":
+        return "cpu"
+    if accelerator == "mps":
+        there = int(torch.backends.mps.is_available())
+    else:
+        there = torch.cuda.device_count()
+    if accelerator == "auto" and not there and num_gpus == 1:
+        return "cpu"
+    if num_gpus > there:
+        instead = "accelerator='cpu'" if not there else f"num_gpus={there}"
+        raise ValueError(
+            f"num_gpus={num_gpus} asks for more GPUs than this machine has, which is {there}. "
+            f"Pass {instead}."
+        )
+    return "mps" if accelerator == "mps" else "cuda"
+
+
+class _Saving:
+    """Stands among the callbacks for the writer of the current video, or for none."""
+
+    def __init__(self) -> None:
+        self.writer: VideoWriter | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.writer, name)
+
+
+@contextmanager
+def _explained_memory(module: "VideoModule", config: OffloadConfig) -> Iterator[None]:
+    """Turn an out-of-memory error into one that names the stage and what would help."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        from fastvideo_lightning.placements import explain_memory
+
+        reason = str(error).partition("\n")[0]
+        raise RuntimeError(f"{explain_memory(module.stage, config)} ({reason})") from error
+
+
+def _check_names(
+    given: Iterable[str], *, known: Iterable[str], others: Iterable[str], where: str
+) -> None:
+    """Raise TypeError for a keyword that nothing takes, with the nearest that something does."""
+    known = tuple(known)
+    for name in given:
+        if name not in known:
+            near = nearest_name(name, (*known, *others))
+            hint = f"Did you mean {near}?" if near else f"Known are: {', '.join(known)}."
+            raise TypeError(f"{where} does not know {name!r}. {hint}")

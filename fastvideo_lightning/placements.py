@@ -1,0 +1,89 @@
+"""Which placement callbacks the flags mean for a module, and which flag would save memory."""
+
+import logging
+
+from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
+from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.modules.steps import Stage
+
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+def make_placements(
+    module: VideoModule, config: OffloadConfig, *, on_gpu: bool, num_processes: int = 1
+) -> list[object]:
+    """Return one callback for each component, by its role.
+
+    On a CPU there is none: host and device memory are the same, and weights stay where they are.
+    """
+    if not on_gpu:
+        _say_once(
+            "Running on the CPU: weights stay in host memory and compute there, so the offload "
+            "flags have no effect."
+        )
+        return []
+    if config.dit_cpu_offload:
+        _say_once("dit_cpu_offload=True has no effect without use_fsdp_inference=True.")
+    pin = config.pin_cpu_memory
+    placements: list[object] = []
+    for fqn in module.denoisers:
+        stream = config.dit_layerwise_offload
+        placements.append(LayerwiseOffload(fqn, pin_memory=pin) if stream else Resident(fqn))
+    for fqn in module.text_encoders:
+        placements.append(_place_text_encoder(fqn, config))
+    for fqns, offload in (
+        (module.image_encoders, config.image_encoder_cpu_offload),
+        (module.vaes, config.vae_cpu_offload),
+    ):
+        placements += [ModelOffload(f, pin_memory=pin) if offload else Resident(f) for f in fqns]
+    return placements
+
+
+def _place_text_encoder(fqn: str, config: OffloadConfig) -> object:
+    if config.text_encoder_layerwise_offload:
+        if config.text_encoder_cpu_offload:
+            _say_once(
+                "text_encoder_cpu_offload=True has no effect with "
+                "text_encoder_layerwise_offload=True, which streams the encoder instead."
+            )
+        return LayerwiseOffload(fqn, pin_memory=config.pin_cpu_memory)
+    return CPUExecution(fqn) if config.text_encoder_cpu_offload else Resident(fqn)
+
+
+def explain_memory(stage: Stage, config: OffloadConfig) -> str:
+    """Say in which stage memory ran out and which flag would help."""
+    streamed = config.text_encoder_cpu_offload or config.text_encoder_layerwise_offload
+    flags = {
+        "dit_layerwise_offload=True": config.dit_layerwise_offload,
+        "text_encoder_cpu_offload=True": streamed,
+        "vae_cpu_offload=True": config.vae_cpu_offload,
+        "image_encoder_cpu_offload=True": config.image_encoder_cpu_offload,
+    }
+    first = {
+        Stage.IDLE: (
+            "while placing the weights",
+            "dit_layerwise_offload=True",
+        ),
+        Stage.ENCODE: ("in the encode stage", "text_encoder_cpu_offload=True"),
+        Stage.DENOISE: ("in the denoise stage", "dit_layerwise_offload=True"),
+        Stage.DECODE: ("in the decode stage", "vae_cpu_offload=True"),
+    }
+    where, best = first[stage]
+    off = [flag for flag, is_on in flags.items() if not is_on]
+    if best in off:
+        help_ = f"Pass {best}."
+    elif stage is Stage.DECODE and not config.vae_tiling:
+        help_ = "Pass vae_tiling=True: it decodes in tiles, which changes pixels slightly."
+    elif off:
+        help_ = f"Pass {off[0]}."
+    else:
+        help_ = "Pass a smaller height, width or num_frames."
+    return f"Out of GPU memory {where}. {help_}"
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        _log.info(message)

@@ -1,0 +1,79 @@
+"""What plain diffusers makes of a checkpoint, for comparison."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from checkpoints import PROMPT, SIZE
+from diffusers import DiffusionPipeline, WanImageToVideoPipeline
+from diffusers.utils import load_image
+from torch import nn
+
+SEED = 7
+# What each kind of checkpoint needs beyond `SIZE`; its images by their argument's name.
+CASES: dict[str, dict[str, Any]] = {
+    "t2v": {},
+    "two_experts": {"guidance_scale": 4.0, "guidance_scale_2": 3.0},
+    "ti2v": {"width": 64},
+    "ti2v_image": {"width": 64, "image_path": "image"},
+    "i2v_clip": {"image_path": "image"},
+    "i2v": {"image_path": "image", "guidance_scale": 3.5, "guidance_scale_2": 2.5},
+    "first_last": {"image_path": "image", "last_image_path": "last_image"},
+}
+
+
+def kind_of(case: str) -> str:
+    """Return the checkpoint that a case runs on."""
+    return case.removesuffix("_image")
+
+
+def sampling_of(case: str, images: dict[str, Path]) -> dict[str, Any]:
+    """Return the sampling fields of a case, with the paths of its images."""
+    settings = {"guidance_scale": 3.0, **SIZE, **CASES[case]}
+    return {name: images.get(value, value) for name, value in settings.items()}
+
+
+def load_plain(folder: Path, *, expects_image: bool, aligned: bool = False) -> DiffusionPipeline:
+    """Load with diffusers alone, in fp32.
+
+    Args:
+        folder: The checkpoint.
+        expects_image: Build the image-to-video pipeline where the checkpoint declares the other.
+        aligned: Move every weight to memory of its own. As loaded they lie in the mapped file, at
+            whatever address their offset gives, and CPU kernels give other last bits at other
+            alignments: who copies weights must be compared with copied weights.
+    """
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    if expects_image and not isinstance(pipeline, WanImageToVideoPipeline):
+        pipeline = WanImageToVideoPipeline(
+            **pipeline.components, image_encoder=None, image_processor=None, expand_timesteps=True
+        )
+    if aligned:
+        for component in pipeline.components.values():
+            if isinstance(component, nn.Module):
+                for weight in component.parameters():
+                    weight.data = weight.data.clone()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_plain_frames(
+    folder: Path, sampling: dict[str, Any], *, aligned: bool = False
+) -> np.ndarray:
+    """Return `[frames, height, width, 3] uint8` as plain diffusers makes them."""
+    sampling = dict(sampling)
+    images = {
+        argument: load_image(str(sampling.pop(name)))
+        for name, argument in (("image_path", "image"), ("last_image_path", "last_image"))
+        if name in sampling
+    }
+    pipeline = load_plain(folder, expects_image=bool(images), aligned=aligned)
+    frames = pipeline(
+        prompt=PROMPT,
+        generator=torch.Generator("cpu").manual_seed(SEED),
+        output_type="pil",
+        **sampling,
+        **images,
+    ).frames[0]
+    return np.stack([np.asarray(frame) for frame in frames])
