@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if __name__ == "callbacks":
     raise ImportError(
         "This folder is the package `fastvideo_lightning.callbacks`. Write "
-        "`from fastvideo_lightning.callbacks import LayerwiseOffload` in place of `import callbacks`."
+        "`from fastvideo_lightning.callbacks import LayerwiseOffload` instead."
     )
 
 if TYPE_CHECKING:

@@ -54,7 +54,8 @@ class ResidentSet:
         """Leave ordinary host tensors in the module."""
         for binding in self.bindings:
             for leaf in find_leaves(binding.tensor, binding.fqn):
-                leaf.data = leaf.detach().cpu()
+                if not leaf.is_meta:  # it never arrived
+                    leaf.data = leaf.detach().cpu()
 
     def _place(self, binding: TensorBinding, sources: Mapping[str, WeightSource]) -> None:
         tensor = binding.tensor

@@ -70,24 +70,19 @@ class SlotRing:
             self.slots.extend(DeviceSlot(slot_bytes, self.device) for _ in range(self.num_slots))
 
     def find(self, unit: OffloadUnit, *, evict: bool) -> DeviceSlot | None:
-        """A slot that ``unit`` may be copied to: its preferred one, so that it keeps its address.
+        """A slot that ``unit`` may be copied to: its preferred one if it is idle, or else another.
 
         Args:
-            unit: what is to be copied.
-            evict: take another idle slot, or one whose unit was prefetched and not yet used, before
-                giving up.
+            unit: what is to be copied. In the regular order it always meets its preferred slot.
+            evict: where none is idle, take one whose unit was prefetched and not used yet.
 
         Returns:
-            The slot, or None where the units that hold them are in use (or, without ``evict``,
-            wanted).
+            The slot, or None where the others' units are in use, or wanted and not to be evicted.
         """
-        preferred = self.slots[unit.preferred_slot]
-        if preferred.holder in (None, unit) or preferred.holder.state is UnitState.OFFLOADED:
-            return preferred
-        if not evict:
-            return None
-        takeable = (UnitState.PREFETCHING, UnitState.OFFLOADED)
-        for slot in (preferred, *self.slots):
-            if slot.holder is None or slot.holder.state in takeable:
-                return slot
+        candidates = (self.slots[unit.preferred_slot], *self.slots)
+        states = (UnitState.OFFLOADED, UnitState.PREFETCHING) if evict else (UnitState.OFFLOADED,)
+        for state in states:
+            for slot in candidates:
+                if slot.holder in (None, unit) or slot.holder.state is state:
+                    return slot
         return None

@@ -1,0 +1,1 @@
+"""Measurements beside the alternatives; each script writes into ``benchmarks/results``."""

@@ -1,0 +1,70 @@
+"""Ways of running a transformer that is larger than one would like: ours and the alternatives."""
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.shapes import RandomWan
+from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
+from fastvideo_lightning.callbacks.placement import Placement
+
+Teardown = Callable[[], None]
+
+
+def place(callback: Placement, model: RandomWan, device: torch.device) -> Teardown:
+    """Attach one of our callbacks, in a batch as the predict loop would have it."""
+    callback.attach(model, device)
+    callback.on_predict_batch_start()
+    return callback.detach
+
+
+def resident(model: RandomWan, device: torch.device) -> Teardown:
+    """All weights on the device."""
+    return place(Resident(""), model, device)
+
+
+def streamed(model: RandomWan, device: torch.device) -> Teardown:
+    """Two slots, pinned host masters."""
+    return place(LayerwiseOffload("blocks"), model, device)
+
+
+def streamed_pageable(model: RandomWan, device: torch.device) -> Teardown:
+    """Two slots, pageable host masters: ``pin_cpu_memory=False``."""
+    return place(LayerwiseOffload("blocks", pin_memory=False), model, device)
+
+
+def group_offload(*, kind: str, record_stream: bool) -> Callable[..., Teardown]:
+    """Diffusers' group offloading with a stream."""
+
+    def attach(model: RandomWan, device: torch.device) -> Teardown:
+        load_on_host(model)
+        model.enable_group_offload(
+            onload_device=device,
+            offload_device=torch.device("cpu"),
+            offload_type=kind,
+            num_blocks_per_group=1 if kind == "block_level" else None,
+            use_stream=True,
+            record_stream=record_stream,
+            non_blocking=True,
+        )
+        return lambda: None
+
+    return attach
+
+
+def load_on_host(model: RandomWan) -> None:
+    """Ordinary host weights, as a library's loader leaves them."""
+    loader = Resident("")
+    loader.attach(model, "cpu")
+    loader.detach()
+
+
+MODES: dict[str, Callable[[RandomWan, torch.device], Teardown]] = {
+    "streamed": streamed,
+    "streamed-pageable": streamed_pageable,
+    "group-block": group_offload(kind="block_level", record_stream=False),
+    "group-block-record": group_offload(kind="block_level", record_stream=True),
+    "group-leaf": group_offload(kind="leaf_level", record_stream=False),
+    "group-leaf-record": group_offload(kind="leaf_level", record_stream=True),
+    "resident": resident,
+}

@@ -1,0 +1,78 @@
+"""From a benchmark's JSON to a Markdown table and a plot."""
+
+import json
+from pathlib import Path
+
+
+def bound_ms(facts: dict, frames: int) -> float:
+    """The limit of a streamed step: the resident one's time, or that of its bytes over the link."""
+    resident = [
+        row["step_ms"]
+        for row in facts["rows"]
+        if row["mode"] == "resident" and row["frames"] == frames
+    ]
+    link = facts["weight_bytes"] / facts["link_bytes_per_s"] * 1e3
+    return max([link, *resident])
+
+
+def make_table(facts: dict) -> str:
+    """The rows of a result as a Markdown table with its circumstances above."""
+    lines = [
+        f"# {facts['model']}, one denoising step, 480x832, bf16, batch 1",
+        "",
+        f"{facts['device']}, torch {facts['torch']}, diffusers {facts['diffusers']}, "
+        f"Python {facts['python']}, commit {facts['commit']}. "
+        f"Weights {facts['weight_bytes'] / 1e9:.2f} GB, pinned host-to-device rate "
+        f"{facts['link_bytes_per_s'] / 1e9:.1f} GB/s. Median of {facts['rounds']} interleaved "
+        "rounds (least to most). The bound is the larger of the resident step and the weights' "
+        "bytes over the link. Reserved and allocated: what the mode adds to the process.",
+        "",
+        "| mode | frames | step ms | of the bound | reserved GB | allocated GB | set-up s | equal |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(facts["rows"], key=lambda row: row["frames"]):
+        bound = bound_ms(facts, row["frames"])
+        ratio = "-" if row["mode"] == "resident" else f"{row['step_ms'] / bound:.3f}"
+        lines.append(
+            f"| {row['mode']} | {row['frames']} | {row['step_ms']:.1f} ({row['min_ms']:.1f} to "
+            f"{row['max_ms']:.1f}) | {ratio} | {row['reserved_gb']:.2f} | "
+            f"{row['allocated_gb']:.2f} | {row['setup_s']:.1f} | "
+            f"{'yes' if row['equal_to_resident'] else 'no'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(facts: dict, path: Path) -> None:
+    """Step time against reserved memory, a panel per frame count, the bound drawn in."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    counts = sorted({row["frames"] for row in facts["rows"]})
+    figure, axes = plt.subplots(1, len(counts), figsize=(4.5 * len(counts), 4), squeeze=False)
+    for axis, frames in zip(axes[0], counts, strict=True):
+        for row in facts["rows"]:
+            if row["frames"] == frames:
+                axis.scatter(row["reserved_gb"], row["step_ms"], s=50, label=row["mode"])
+        axis.axhline(bound_ms(facts, frames), color="gray", linestyle="--", label="bound")
+        axis.set(
+            title=f"{frames} frame{'s' if frames > 1 else ''}",
+            xlabel="reserved GPU memory, GB",
+            xlim=(0, None),
+            ylim=(0, None),
+        )
+    axes[0][0].set_ylabel("one denoising step, ms")
+    axes[0][-1].legend(fontsize=8)
+    figure.suptitle(f"{facts['model']}, 480x832, {facts['device']}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def write_report(path: Path) -> str:
+    """Write the table and the plot beside a result's JSON; returns the table."""
+    facts = json.loads(path.read_text())
+    table = make_table(facts)
+    path.with_suffix(".md").write_text(table)
+    draw(facts, path.with_suffix(".png"))
+    return table

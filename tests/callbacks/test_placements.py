@@ -1,0 +1,168 @@
+"""ModelOffload, CPUExecution and Resident on components of a pipeline-like module, on the CPU."""
+
+from dataclasses import dataclass
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
+from fastvideo_lightning.strategies import HostResidentStrategy
+from tests.toys import OnMeta, make_toy, sample
+
+
+@dataclass
+class Code:
+    mean: torch.Tensor
+
+
+class Coder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Linear(16, 8)
+        self.out = nn.Linear(8, 16)
+        self.where: list[int] = []
+
+    def encode(self, x: torch.Tensor) -> Code:
+        self.where.append(self.into.weight.data_ptr())
+        return Code(self.into(x))
+
+    def decode(self, code: torch.Tensor) -> torch.Tensor:
+        self.where.append(self.out.weight.data_ptr())
+        if code.isnan().any():
+            raise ValueError("not a code")
+        return self.out(code)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decode(self.encode(x).mean)
+
+
+class Pipe(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = make_toy(3, seed=4)
+        self.transformer = make_toy(4)
+        self.vae = Coder().requires_grad_(False)
+
+    def generate(self, x: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(self.vae.encode(self.transformer(self.encoder(x))).mean)
+
+
+def make_callbacks():
+    return [LayerwiseOffload("transformer.blocks"), CPUExecution("encoder"), ModelOffload("vae")]
+
+
+def test_all_placements_together_equal_the_plain_module_and_restore_it():
+    pipe, plain = Pipe(), Pipe()
+    before = {name: id(p) for name, p in pipe.named_parameters()}
+    callbacks = make_callbacks()
+    for callback in callbacks:
+        callback.attach(pipe, "cpu")
+    for _ in range(3):
+        assert torch.equal(pipe.generate(sample()), plain.generate(sample()))
+    for callback in callbacks:
+        callback.detach()
+    assert {name: id(p) for name, p in pipe.named_parameters()} == before
+    assert "decode" not in pipe.vae.__dict__
+    assert torch.equal(pipe.generate(sample()), plain.generate(sample()))
+
+
+def test_fabric_setup_attaches_and_teardown_detaches():
+    pipe, plain = Pipe(), Pipe()
+    callbacks = make_callbacks()
+    fabric = L.Fabric(
+        accelerator="cpu", devices=1, strategy=HostResidentStrategy(), callbacks=callbacks
+    )
+    fabric.launch()
+    fabric.setup(pipe)
+    assert all(callback.attachments[0].root is pipe for callback in callbacks)
+    assert torch.equal(pipe.generate(sample()), plain.generate(sample()))
+    fabric.call("teardown")
+    assert not any(module._forward_hooks for module in pipe.modules())
+
+
+def test_an_offloaded_component_computes_from_other_memory_than_its_host_master():
+    pipe = Pipe()
+    ModelOffload("vae").attach(pipe, "cpu")
+    hosts = {pipe.vae.into.weight.data_ptr(), pipe.vae.out.weight.data_ptr()}
+    pipe.vae(sample())
+    assert not set(pipe.vae.where) & hosts
+    assert {pipe.vae.into.weight.data_ptr(), pipe.vae.out.weight.data_ptr()} == hosts
+
+
+def test_a_call_within_a_call_brings_the_component_in_once():
+    pipe = Pipe()
+    callback = ModelOffload("vae")
+    callback.attach(pipe, "cpu")
+    pipe.vae(sample())
+    assert callback.attachments[0].engine.stats.copies == 1
+
+
+def test_after_an_exception_in_decode_the_component_has_left_and_the_next_call_is_right():
+    pipe, plain = Pipe(), Pipe()
+    callback = ModelOffload("vae")
+    callback.attach(pipe, "cpu")
+    with pytest.raises(ValueError, match="not a code"):
+        pipe.vae.decode(torch.full((1, 8), float("nan")))
+    unit = callback.attachments[0].engine.units[0]
+    assert unit.slot is None
+    assert torch.equal(pipe.vae(sample()), plain.vae(sample()))
+
+
+def test_edits_between_calls_are_seen():
+    pipe, plain = Pipe(), Pipe()
+    ModelOffload("vae").attach(pipe, "cpu")
+    for model in (pipe.vae, plain.vae):
+        model(sample())
+        model.into.weight.data.add_(1)
+        model.out.weight = nn.Parameter(torch.ones_like(model.out.weight), requires_grad=False)
+    assert torch.equal(pipe.vae(sample()), plain.vae(sample()))
+
+
+@pytest.mark.parametrize("kind", [CPUExecution, Resident, ModelOffload])
+def test_meta_parameters_are_read_once_from_their_sources(kind):
+    plain = make_toy(3)
+    toy = OnMeta(plain)
+    callback = kind("")
+    callback.attach(toy, "cpu")
+    assert all(source.reads == 1 for source in toy.weight_sources.values())
+    assert torch.equal(toy(sample()), plain(sample()))
+    callback.detach()
+    assert torch.equal(toy(sample()), plain(sample()))
+
+
+def test_a_meta_parameter_without_source_is_named():
+    toy = OnMeta(make_toy(2))
+    del toy.weight_sources["head.bias"]
+    with pytest.raises(RuntimeError, match=r"head\.bias is on the meta device"):
+        Resident("").attach(toy, "cpu")
+    assert not toy._forward_hooks
+
+
+def test_attaching_twice_is_attaching_once():
+    pipe = Pipe()
+    callback = ModelOffload("vae")
+    assert callback.attach(pipe, "cpu") is callback.attach(pipe, "cpu")
+    assert len(pipe.vae._forward_hooks) == 1
+
+
+@pytest.mark.parametrize("second", ["transformer", "transformer.blocks.0", ""])
+def test_a_target_inside_of_another_is_refused(second):
+    pipe = Pipe()
+    LayerwiseOffload("transformer.blocks").attach(pipe, "cpu")
+    with pytest.raises(ValueError, match="both place"):
+        Resident(second).attach(pipe, "cpu")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_lies_between_the_blocks_can_have_a_placement_of_its_own(first):
+    pipe, plain = Pipe(), Pipe()
+    callbacks = [LayerwiseOffload("transformer.blocks"), ModelOffload("transformer.head")]
+    for callback in (callbacks[first], callbacks[1 - first]):
+        callback.attach(pipe, "cpu")
+    assert torch.equal(pipe.generate(sample()), plain.generate(sample()))
+    for callback in callbacks:
+        callback.detach()
+    assert torch.equal(pipe.generate(sample()), plain.generate(sample()))

@@ -1,0 +1,288 @@
+"""What only a GPU can show: overlap, memory, races."""
+
+import gc
+
+import pytest
+import torch
+
+from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
+from fastvideo_lightning.offload.slots import DeviceSlot
+from fastvideo_lightning.offload.streams import CopyStream
+from tests.gpu import requires_gpu
+from tests.toys import OnMeta, Toy, make_toy, sample
+
+pytestmark = [pytest.mark.gpu, requires_gpu]
+DEVICE = torch.device("cuda", 0)
+WIDTH = 1024
+
+
+class PoisoningStream(CopyStream):
+    """Spoils a slot as soon as its reader says it is done: a later read shows as NaN."""
+
+    def release(self, slot: DeviceSlot) -> None:
+        slot.buffer.fill_(0xFF)
+        super().release(slot)
+
+
+class SleepingStream(CopyStream):
+    """Delays copies and kernels at random, so that a missing wait shows."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.random = torch.Generator().manual_seed(0)
+
+    def sleep(self) -> None:
+        torch.cuda._sleep(int(torch.randint(0, 3_000_000, (), generator=self.random)))
+
+    def copy(self, slab: torch.Tensor, slot: DeviceSlot) -> None:
+        with torch.cuda.stream(self.stream):
+            self.sleep()
+        super().copy(slab, slot)
+
+    def wait(self, slot: DeviceSlot) -> None:
+        if torch.randint(0, 2, (), generator=self.random):
+            self.sleep()
+        super().wait(slot)
+
+
+def wide(num_blocks: int = 6, **options) -> Toy:
+    return make_toy(num_blocks, width=WIDTH, **options)
+
+
+def wide_sample() -> torch.Tensor:
+    return sample(WIDTH).to(DEVICE)
+
+
+@pytest.fixture
+def expected() -> torch.Tensor:
+    return wide().to(DEVICE)(wide_sample())
+
+
+def attach(toy: Toy, **options) -> LayerwiseOffload:
+    callback = LayerwiseOffload("blocks", **options)
+    callback.attach(toy, DEVICE)
+    return callback
+
+
+def engine_in(callback):
+    return callback.attachments[0].engine
+
+
+@pytest.mark.parametrize("pin_memory", [True, False])
+@pytest.mark.parametrize("num_slots", [1, 2, 3])
+def test_streamed_equals_resident_bit_for_bit(expected, pin_memory, num_slots):
+    toy = wide()
+    callback = attach(toy, pin_memory=pin_memory, num_slots=num_slots)
+    for in_batch in (False, True):
+        if in_batch:
+            callback.on_predict_batch_start()
+        for _ in range(3):
+            assert torch.equal(toy(wide_sample()), expected)
+            engine_in(callback).check()
+    callback.on_predict_batch_end()
+    pinned = engine_in(callback).store.pinned_bytes
+    assert pinned == (engine_in(callback).store.size_bytes if pin_memory else 0)
+    callback.detach()
+    assert torch.equal(toy.to(DEVICE)(wide_sample()), expected)
+
+
+@pytest.mark.parametrize("transport", [PoisoningStream, SleepingStream])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 3, 0, 1, 4, 2], [2, 0, 2, 1, 2]])
+def test_no_slot_is_read_late_or_early(transport, order):
+    toy, plain = wide(), wide().to(DEVICE)
+    toy.order = plain.order = order
+    expected = plain(wide_sample())
+    callback = attach(toy)
+    engine_in(callback).transport = transport(DEVICE)
+    callback.on_predict_batch_start()
+    outputs = [toy(wide_sample()) for _ in range(10)]
+    callback.on_predict_batch_end()
+    assert all(torch.equal(output, expected) for output in outputs)
+
+
+def test_a_poisoned_slot_shows_where_nothing_is_copied():
+    """The poison works: without copies the output is not a number."""
+
+    class Forgetful(PoisoningStream):
+        def copy(self, slab, slot):
+            slot.events()[0].record(self.stream)
+
+    toy = wide()
+    callback = attach(toy)
+    engine_in(callback).transport = Forgetful(DEVICE)
+    toy(wide_sample())
+    assert toy(wide_sample()).isnan().any()
+
+
+def test_device_memory_is_the_slots_and_what_lies_between_and_constant():
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(DEVICE)
+    toy = wide(8)
+    callback = attach(toy)
+    engine = engine_in(callback)
+    between = sum(
+        p.numel() * p.element_size() for m in (toy.embed, toy.head) for p in m.parameters()
+    )
+    held = torch.cuda.memory_allocated(DEVICE) - before
+    assert engine.device_bytes == 2 * max(unit.size_bytes for unit in engine.units)
+    assert abs(held - engine.device_bytes - between) < 64 * 1024
+    x = wide_sample()
+    peaks = []
+    for _ in range(4):
+        torch.cuda.reset_peak_memory_stats(DEVICE)
+        toy(x)
+        torch.cuda.synchronize()
+        peaks.append(torch.cuda.max_memory_allocated(DEVICE) - before - held)
+    activations = 2 << 20
+    assert max(peaks) < activations
+    callback.detach()
+    toy = None
+    gc.collect()
+    assert torch.cuda.memory_allocated(DEVICE) - before <= x.numel() * 4 + 512 * 64
+
+
+def test_the_host_is_never_synchronized_inside_a_forward():
+    toy = wide()
+    callback = attach(toy)
+    x = wide_sample()
+    toy(x)
+    callback.on_predict_batch_start()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            toy(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    callback.on_predict_batch_end()
+
+
+def test_copies_run_while_blocks_compute():
+    toy = wide(8)
+    callback = attach(toy)
+    callback.on_predict_batch_start()
+    x = torch.randn(16384, WIDTH, device=DEVICE)
+    toy(x)
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        toy(x)
+        torch.cuda.synchronize()
+    callback.on_predict_batch_end()
+    spans = [
+        (event.name, event.time_range.start, event.time_range.end)
+        for event in profile.events()
+        if event.device_type is torch.autograd.DeviceType.CUDA
+    ]
+    copies = [(a, b) for name, a, b in spans if "Memcpy HtoD" in name]
+    kernels = [(a, b) for name, a, b in spans if "Mem" not in name and "offload::" not in name]
+    overlapped = [c for c in copies if any(a < c[1] and c[0] < b for a, b in kernels)]
+    assert len(copies) == 8
+    assert len(overlapped) >= 7
+
+
+@pytest.mark.parametrize("edit", ["data.add_", "copy_", "assign"])
+def test_edits_between_batches_are_not_lost(edit):
+    toy, plain = wide(), wide()
+    callback = attach(toy)
+    for number in range(3):
+        callback.on_predict_batch_start()
+        result = toy(wide_sample())
+        callback.on_predict_batch_end()
+        assert torch.equal(result, wide_like(plain)(wide_sample())), number
+        for model in (toy, plain):
+            weight = model.blocks[number].up.weight
+            if edit == "data.add_":
+                weight.data.add_(0.25)
+            elif edit == "copy_":
+                weight.copy_(weight * 1.5)
+            else:
+                state = {k: v.cpu() * 1.25 for k, v in model.state_dict().items()}
+                model.load_state_dict(state, assign=True)
+                model.requires_grad_(False)
+    callback.detach()
+
+
+def wide_like(plain: Toy) -> Toy:
+    copy = wide()
+    copy.load_state_dict(plain.state_dict())
+    return copy.to(DEVICE)
+
+
+def test_after_an_exception_the_next_forward_is_right(expected):
+    toy = wide()
+    callback = attach(toy)
+    for in_batch in (False, True):
+        if in_batch:
+            callback.on_predict_batch_start()
+        toy.blocks[3].fails = True
+        with pytest.raises(RuntimeError, match="the block failed"):
+            toy(wide_sample())
+        toy.blocks[3].fails = False
+        assert torch.equal(toy(wide_sample()), expected)
+    callback.on_predict_batch_end()
+
+
+def test_inputs_on_the_host_are_brought_to_the_device(expected):
+    toy = wide()
+    attach(toy)
+    assert torch.equal(toy(wide_sample().cpu()), expected)
+
+
+def test_state_dict_is_on_the_host_in_every_state():
+    toy = wide()
+    attach(toy)
+    seen = []
+    toy.blocks[1].up.register_forward_pre_hook(
+        lambda module, args: seen.extend(toy.blocks[1].state_dict().values())
+    )
+    toy(wide_sample())
+    assert seen
+    assert all(value.device.type == "cpu" for value in seen)
+
+
+def test_a_component_is_on_the_device_only_during_its_call():
+    toy, plain = wide(4), wide(4).to(DEVICE)
+    callback = ModelOffload("")
+    callback.attach(toy, DEVICE)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(DEVICE)
+    x = sample(WIDTH)
+    y = toy(x)
+    assert torch.equal(y, plain(x.to(DEVICE)))
+    assert torch.cuda.memory_allocated(DEVICE) - before <= y.numel() * 4 + 512
+    assert toy.head.weight.is_pinned()
+
+
+def test_a_component_computed_on_the_cpu_takes_and_gives_device_tensors():
+    toy = wide(4)
+    CPUExecution("").attach(toy, DEVICE)
+    before = torch.cuda.memory_allocated(DEVICE)
+    y = toy(wide_sample())
+    assert y.device == DEVICE
+    assert torch.equal(y.cpu(), wide(4)(sample(WIDTH)))
+    assert torch.cuda.memory_allocated(DEVICE) - before < 64 * 1024
+
+
+def test_meta_weights_reach_only_their_home():
+    plain = wide(4)
+    toy = OnMeta(plain)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(DEVICE)
+    callback = LayerwiseOffload("blocks")
+    torch.cuda.reset_peak_memory_stats(DEVICE)
+    callback.attach(toy, DEVICE)
+    between = sum(p.numel() * 4 for m in (toy.embed, toy.head) for p in m.parameters())
+    peak = torch.cuda.max_memory_allocated(DEVICE) - before
+    assert peak <= engine_in(callback).device_bytes + between + 64 * 1024
+    assert torch.equal(toy(wide_sample()), plain.to(DEVICE)(wide_sample()))
+
+
+def test_resident_and_back():
+    toy = wide(4)
+    callback = Resident("")
+    callback.attach(toy, DEVICE)
+    assert all(p.device == DEVICE for p in toy.parameters())
+    callback.detach()
+    assert all(p.device.type == "cpu" for p in toy.parameters())

@@ -1,0 +1,90 @@
+"""Who imports whom: the rooms of the package keep to their doors."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fastvideo_lightning"
+ALLOWED = {
+    "offload": {"torch", "safetensors", "offload"},
+    "config.py": set(),
+    "output.py": {"numpy", "av", "PIL"},
+    "prompts.py": {"config"},
+    "weights.py": {"torch", "safetensors"},
+    "components.py": {"torch", "diffusers", "transformers", "accelerate", "weights"},
+    "checkpoint.py": {
+        "torch",
+        "diffusers",
+        "transformers",
+        "huggingface_hub",
+        "components",
+        "weights",
+    },
+    "modules": {
+        *("torch", "lightning", "diffusers", "transformers", "numpy", "PIL"),
+        *("checkpoint", "components", "weights", "config", "output", "modules"),
+    },
+    "callbacks": {"torch", "lightning", "rich", "offload", "config", "output", "callbacks"},
+    "strategies.py": {"torch", "lightning", "config", "checkpoint", "offload.partition"},
+    "loop.py": {"torch", "lightning"},
+    "cli.py": {"click", "generator", "config"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Names of the packages, and of this package's rooms, that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    rooms = set()
+    for name in names:
+        top, _, rest = name.partition(".")
+        if top == "fastvideo_lightning":
+            rooms.add(rest)
+        elif top not in sys.stdlib_module_names:
+            rooms.add(top)
+    return rooms
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_what_it_may(room):
+    place = PACKAGE / room
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    assert files
+    for path in files:
+        for name in imported(path):
+            ok = any(name == allowed or name.startswith(f"{allowed}.") for allowed in ALLOWED[room])
+            assert ok, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_importing_the_package_imports_nothing_slow():
+    code = (
+        "import sys, fastvideo_lightning, fastvideo_lightning.callbacks\n"
+        "slow = {'torch', 'lightning', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_importing_the_folder_names_the_right_import():
+    result = subprocess.run(
+        [sys.executable, "-c", "import callbacks"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "from fastvideo_lightning.callbacks import" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["fastvideo_lightning", "fastvideo_lightning.callbacks"])
+def test_every_public_name_resolves(name):
+    module = __import__(name, fromlist=["__all__"])
+    for public in module.__all__:
+        assert getattr(module, public) is not None
+    with pytest.raises(AttributeError, match="Nonsense"):
+        module.Nonsense  # noqa: B018

@@ -1,0 +1,84 @@
+"""Small models with what makes streaming hard: buffers, mixed dtypes, uneven blocks."""
+
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width)
+        self.gate = nn.Parameter(torch.randn(width, dtype=torch.float64))
+        self.register_buffer("table", torch.randn(width), persistent=False)
+        self.fails = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fails:
+            raise RuntimeError("the block failed")
+        hidden = torch.tanh(self.up(self.norm(x) * self.table))
+        return x + self.down(hidden) * self.gate.float()
+
+
+class Toy(nn.Module):
+    """A model whose blocks are the field ``blocks``; ``order`` says which are called, and when."""
+
+    def __init__(self, width: int = 16, num_blocks: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(Block(width, width + 8 * i) for i in range(num_blocks))
+        self.head = nn.Linear(width, width)
+        self.order = list(range(num_blocks))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        for i in self.order:
+            x = self.blocks[i](x)
+        return self.head(x)
+
+
+def make_toy(num_blocks: int = 4, *, seed: int = 0, width: int = 16) -> Toy:
+    torch.manual_seed(seed)
+    return Toy(width, num_blocks).eval().requires_grad_(False)
+
+
+def sample(width: int = 16) -> torch.Tensor:
+    return torch.randn(2, width, generator=torch.Generator().manual_seed(7))
+
+
+class TensorSource:
+    """A weight source over a tensor in memory, in place of one in a file."""
+
+    path = None
+    offset = 0
+
+    def __init__(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        self.tensor = tensor
+        self.shape = tensor.shape
+        self.stored_dtype = tensor.dtype
+        self.dtype = dtype or tensor.dtype
+        self.reads = 0
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        return self.dtype
+
+    def read_into(self, out: torch.Tensor) -> None:
+        self.reads += 1
+        out.copy_(self.tensor)
+
+
+class OnMeta(Toy):
+    """The same model as ``like``, on meta, with its bytes behind ``weight_sources``."""
+
+    def __init__(self, like: Toy) -> None:
+        super().__init__(like.embed.in_features, len(like.blocks))
+        self.load_state_dict(like.state_dict(), strict=False)
+        for block, other in zip(self.blocks, like.blocks, strict=True):
+            block.table = other.table.clone()
+        self.weight_sources = {}
+        for name, parameter in list(self.named_parameters()):
+            self.weight_sources[name] = TensorSource(parameter.detach().clone())
+            owner, _, leaf = name.rpartition(".")
+            on_meta = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+            self.get_submodule(owner)._parameters[leaf] = on_meta
