@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,8 +33,19 @@ from fastvideo_lightning.options import (
 )
 from fastvideo_lightning.prompts import check_prompt
 
+if TYPE_CHECKING:
+    from fastvideo_lightning.output import GeneratedVideo
+
 COMMAND = "fastvideo-lightning"
 FAILED, WRONG_CHOICE, STOPPED = 1, 2, 130
+
+# Not their parents: lightning sets the level of `lightning.fabric` when it is imported.
+LIBRARY_LOGGERS = (
+    "lightning.fabric.utilities.distributed",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.utilities.rank_zero",
+    "torch",
+)
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -118,13 +129,16 @@ def _make_video(request: Request) -> None:
             check_output_folder(choices["output_path"])
     # Seconds of imports from here on.
     from fastvideo_lightning import CheckpointError, VideoGenerator, VideoModule
+    from fastvideo_lightning.generator import check_devices
 
     with _users_mistakes(CheckpointError):
+        device_type = check_devices(choices["num_gpus"], choices["accelerator"])
         module = VideoModule.from_pretrained(
             choices["model"],
             dtype=choices["dtype"],
             revision=choices.get("revision"),
             variant=choices.get("variant"),
+            device_type="cpu" if device_type == "cpu" else None,
         )
         module.resolve_sampling(request.params)
         generator = VideoGenerator(
@@ -141,6 +155,11 @@ def _make_video(request: Request) -> None:
             save_video=choices["save_video"],
             **request.params.given(),
         )
+    if _is_first_process():
+        _report(video)
+
+
+def _report(video: "GeneratedVideo") -> None:
     frames, height, width, _ = video.frames.shape
     if video.video_path is not None:
         click.echo(video.video_path)
@@ -168,24 +187,30 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    for name in ("lightning", "torch"):
+    for name in LIBRARY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     ours, shown = os.path.dirname(__file__), set[str]()
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
         text = str(message)
-        if filename.startswith(ours) and text not in shown:
+        if filename.startswith(ours) and text not in shown and _is_first_process():
             shown.add(text)
             click.echo(f"Warning: {in_command_words(text)}", err=True)
 
     warnings.showwarning = show  # type: ignore[assignment]
 
 
+def _is_first_process() -> bool:
+    """With several processes, each runs the whole command: the first one speaks for all."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 class _StderrLog(logging.Handler):
     """Write our records to stderr as it is at that moment: a progress bar may stand in for it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(in_command_words(self.format(record)), err=True)
+        if _is_first_process():
+            click.echo(in_command_words(self.format(record)), err=True)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastvideo_lightning
+from fastvideo_lightning.cli import LIBRARY_LOGGERS
 from fastvideo_lightning.output import GeneratedVideo
 
 
@@ -59,7 +60,7 @@ def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     # What the command sets for its own process goes back after the test.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         monkeypatch.setenv(name, "error")
-    for name in ("lightning", "torch"):
+    for name in LIBRARY_LOGGERS:
         logger = logging.getLogger(name)
         monkeypatch.setattr(logger, "level", logger.level)
     return calls
