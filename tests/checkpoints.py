@@ -26,7 +26,13 @@ from transformers import (
 
 WORDS = ["a", "red", "green", "circle", "square", "moves", "left", "right", "on", "black"]
 PROMPT = "a red circle moves right"
-SIZE = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2}
+SIZE = {
+    "height": 32,
+    "width": 48,
+    "num_frames": 5,
+    "num_inference_steps": 2,
+    "max_sequence_length": 16,
+}
 _TEXT_WIDTH, _IMAGE_WIDTH, _IMAGE_TOKENS = 16, 12, 5
 
 

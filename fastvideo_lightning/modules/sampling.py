@@ -102,7 +102,7 @@ def check_grid(name: str, value: int, *, first: int, step: int, last: int) -> No
     """
     if first <= value <= last and (value - first) % step == 0:
         return
-    nearest = first + step * round((min(max(value, first), last) - first) / step)
+    nearest = first + step * ((min(max(value, first), last) - first + step // 2) // step)
     multiple = f"a multiple of {step}" if first == step else f"{first} plus a multiple of {step}"
     raise ValueError(
         f"{name} must be {multiple}, {first} to {last}, got {value}. "

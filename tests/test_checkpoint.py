@@ -1,0 +1,292 @@
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from references import load_plain
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fastvideo_lightning import CheckpointError, VideoModule
+from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
+from fastvideo_lightning.weights import find_tensors, read_header
+
+FindCheckpoint = Callable[[str], Path]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def broken(checkpoint: FindCheckpoint, tmp_path: Path) -> Path:
+    """Return a copy that a test may damage."""
+    return Path(shutil.copytree(checkpoint("t2v"), tmp_path / "broken"))
+
+
+def weights_of(folder: Path, component: str = "transformer") -> Path:
+    return next((folder / component).glob("*.safetensors"))
+
+
+def test_building_reads_no_weight(checkpoint: FindCheckpoint) -> None:
+    pipeline, sources = load_pipeline(open_checkpoint(checkpoint("t2v")), dtype="fp32")
+    models = {n: c for n, c in pipeline.components.items() if isinstance(c, nn.Module)}
+    names = {f"{n}.{w}" for n, c in models.items() for w in c.state_dict()}
+    assert all(w.is_meta for c in models.values() for w in c.parameters())
+    assert not any(b.is_meta for c in models.values() for b in c.buffers())
+    assert sources.keys() == names
+
+
+def test_sources_hold_what_diffusers_loads(checkpoint: FindCheckpoint) -> None:
+    folder = checkpoint("i2v_clip")
+    _, sources = load_pipeline(open_checkpoint(folder), dtype="fp32")
+    plain = load_plain(folder, expects_image=True)
+    for name, component in plain.components.items():
+        if not isinstance(component, nn.Module):
+            continue
+        for fqn, expected in component.state_dict().items():
+            source = sources[f"{name}.{fqn}"]
+            out = torch.empty(source.shape, dtype=source.dtype_on(CPU))
+            source.read_into(out)
+            assert torch.equal(out, expected), f"{name}.{fqn}"
+            with source.path.open("rb") as file:
+                file.seek(source.offset)
+                raw = file.read(source.tensor.size_bytes)
+            assert torch.equal(
+                torch.frombuffer(bytearray(raw), dtype=source.stored_dtype).view(source.shape), out
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtypes_are_those_of_plain_loading(checkpoint: FindCheckpoint, dtype: torch.dtype) -> None:
+    from diffusers import DiffusionPipeline
+
+    folder = checkpoint("t2v")
+    _, sources = load_pipeline(open_checkpoint(folder), dtype=dtype)
+    plain = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+    for name, component in plain.components.items():
+        if isinstance(component, nn.Module):
+            for fqn, weight in component.state_dict().items():
+                source = sources[f"{name}.{fqn}"]
+                out = torch.empty(source.shape, dtype=source.dtype_on(CPU))
+                source.read_into(out)
+                assert out.dtype == weight.dtype, f"{name}.{fqn}"
+                assert torch.equal(out, weight), f"{name}.{fqn}"
+
+
+def test_auto_is_fp32_on_a_cpu_and_bf16_beside_an_fp32_vae_on_a_gpu(
+    checkpoint: FindCheckpoint,
+) -> None:
+    sources = VideoModule.from_pretrained(checkpoint("t2v")).weight_sources
+    by_place = {
+        name: (sources[name].dtype_on(CPU), sources[name].dtype_on(CUDA))
+        for name in (
+            "transformer.blocks.0.attn1.to_q.weight",
+            "transformer.blocks.0.scale_shift_table",
+            "text_encoder.encoder.block.0.layer.0.SelfAttention.q.weight",
+            "vae.decoder.conv_in.weight",
+        )
+    }
+    fp32, bf16 = torch.float32, torch.bfloat16
+    assert list(by_place.values()) == [(fp32, bf16), (fp32, fp32), (fp32, bf16), (fp32, fp32)]
+
+
+def test_default_dtype_and_grad_are_left_as_they_should_be(checkpoint: FindCheckpoint) -> None:
+    module = VideoModule.from_pretrained(checkpoint("t2v"), dtype="bf16")
+    assert torch.get_default_dtype() is torch.float32
+    assert not any(weight.requires_grad for weight in module.parameters())
+    assert not any(child.training for child in module.modules())
+
+
+def test_tied_weights_stay_one_parameter(checkpoint: FindCheckpoint) -> None:
+    module = VideoModule.from_pretrained(checkpoint("t2v"))
+    encoder = module.get_submodule("text_encoder")
+    tied = "text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight"
+    assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
+    assert len({module.weight_sources[name].offset for name in tied}) == 1
+    module.on_predict_start()
+    assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
+    assert not encoder.shared.weight.is_meta
+
+
+def test_shards_and_variants_are_found(checkpoint: FindCheckpoint, tmp_path: Path) -> None:
+    plain = load_plain(checkpoint("t2v"), expects_image=False)
+    plain.save_pretrained(tmp_path, variant="fp16", max_shard_size="20KB")
+    assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 1
+    module = VideoModule.from_pretrained(tmp_path, variant="fp16")
+    module.on_predict_start()
+    for fqn, weight in plain.transformer.state_dict().items():
+        assert torch.equal(module.get_submodule("transformer").state_dict()[fqn], weight)
+
+
+def test_renamed_keys_are_left_to_the_library(broken: Path) -> None:
+    path = weights_of(broken, "text_encoder")
+    for old in path.parent.glob("*"):
+        if old.suffix == ".safetensors":
+            torch.save(load_file(old), path.parent / "pytorch_model.bin")
+            old.unlink()
+    module = VideoModule.from_pretrained(broken, dtype="fp32")
+    encoder = module.get_submodule("text_encoder")
+    assert not any(weight.is_meta for weight in encoder.parameters())
+    assert not any(name.startswith("text_encoder.") for name in module.weight_sources)
+    assert module.get_submodule("transformer").proj_out.weight.is_meta
+
+
+def test_a_14b_model_is_built_without_its_memory(broken: Path) -> None:
+    """Build 28 GB of shapes over an index of headers only: no byte of a weight exists."""
+    from diffusers import WanTransformer3DModel
+
+    from fastvideo_lightning.components import RunDtypes, _build_without_weights
+    from fastvideo_lightning.weights import StoredTensor
+
+    with torch.device("meta"):
+        shapes = WanTransformer3DModel().state_dict()
+    (broken / "transformer" / "config.json").write_text(
+        json.dumps({"_class_name": "WanTransformer3DModel"})
+    )
+    tensors = {
+        name: StoredTensor(Path("absent"), 0, weight.shape, torch.bfloat16)
+        for name, weight in shapes.items()
+    }
+    before = resident_bytes()
+    component = _build_without_weights(
+        WanTransformer3DModel,
+        broken / "transformer",
+        tensors,
+        RunDtypes(torch.float32, torch.bfloat16),
+        torch.bfloat16,
+    )
+    assert component is not None
+    assert sum(weight.numel() for weight in component.module.parameters()) > 14e9
+    assert resident_bytes() - before < 300e6
+
+
+def resident_bytes() -> int:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc, which only Linux has")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
+def test_truncated_file_is_named(broken: Path, keep: int) -> None:
+    path = weights_of(broken)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=str(path)):
+        VideoModule.from_pretrained(broken)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"not a model at all, but text", b"version https://git-lfs.github.com/spec/v1\n" * 3],
+)
+def test_foreign_file_is_named(broken: Path, content: bytes) -> None:
+    path = weights_of(broken, "vae")
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=str(path)) as caught:
+        VideoModule.from_pretrained(broken)
+    assert ("git lfs pull" in str(caught.value)) == content.startswith(b"version")
+
+
+def test_header_that_lies_about_sizes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = {"weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(8))
+    with pytest.raises(CheckpointError, match="'weight', which needs 16"):
+        read_header(path)
+
+
+def test_file_that_shrinks_after_its_header_was_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(1000)}, path)
+    tensor = read_header(path)["weight"]
+    path.write_bytes(path.read_bytes()[:200])
+    from fastvideo_lightning.weights import StoredWeight
+
+    source = StoredWeight(tensor, torch.float32, torch.float32)
+    with pytest.raises(CheckpointError, match=str(path)):
+        source.read_into(torch.empty(1000))
+
+
+def test_missing_shard_is_named(checkpoint: FindCheckpoint, tmp_path: Path) -> None:
+    plain = load_plain(checkpoint("t2v"), expects_image=False)
+    plain.transformer.save_pretrained(tmp_path, max_shard_size="20KB")
+    gone = sorted(tmp_path.glob("*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(CheckpointError, match=gone.name):
+        find_tensors(tmp_path, "diffusion_pytorch_model", None)
+
+
+@pytest.mark.parametrize("component", ["vae", "tokenizer", "scheduler"])
+def test_missing_component_is_named(broken: Path, component: str) -> None:
+    shutil.rmtree(broken / component)
+    with pytest.raises(CheckpointError, match=str(broken / component)):
+        VideoModule.from_pretrained(broken)
+
+
+def test_component_without_weights_is_named(broken: Path) -> None:
+    weights_of(broken).unlink()
+    with pytest.raises(CheckpointError, match=str(broken / "transformer")):
+        VideoModule.from_pretrained(broken)
+
+
+def test_weights_of_another_model_are_refused_by_name(broken: Path) -> None:
+    path = weights_of(broken)
+    tensors = load_file(path)
+    tensors["proj_out.weight"] = torch.ones(3, 3)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"proj_out\.weight.*\[3, 3\]"):
+        VideoModule.from_pretrained(broken)
+
+
+def test_missing_weight_is_refused_by_name(broken: Path) -> None:
+    path = weights_of(broken)
+    tensors = load_file(path)
+    del tensors["proj_out.weight"]
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"proj_out\.weight"):
+        VideoModule.from_pretrained(broken)
+
+
+def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model_index\.json"):
+        VideoModule.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["no/such/folder", "./nowhere", "no such thing", "~/nowhere"])
+def test_path_that_is_not_there(path: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no hub id"):
+        VideoModule.from_pretrained(path)
+
+
+def test_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import DiffusionPipeline
+
+    def fail(*_: object, **__: object) -> None:  # stands in for a machine without a network
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(DiffusionPipeline, "download", fail)
+    with pytest.raises(CheckpointError, match="hf download Some-One/some-model"):
+        VideoModule.from_pretrained("Some-One/some-model")
+
+
+def test_unknown_pipeline_class_is_named(broken: Path) -> None:
+    index = json.loads((broken / "model_index.json").read_text())
+    index["_class_name"] = "NoSuchPipeline"
+    (broken / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="NoSuchPipeline"):
+        VideoModule.from_pretrained(broken)
+
+
+def test_unknown_dtype_and_variant_are_refused(checkpoint: FindCheckpoint) -> None:
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        VideoModule.from_pretrained(checkpoint("t2v"), dtype="int3")
+    with pytest.raises(ValueError, match="variant 'fp8'"):
+        VideoModule.from_pretrained(checkpoint("t2v"), variant="fp8")
+
+
+def test_every_kind_finds_all_its_weights(checkpoint: FindCheckpoint) -> None:
+    for kind in checkpoints.WRITERS:
+        module = VideoModule.from_pretrained(checkpoint(kind))
+        assert module.weight_sources.keys() == module.state_dict().keys(), kind

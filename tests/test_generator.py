@@ -1,0 +1,240 @@
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import PROMPT, SIZE
+
+from fastvideo_lightning import OffloadConfig, VideoGenerator, VideoModule
+from fastvideo_lightning.modules.steps import Stage
+from fastvideo_lightning.placements import _said, explain_memory, make_placements
+
+FindCheckpoint = Callable[[str], Path]
+
+
+@pytest.fixture
+def generator(checkpoint: FindCheckpoint) -> Iterator[VideoGenerator]:
+    with VideoGenerator.from_pretrained(checkpoint("t2v"), accelerator="cpu") as generator:
+        yield generator
+
+
+def test_video_is_written_and_described(generator: VideoGenerator, tmp_path: Path) -> None:
+    video = generator.generate_video(PROMPT, output_path=tmp_path, seed=5, fps=8, **SIZE)
+    again = generator.generate_video(PROMPT, output_path=tmp_path, seed=5, fps=8, **SIZE)
+    assert video.frames.shape == (5, 32, 48, 3)
+    assert (video.prompt, video.seed, video.fps) == (PROMPT, 5, 8)
+    assert video.video_path == tmp_path / "a_red_circle_moves_right.mp4"
+    assert again.video_path == tmp_path / "a_red_circle_moves_right_1.mp4"
+    assert video.video_path.stat().st_size > 0
+    assert video.generation_time_s > 0
+    assert video.peak_gpu_memory_gib is None
+    assert (video.frames == again.frames).all()
+
+
+def test_nothing_is_written_unless_asked(
+    generator: VideoGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert generator.generate_video(PROMPT, save_video=False, **SIZE).video_path is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_users_callbacks_hear_the_steps(checkpoint: FindCheckpoint) -> None:
+    class Listener:
+        heard: list[tuple[str, int, int]] = []
+
+        def on_denoise_step_start(self, step: int, num_steps: int, module: Any) -> None:
+            assert isinstance(module, VideoModule)
+            self.heard.append(("start", step, num_steps))
+
+        def on_denoise_step_end(self, step: int, num_steps: int) -> None:
+            self.heard.append(("end", step, num_steps))
+
+    with VideoGenerator.from_pretrained(
+        checkpoint("t2v"), accelerator="cpu", callbacks=[Listener()]
+    ) as generator:
+        generator.generate_video(PROMPT, save_video=False, **SIZE)
+    assert Listener.heard == [("start", 0, 2), ("end", 0, 2), ("start", 1, 2), ("end", 1, 2)]
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
+@pytest.mark.parametrize("place", ["transformer.blocks.1", "text_encoder", "vae.decoder"])
+def test_after_an_exception_the_next_video_is_right(
+    generator: VideoGenerator, tmp_path: Path, error: BaseException, place: str
+) -> None:
+    expected = generator.generate_video(PROMPT, save_video=False, **SIZE)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    handle = generator.module.get_submodule(place).register_forward_hook(fail)
+    with pytest.raises(type(error)):
+        generator.generate_video(PROMPT, output_path=tmp_path, flow_shift=7.0, **SIZE)
+    handle.remove()
+    assert not list(tmp_path.iterdir()), "a name was left reserved"
+    video = generator.generate_video(PROMPT, output_path=tmp_path, **SIZE)
+    assert (video.frames == expected.frames).all()
+
+
+@pytest.mark.parametrize(
+    ("place", "stage", "flag"),
+    [
+        ("text_encoder", "encode", "text_encoder_cpu_offload=True"),
+        ("transformer", "denoise", "dit_layerwise_offload=True"),
+        ("vae.decoder", "decode", "vae_cpu_offload=True"),
+    ],
+)
+def test_out_of_memory_names_the_stage_and_the_flag(
+    checkpoint: FindCheckpoint, place: str, stage: str, flag: str
+) -> None:
+    off = {name.removesuffix("=True"): False for name in (flag,)}
+
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    with VideoGenerator.from_pretrained(checkpoint("t2v"), accelerator="cpu", **off) as generator:
+        handle = generator.module.get_submodule(place).register_forward_hook(run_out)
+        with pytest.raises(RuntimeError, match=f"in the {stage} stage.*{flag}"):
+            generator.generate_video(PROMPT, save_video=False, **SIZE)
+        handle.remove()
+        generator.generate_video(PROMPT, save_video=False, **SIZE)
+
+
+def test_memory_advice_never_names_a_flag_that_is_on() -> None:
+    for stage in Stage:
+        advice = explain_memory(stage, OffloadConfig())
+        named = re.findall(r"(\w+)=True", advice)
+        assert not [flag for flag in named if getattr(OffloadConfig(), flag)], advice
+
+
+def test_closing_frees_and_ends_the_generator(checkpoint: FindCheckpoint) -> None:
+    import gc
+    import weakref
+
+    generator = VideoGenerator.from_pretrained(checkpoint("t2v"), accelerator="cpu")
+    generator.generate_video(PROMPT, save_video=False, **SIZE)
+    weight = weakref.ref(generator.module.get_submodule("transformer").proj_out.weight)
+    generator.close()
+    generator.close()
+    gc.collect()
+    assert weight() is None
+    with pytest.raises(RuntimeError, match="closed"):
+        generator.generate_video(PROMPT)
+
+
+def test_the_checkpoints_scheduler_is_back_after_a_flow_shift(generator: VideoGenerator) -> None:
+    scheduler = generator.module.pipeline.scheduler
+    plain = generator.generate_video(PROMPT, save_video=False, **SIZE)
+    shifted = generator.generate_video(PROMPT, save_video=False, flow_shift=9.0, **SIZE)
+    assert generator.module.pipeline.scheduler is scheduler
+    assert scheduler.config.flow_shift == 3.0
+    assert (plain.frames != shifted.frames).any()
+
+
+def test_flags_without_effect_are_said_once(
+    checkpoint: FindCheckpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    _said.clear()
+    module = VideoModule.from_pretrained(checkpoint("t2v"))
+    with caplog.at_level(logging.INFO, logger="fastvideo_lightning"):
+        for _ in range(2):
+            assert make_placements(module, OffloadConfig(), on_gpu=False) == []
+            make_placements(module, OffloadConfig(), on_gpu=True)
+    assert len(caplog.records) == 2
+    assert "dit_cpu_offload=True has no effect without use_fsdp_inference" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, ["LayerwiseOffload", "CPUExecution", "ModelOffload", "ModelOffload"]),
+        (
+            {
+                "dit_layerwise_offload": False,
+                "text_encoder_cpu_offload": False,
+                "image_encoder_cpu_offload": False,
+                "vae_cpu_offload": False,
+            },
+            ["Resident"] * 4,
+        ),
+        (
+            {"text_encoder_layerwise_offload": True},
+            ["LayerwiseOffload", "LayerwiseOffload", "ModelOffload", "ModelOffload"],
+        ),
+    ],
+)
+def test_flags_choose_the_callbacks_by_role(
+    checkpoint: FindCheckpoint, flags: dict[str, bool], expected: list[str]
+) -> None:
+    module = VideoModule.from_pretrained(checkpoint("i2v_clip"))
+    made = make_placements(module, OffloadConfig(**flags), on_gpu=True)
+    assert [type(callback).__name__ for callback in made] == expected
+    targets = [callback.target for callback in made]  # type: ignore[attr-defined]
+    assert targets == ["transformer", "text_encoder", "image_encoder", "vae"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dit_layerwize_offload": True}, TypeError, "Did you mean dit_layerwise_offload"),
+        ({"num_gpu": 1}, TypeError, "Did you mean num_gpus"),
+        ({"use_fsdp_inference": True}, ValueError, "cannot be combined"),
+        ({"dit_layerwise_offload": 1}, TypeError, "must be True or False"),
+        ({"num_gpus": 0}, ValueError, "1 or more"),
+        ({"num_gpus": "two"}, TypeError, "whole number"),
+        ({"accelerator": "tpu"}, ValueError, "accelerator must be one of"),
+    ],
+)
+def test_wrong_options_come_before_the_model_is_looked_for(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        VideoGenerator.from_pretrained("/no/such/folder", **options)
+
+
+@pytest.mark.parametrize("there", [0, 1, 3])
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, there: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    instead = "accelerator='cpu'" if there == 0 else f"num_gpus={there}"
+    with pytest.raises(ValueError, match=f"num_gpus=4 .* which is {there}. Pass {instead}"):
+        VideoGenerator.from_pretrained("/no/such/folder", num_gpus=4)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "error", "message"),
+    [
+        ({"num_inference_step": 2}, TypeError, "Did you mean num_inference_steps"),
+        ({"ouput_path": "x"}, TypeError, "Did you mean output_path"),
+        ({"height": 33}, ValueError, "height=32"),
+        ({"num_inference_steps": 0}, ValueError, "1 or more"),
+    ],
+)
+def test_wrong_sampling_is_refused_at_once(
+    generator: VideoGenerator,
+    tmp_path: Path,
+    sampling: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        generator.generate_video(PROMPT, output_path=tmp_path / "out", **sampling)
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_prompt_is_refused(generator: VideoGenerator) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        generator.generate_video("  ")
+
+
+def test_unwritable_output_is_refused_before_the_work(
+    generator: VideoGenerator, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    generator.module.get_submodule("text_encoder").register_forward_pre_hook(
+        lambda *_: pytest.fail("work was done")
+    )
+    with pytest.raises(OSError, match="cannot be written to"):
+        generator.generate_video(PROMPT, output_path=tmp_path / "file", **SIZE)

@@ -1,0 +1,125 @@
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset
+
+PROMPTS = PromptDataset(["one", "two", "three"], seed=10)
+
+
+class Recorder:
+    """A module or a callback that writes down what it is told."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        super().__init__()
+        self.name, self.log = name, log
+
+    def on_predict_start(self, fabric: Any = None) -> None:
+        self.log.append(f"{self.name}.start")
+
+    def on_predict_epoch_start(self) -> None:
+        self.log.append(f"{self.name}.epoch_start")
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.log.append(f"{self.name}.batch_start {batch_idx} {batch['prompt']}")
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.log.append(f"{self.name}.batch_end {outputs.index}")
+
+    def on_predict_epoch_end(self) -> None:
+        self.log.append(f"{self.name}.epoch_end")
+
+    def on_predict_end(self) -> None:
+        self.log.append(f"{self.name}.end")
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.log.append(f"{self.name}.exception {type(exception).__name__}")
+
+
+class Speaker(Recorder, L.LightningModule):
+    """Stands in for a VideoModule: the loop asks no more of it."""
+
+    def __init__(self, log: list[str], fail: BaseException | None = None) -> None:
+        L.LightningModule.__init__(self)
+        self.name, self.log, self.fail = "module", log, fail
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        assert not torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        assert not self.training
+        if self.fail is not None:
+            raise self.fail
+        return SimpleNamespace(index=batch["index"], prompt=batch["prompt"])
+
+
+def make_fabric(*callbacks: object) -> L.Fabric:
+    fabric = L.Fabric(
+        accelerator="cpu", devices=1, strategy=HostResidentStrategy(), callbacks=list(callbacks)
+    )
+    fabric.launch()
+    return fabric
+
+
+@pytest.mark.parametrize("setup", ["setup", "setup_module"])
+def test_hooks_come_in_lightnings_order_callbacks_before_the_module_once_each(setup: str) -> None:
+    log: list[str] = []
+    fabric = make_fabric(Recorder("callback", log))
+    module = getattr(fabric, setup)(Speaker(log))
+    PredictLoop(fabric).run(module, PromptDataset(["one", "two"]))
+    moments = ["start", "epoch_start", "batch_start 0 one", "batch_end 0"]
+    moments += ["batch_start 1 two", "batch_end 1", "epoch_end", "end"]
+    assert log == [f"{who}.{moment}" for moment in moments for who in ("callback", "module")]
+
+
+def test_predictions_are_returned_when_asked_for() -> None:
+    fabric = make_fabric()
+    module = fabric.setup(Speaker([]))
+    loop = PredictLoop(fabric)
+    assert loop.run(module, PROMPTS) is None
+    videos = loop.run(module, PROMPTS, return_predictions=True)
+    assert videos is not None
+    assert [video.prompt for video in videos] == ["one", "two", "three"]
+
+
+def test_a_loader_of_single_items_works_like_the_dataset() -> None:
+    fabric = make_fabric()
+    loader = DataLoader(PROMPTS, batch_size=None)
+    videos = PredictLoop(fabric).run(fabric.setup(Speaker([])), loader, return_predictions=True)
+    assert videos is not None
+    assert [video.index for video in videos] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
+def test_an_exception_is_announced_and_raised_again(error: BaseException) -> None:
+    log: list[str] = []
+    fabric = make_fabric(Recorder("callback", log))
+    with pytest.raises(type(error)) as caught:
+        PredictLoop(fabric).run(fabric.setup(Speaker(log, fail=error)), PROMPTS)
+    assert caught.value is error
+    name = type(error).__name__
+    assert log[-2:] == [f"callback.exception {name}", f"module.exception {name}"]
+
+
+def test_training_mode_is_put_back() -> None:
+    fabric = make_fabric()
+    module = Speaker([]).train()
+    PredictLoop(fabric).run(fabric.setup(module), PROMPTS)
+    assert module.training
+
+
+@pytest.mark.parametrize("source", [PROMPTS, DataLoader(PROMPTS, batch_size=None)])
+def test_ranks_share_the_prompts_without_repeating_one(source: Any) -> None:
+    seen = []
+    for rank in range(2):
+        # A fake: two ranks in one process, for the split alone.
+        fabric = SimpleNamespace(global_rank=rank, world_size=2)
+        batches, number = PredictLoop(fabric)._share(source)  # type: ignore[arg-type]
+        share = [batch["index"] for batch in batches]
+        assert len(share) == number
+        seen.append(share)
+    assert seen == [[0, 2], [1]]
