@@ -1,21 +1,33 @@
-"""SlabLayout: where each tensor of a unit lies in one flat slab of bytes."""
+"""SlabLayout: where each tensor of a unit lies in one flat slab of bytes.
+
+Note [Addresses and last bits]
+Kernels choose their code by the alignment of what they read. On CUDA every tensor of a slab is
+aligned as CUDA's allocator aligns, so that a streamed weight meets the kernel that a resident one
+meets. On the CPU, BLAS gives other last bits where a matrix begins 4, 8 or 12 bytes behind a
+multiple of 16, and a loader that maps a checkpoint leaves each weight wherever its file has it. A
+weight that computes on the CPU therefore keeps its phase: its address modulo ``PHASE_BYTES``.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 ALIGNMENT_BYTES = 512
-"""What CUDA's allocator aligns to: kernels meet a streamed weight as they would a resident one."""
+"""What CUDA's allocator aligns to."""
+
+PHASE_BYTES = 64
+"""What torch's CPU allocator aligns to."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape, strides (in elements) and dtype of one tensor."""
+    """Shape, strides (in elements) and dtype of one tensor, and its phase (in bytes)."""
 
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
+    phase: int = 0
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "TensorSpec":
@@ -27,6 +39,11 @@ class TensorSpec:
     def contiguous(cls, shape: torch.Size, dtype: torch.dtype) -> "TensorSpec":
         """The spec of a contiguous tensor."""
         return cls(shape, tuple(torch.empty(shape, device="meta").stride()), dtype)
+
+    def at(self, address: int) -> "TensorSpec":
+        """The spec with the phase of an address, see Note [Addresses and last bits]."""
+        phase = address % PHASE_BYTES
+        return self if phase % self.dtype.itemsize else replace(self, phase=phase)
 
     @property
     def size_bytes(self) -> int:
@@ -57,7 +74,7 @@ class SlabLayout:
         offsets = []
         end = 0
         for spec in self.specs:
-            offset = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            offset = -(-(end - spec.phase) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES + spec.phase
             offsets.append(offset)
             end = offset + spec.size_bytes
         self.offsets = tuple(offsets)
@@ -80,3 +97,11 @@ class SlabLayout:
             else torch.empty(spec.shape, dtype=spec.dtype, device=slab.device)
             for spec, offset in zip(self.specs, self.offsets, strict=True)
         ]
+
+
+def empty_host_tensor(spec: TensorSpec) -> torch.Tensor:
+    """An ordinary host tensor of this spec, at an address of its phase."""
+    memory = torch.empty(spec.size_bytes + PHASE_BYTES, dtype=torch.uint8)
+    start = (spec.phase - memory.data_ptr()) % PHASE_BYTES
+    flat = memory[start : start + spec.size_bytes].view(spec.dtype)
+    return flat.as_strided(spec.shape, spec.stride)

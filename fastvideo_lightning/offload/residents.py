@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from fastvideo_lightning.offload.bindings import TensorBinding
+from fastvideo_lightning.offload.layout import empty_host_tensor
 from fastvideo_lightning.offload.leaves import find_leaves, rebuild
 from fastvideo_lightning.offload.source import WeightSource
-from fastvideo_lightning.offload.unit import find_source
+from fastvideo_lightning.offload.unit import find_source, source_spec
 
 READ_THREADS = min(8, os.cpu_count() or 1)
 
@@ -64,6 +65,6 @@ class ResidentSet:
                 leaf.data = leaf.detach().to(self.device)
             return
         source = find_source(binding, sources)
-        host = torch.empty(source.shape, dtype=source.dtype_on(self.run_device))
+        host = empty_host_tensor(source_spec(source, self.run_device, self.device))
         source.read_into(host)
         binding.bind(rebuild(tensor, [host.to(self.device)]))

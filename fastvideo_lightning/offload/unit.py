@@ -91,10 +91,11 @@ class OffloadUnit:
         specs: list[TensorSpec] = []
         for binding in self.bindings:
             if binding.tensor.is_meta:
-                source = find_source(binding, sources)
-                specs.append(TensorSpec.contiguous(source.shape, source.dtype_on(run_device)))
-            else:
-                specs.extend(TensorSpec.of(t) for t in find_leaves(binding.tensor, binding.fqn))
+                specs.append(source_spec(find_source(binding, sources), run_device))
+                continue
+            for leaf in find_leaves(binding.tensor, binding.fqn):
+                spec = TensorSpec.of(leaf)
+                specs.append(spec.at(leaf.data_ptr()) if run_device.type == "cpu" else spec)
         self.layout = SlabLayout(specs)
 
     def load(self, store: HostStore, sources: Mapping[str, WeightSource]) -> None:
@@ -260,6 +261,21 @@ def _addresses(tensor: torch.Tensor) -> tuple[int, ...]:
     if is_plain(tensor):
         return (tensor.data_ptr(),)
     return tuple(leaf.data_ptr() for leaf in find_leaves(tensor, ""))
+
+
+def source_spec(
+    source: WeightSource, run_device: torch.device, device: torch.device | None = None
+) -> TensorSpec:
+    """The spec of a tensor that is yet to be read.
+
+    Args:
+        source: where it lies.
+        run_device: the device of the run, which settles the dtype.
+        device: where the tensor computes, by default there; on the CPU it keeps its file's phase.
+    """
+    spec = TensorSpec.contiguous(source.shape, source.dtype_on(run_device))
+    plain = source.path is not None and spec.dtype == source.stored_dtype
+    return spec.at(source.offset) if plain and (device or run_device).type == "cpu" else spec
 
 
 def find_source(binding: TensorBinding, sources: Mapping[str, WeightSource]) -> WeightSource:

@@ -1,7 +1,12 @@
 import torch
 
 from fastvideo_lightning.offload.host import HostSlab
-from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES, SlabLayout, TensorSpec
+from fastvideo_lightning.offload.layout import (
+    ALIGNMENT_BYTES,
+    SlabLayout,
+    TensorSpec,
+    empty_host_tensor,
+)
 
 
 def test_tensors_of_any_dtype_shape_and_stride_survive_a_copy_of_the_slab():
@@ -33,6 +38,20 @@ def test_every_tensor_is_aligned_and_none_overlaps():
     assert all(offset % ALIGNMENT_BYTES == 0 for offset in layout.offsets)
     assert all(end <= start for end, start in zip(ends, layout.offsets[1:], strict=False))
     assert layout.size_bytes == ends[-1]
+
+
+def test_a_weight_that_computes_on_the_cpu_keeps_its_phase():
+    memory = torch.arange(300, dtype=torch.float32)
+    tensors = [memory[1:5], memory[6:40].view(2, 17), memory[100:101], memory[130:290]]
+    specs = [TensorSpec.of(t).at(t.data_ptr()) for t in tensors]
+    slab = HostSlab(SlabLayout(specs))
+    device = torch.zeros(slab.layout.size_bytes, dtype=torch.uint8)
+    for view, copy, spec, tensor in zip(
+        slab.views, slab.layout.views(device), specs, tensors, strict=True
+    ):
+        assert view.data_ptr() % 64 == copy.data_ptr() % 64 == tensor.data_ptr() % 64
+        assert empty_host_tensor(spec).data_ptr() % 64 == tensor.data_ptr() % 64
+    assert [spec.phase for spec in specs] == [t.data_ptr() % 64 for t in tensors]
 
 
 def test_a_tensor_with_gaps_becomes_contiguous():
