@@ -34,32 +34,24 @@ def sampling_of(case: str, images: dict[str, Path]) -> dict[str, Any]:
     return {name: images.get(value, value) for name, value in settings.items()}
 
 
-def load_plain(folder: Path, *, expects_image: bool, aligned: bool = False) -> DiffusionPipeline:
+def load_plain(folder: Path, *, expects_image: bool) -> DiffusionPipeline:
     """Load with diffusers alone, in fp32.
 
     Args:
         folder: The checkpoint.
         expects_image: Build the image-to-video pipeline where the checkpoint declares the other.
-        aligned: Move every weight to memory of its own. As loaded they lie in the mapped file, at
-            whatever address their offset gives, and CPU kernels give other last bits at other
-            alignments: who copies weights must be compared with copied weights.
     """
     pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     if expects_image and not isinstance(pipeline, WanImageToVideoPipeline):
         pipeline = WanImageToVideoPipeline(
             **pipeline.components, image_encoder=None, image_processor=None, expand_timesteps=True
         )
-    if aligned:
-        for component in pipeline.components.values():
-            if isinstance(component, nn.Module):
-                for weight in component.parameters():
-                    weight.data = weight.data.clone()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def make_plain_frames(
-    folder: Path, sampling: dict[str, Any], *, aligned: bool = False
+    folder: Path, sampling: dict[str, Any], *
 ) -> np.ndarray:
     """Return `[frames, height, width, 3] uint8` as plain diffusers makes them."""
     sampling = dict(sampling)
@@ -68,7 +60,7 @@ def make_plain_frames(
         for name, argument in (("image_path", "image"), ("last_image_path", "last_image"))
         if name in sampling
     }
-    pipeline = load_plain(folder, expects_image=bool(images), aligned=aligned)
+    pipeline = load_plain(folder, expects_image=bool(images))
     frames = pipeline(
         prompt=PROMPT,
         generator=torch.Generator("cpu").manual_seed(SEED),

@@ -30,13 +30,13 @@ def images(image: Path, last_image: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: FindCheckpoint, images: dict[str, Path]) -> Reference:
-    made: dict[tuple[str, bool], np.ndarray] = {}
+    made: dict[str, np.ndarray] = {}
 
-    def find(case: str, *, aligned: bool = False) -> np.ndarray:
-        if (case, aligned) not in made:
+    def find(case: str) -> np.ndarray:
+        if case not in made:
             folder, sampling = checkpoint(kind_of(case)), sampling_of(case, images)
-            made[case, aligned] = make_plain_frames(folder, sampling, aligned=aligned)
-        return made[case, aligned]
+            made[case] = make_plain_frames(folder, sampling)
+        return made[case]
 
     return find
 
@@ -72,7 +72,7 @@ def test_fabric_script_equals_plain_diffusers(
     videos = PredictLoop(fabric).run(fabric.setup(module), prompts, return_predictions=True)
     fabric.call("teardown")
     assert videos is not None
-    assert np.array_equal(videos[0].frames, reference(case, aligned=True))
+    assert np.array_equal(videos[0].frames, reference(case))
     assert videos[0].video_path.parent == tmp_path
 
 
@@ -89,7 +89,7 @@ def test_attached_callbacks_equal_plain_diffusers(
     for callback in callbacks:
         callback.detach()
     after = module.predict_step(batch, 2)
-    expected = reference(case, aligned=True)
+    expected = reference(case)
     assert np.array_equal(first.frames, expected)
     assert np.array_equal(second.frames, expected)
     assert np.array_equal(after.frames, expected)
