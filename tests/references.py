@@ -50,9 +50,7 @@ def load_plain(folder: Path, *, expects_image: bool) -> DiffusionPipeline:
     return pipeline
 
 
-def make_plain_frames(
-    folder: Path, sampling: dict[str, Any], *
-) -> np.ndarray:
+def make_plain_frames(folder: Path, sampling: dict[str, Any]) -> np.ndarray:
     """Return `[frames, height, width, 3] uint8` as plain diffusers makes them."""
     sampling = dict(sampling)
     images = {
