@@ -8,7 +8,6 @@ import torch
 from checkpoints import PROMPT, SIZE
 from diffusers import DiffusionPipeline, WanImageToVideoPipeline
 from diffusers.utils import load_image
-from torch import nn
 
 SEED = 7
 # What each kind of checkpoint needs beyond `SIZE`; its images by their argument's name.
