@@ -5,17 +5,15 @@ Only headers are read here; the bytes of a weight are read once, by whoever give
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from fastvideo_lightning.components import Component, RunDtypes, build_component
 from fastvideo_lightning.weights import CheckpointError, StoredWeight, read_json
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 __all__ = ["Checkpoint", "CheckpointError", "load_pipeline", "open_checkpoint"]
 
@@ -51,7 +49,7 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: str | Path, *, revision: str | None = None, variant: str | None = None
+    path: str | PathLike[str], *, revision: str | None = None, variant: str | None = None
 ) -> Checkpoint:
     """Find a checkpoint and read its index.
 
@@ -101,7 +99,7 @@ def load_pipeline(
     dtype: str | torch.dtype = "auto",
     device_type: str | None = None,
     stays_fp32: Callable[[str, type], bool] = lambda name, model_class: False,
-) -> tuple["DiffusionPipeline", dict[str, StoredWeight]]:
+) -> tuple[Any, dict[str, StoredWeight]]:
     """Build the pipeline with its parameters on meta.
 
     Args:
@@ -159,8 +157,8 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     return chosen
 
 
-def _find_folder(path: str | Path, *, revision: str | None, variant: str | None) -> Path:
-    text = str(path)
+def _find_folder(path: str | PathLike[str], *, revision: str | None, variant: str | None) -> Path:
+    text = fspath(path)
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
@@ -168,7 +166,7 @@ def _find_folder(path: str | Path, *, revision: str | None, variant: str | None)
         return ASSETS / text
     if folder.is_file():
         raise CheckpointError(f"{text} is a file. Pass the folder that holds model_index.json.")
-    if isinstance(path, Path) or not _looks_like_hub_id(text):
+    if not isinstance(path, str) or not _looks_like_hub_id(text):
         raise FileNotFoundError(
             f"No folder {text!r} here, and it is no hub id either. Pass an existing folder, or "
             "an id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
@@ -177,7 +175,8 @@ def _find_folder(path: str | Path, *, revision: str | None, variant: str | None)
 
 
 def _looks_like_hub_id(text: str) -> bool:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(text)
@@ -214,7 +213,7 @@ def _check_variant(checkpoint: Checkpoint) -> None:
         )
 
 
-def _component_class(checkpoint: Checkpoint, name: str) -> type:
+def _component_class(checkpoint: Checkpoint, name: str) -> Any:
     """Return the class of a component, looked up by diffusers' own rules."""
     from diffusers import pipelines
     from diffusers.pipelines.pipeline_loading_utils import (
@@ -235,7 +234,7 @@ def _component_class(checkpoint: Checkpoint, name: str) -> type:
     return found
 
 
-def _join(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> "DiffusionPipeline":
+def _join(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> Any:
     """Have diffusers load what is no model (tokenizer, scheduler, ...) and put it together."""
     import diffusers
     from diffusers.utils import logging

@@ -172,7 +172,8 @@ def _build_transformers(
         for pattern, planned in plan.items():
             if re.search(pattern.replace("*", ".*"), fqn):
                 return planned
-        return fixed.get(fqn, run_dtype)
+        own: torch.dtype = fixed.get(fqn, run_dtype)
+        return own
 
     return module, rule
 
@@ -227,6 +228,7 @@ def _load_by_library(
     model_class: type[nn.Module], folder: Path, dtype: torch.dtype, variant: str | None
 ) -> nn.Module:
     """Load on the host with the library's own `from_pretrained`."""
+    module: nn.Module
     try:
         module, report = model_class.from_pretrained(  # type: ignore[attr-defined]
             folder, variant=variant, output_loading_info=True, dtype=dtype

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from fastvideo_lightning.config import OffloadConfig, SamplingParams, nearest_name
+from fastvideo_lightning.devices import check_devices
 from fastvideo_lightning.output import GeneratedVideo, check_output_folder
 from fastvideo_lightning.prompts import PromptDataset, check_prompt
 
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from fastvideo_lightning.callbacks import VideoWriter
     from fastvideo_lightning.modules import VideoModule
 
+__all__ = ["VideoGenerator", "check_devices"]
+
 _FLAGS = tuple(OffloadConfig.__dataclass_fields__)
 _SAMPLING = tuple(SamplingParams.__dataclass_fields__)
 _SAVING = ("output_path", "save_video")
 _LOADING = ("num_gpus", "accelerator", "dtype", "callbacks", "revision", "variant")
-_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 class VideoGenerator:
@@ -232,42 +234,9 @@ class VideoGenerator:
         finally:
             self._saving.writer = None
         # One prompt is the first rank's; the others get its video.
-        return self._fabric.broadcast(videos[0] if videos else None)
-
-
-def check_devices(num_gpus: int, accelerator: str) -> str:
-    """Return the accelerator that `auto` means, once the machine is known to have the devices.
-
-    Raises:
-        TypeError: If `num_gpus` is no whole number.
-        ValueError: If there are fewer devices, or no such accelerator.
-    """
-    if isinstance(num_gpus, bool) or not isinstance(num_gpus, int):
-        raise TypeError(f"num_gpus must be a whole number, got {num_gpus!r}. Pass num_gpus=1.")
-    if num_gpus < 1:
-        raise ValueError(f"num_gpus must be 1 or more, got {num_gpus}. Pass num_gpus=1.")
-    if accelerator not in _ACCELERATORS:
-        raise ValueError(
-            f"accelerator must be one of {', '.join(_ACCELERATORS)}, got {accelerator!r}. "
-            "Pass accelerator='auto'."
-        )
-    import torch
-
-    if accelerator == "cpu":
-        return "cpu"
-    if accelerator == "mps":
-        there = int(torch.backends.mps.is_available())
-    else:
-        there = torch.cuda.device_count()
-    if accelerator == "auto" and not there and num_gpus == 1:
-        return "cpu"
-    if num_gpus > there:
-        instead = "accelerator='cpu'" if not there else f"num_gpus={there}"
-        raise ValueError(
-            f"num_gpus={num_gpus} asks for more GPUs than this machine has, which is {there}. "
-            f"Pass {instead}."
-        )
-    return "mps" if accelerator == "mps" else "cuda"
+        video: Any = self._fabric.broadcast(videos[0] if videos else None)
+        assert isinstance(video, GeneratedVideo)
+        return video
 
 
 class _Saving:

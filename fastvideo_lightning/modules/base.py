@@ -2,19 +2,18 @@
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from os import PathLike
 from types import MappingProxyType
 from typing import Any, Self
 
 import lightning as L
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from torch import nn
 
 from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.modules.pipelines import place_pipeline, shifted_scheduler
+from fastvideo_lightning.modules.pipelines import Pipeline, place_pipeline, shifted_scheduler
 from fastvideo_lightning.modules.placement import check_placement, read_in_place
 from fastvideo_lightning.modules.roles import Role, Roles, read_roles, role_of
 from fastvideo_lightning.modules.sampling import SamplingDefaults, check_image, check_shift
@@ -38,7 +37,7 @@ class VideoModule(L.LightningModule):
 
     def __init__(
         self,
-        pipeline: DiffusionPipeline,
+        pipeline: Pipeline,
         *,
         weight_sources: Mapping[str, StoredWeight] | None = None,
         sampling: Mapping[str, Any] | None = None,
@@ -57,7 +56,7 @@ class VideoModule(L.LightningModule):
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | PathLike[str],
         *,
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
@@ -92,7 +91,7 @@ class VideoModule(L.LightningModule):
         return family(pipeline, weight_sources=sources, sampling=checkpoint.sampling)
 
     @classmethod
-    def from_pipeline(cls, pipeline: DiffusionPipeline) -> "VideoModule":
+    def from_pipeline(cls, pipeline: Pipeline) -> "VideoModule":
         """Make the module of a pipeline that exists already; its models are shared with it."""
         from fastvideo_lightning.modules import find_family
 
@@ -100,7 +99,7 @@ class VideoModule(L.LightningModule):
         return family(pipeline)
 
     @property
-    def pipeline(self) -> DiffusionPipeline:
+    def pipeline(self) -> Pipeline:
         """The diffusers pipeline; it computes on `execution_device`."""
         self._pipeline.execution_device = self.execution_device
         return self._pipeline
@@ -112,7 +111,7 @@ class VideoModule(L.LightningModule):
 
     @execution_device.setter
     def execution_device(self, device: torch.device | str) -> None:
-        self._home_device = torch.device(device)
+        self._home_device = torch.empty(0, device=device).device  # with its index
 
     @property
     def weight_sources(self) -> Mapping[str, StoredWeight]:
@@ -180,7 +179,7 @@ class VideoModule(L.LightningModule):
     def check_sampling(self, params: SamplingParams) -> None:
         """Raise ValueError for what this family cannot make."""
 
-    def pipeline_for(self, params: SamplingParams) -> DiffusionPipeline:
+    def pipeline_for(self, params: SamplingParams) -> Pipeline:
         """Return the pipeline that makes such a video."""
         return self.pipeline
 

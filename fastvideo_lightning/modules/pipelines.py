@@ -4,9 +4,12 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+
+# A diffusers pipeline. What one holds differs by class, so diffusers has no types for it.
+Pipeline = Any
 
 
 class _Placed:
@@ -20,13 +23,13 @@ class _Placed:
 
 
 @cache
-def _placed_class(pipeline_class: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
+def _placed_class(pipeline_class: Any) -> Any:
     # The same name and module as diffusers' own: model_index.json and type checks go by them.
     names = {"__module__": pipeline_class.__module__, "__doc__": pipeline_class.__doc__}
     return type(pipeline_class.__name__, (_Placed, pipeline_class), names)
 
 
-def place_pipeline(pipeline: DiffusionPipeline, device: torch.device) -> DiffusionPipeline:
+def place_pipeline(pipeline: Pipeline, device: torch.device) -> Pipeline:
     """Return a pipeline over the same components whose execution device is `device`.
 
     It is a shallow copy with another class: the caller's pipeline stays as it is, and whatever was
@@ -34,14 +37,15 @@ def place_pipeline(pipeline: DiffusionPipeline, device: torch.device) -> Diffusi
     """
     placed = copy.copy(pipeline)
     if not isinstance(pipeline, _Placed):
-        placed.__class__ = _placed_class(type(pipeline))
+        kind: Any = type(pipeline)
+        placed.__class__ = _placed_class(kind)
     placed.execution_device = device
     placed.set_progress_bar_config(disable=True)  # the callbacks show progress
     return placed
 
 
 @contextmanager
-def shifted_scheduler(pipeline: DiffusionPipeline, flow_shift: float | None) -> Iterator[None]:
+def shifted_scheduler(pipeline: Pipeline, flow_shift: float | None) -> Iterator[None]:
     """Run with the scheduler rebuilt for another flow shift, and put the checkpoint's back."""
     if flow_shift is None:
         yield
@@ -55,7 +59,7 @@ def shifted_scheduler(pipeline: DiffusionPipeline, flow_shift: float | None) -> 
         pipeline.scheduler = scheduler
 
 
-def shift_option(pipeline: DiffusionPipeline) -> str | None:
+def shift_option(pipeline: Pipeline) -> str | None:
     """Return what the pipeline's scheduler calls its flow shift, or None if it has none."""
     config = pipeline.scheduler.config
     if config.get("use_dynamic_shifting"):

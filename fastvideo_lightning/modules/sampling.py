@@ -7,10 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-from diffusers import DiffusionPipeline
-
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.modules.pipelines import shift_option
+from fastvideo_lightning.modules.pipelines import Pipeline, shift_option
 from fastvideo_lightning.weights import CheckpointError
 
 
@@ -81,12 +79,12 @@ def check_image(name: str, path: str | PathLike[str] | None) -> None:
 
 def load_rgb(path: str | PathLike[str]) -> Any:
     """Return the image as diffusers loads it: RGB, turned upright."""
-    from diffusers.utils import load_image
+    from diffusers.utils.loading_utils import load_image
 
     return load_image(str(path))
 
 
-def check_shift(pipeline: DiffusionPipeline, flow_shift: float | None) -> None:
+def check_shift(pipeline: Pipeline, flow_shift: float | None) -> None:
     """Raise ValueError where a flow shift was given to a scheduler that has none."""
     if flow_shift is not None and shift_option(pipeline) is None:
         raise ValueError(

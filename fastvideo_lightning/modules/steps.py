@@ -6,8 +6,9 @@ from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any
 
-from diffusers import DiffusionPipeline
 from torch import nn
+
+from fastvideo_lightning.modules.pipelines import Pipeline
 
 # Called with the name of a moment, the step and the number of steps.
 Announce = Callable[[str, int, int], None]
@@ -45,9 +46,7 @@ class StepWatch:
         self._step = 0
 
     @contextmanager
-    def watch(
-        self, pipeline: DiffusionPipeline, denoisers: Iterable[nn.Module]
-    ) -> Iterator[dict[str, Any]]:
+    def watch(self, pipeline: Pipeline, denoisers: Iterable[nn.Module]) -> Iterator[dict[str, Any]]:
         """Follow a call made inside the context; yields the arguments to call with."""
         self.stage = Stage.ENCODE
         with ExitStack() as stack:

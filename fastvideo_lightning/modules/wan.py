@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from math import lcm, sqrt
 from typing import Any
 
-from diffusers import DiffusionPipeline, WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.base import VideoModule
-from fastvideo_lightning.modules.pipelines import place_pipeline
+from fastvideo_lightning.modules.pipelines import Pipeline, place_pipeline
 from fastvideo_lightning.modules.sampling import check_grid, load_rgb
 from fastvideo_lightning.modules.wan_defaults import wan_defaults
 
@@ -92,7 +92,7 @@ class WanModule(VideoModule):
         self._check_images(params)
         self._check_steps(params)
 
-    def pipeline_for(self, params: SamplingParams) -> DiffusionPipeline:
+    def pipeline_for(self, params: SamplingParams) -> Pipeline:
         """Return the pipeline; for TI2V with an image, the other one over the same components."""
         pipeline = self.pipeline
         if self.kind.takes_image or params.image_path is None:
@@ -100,7 +100,7 @@ class WanModule(VideoModule):
         components = {"image_encoder": None, "image_processor": None, **pipeline.components}
         # Not `from_pipe`, which would cast every component to fp32.
         return place_pipeline(
-            WanImageToVideoPipeline(
+            WanImageToVideoPipeline(  # type: ignore[no-untyped-call]
                 **components,
                 boundary_ratio=pipeline.config.boundary_ratio,
                 expand_timesteps=pipeline.config.expand_timesteps,

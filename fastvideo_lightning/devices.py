@@ -1,0 +1,38 @@
+"""Whether the machine has the devices that a run asks for."""
+
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
+
+def check_devices(num_gpus: int, accelerator: str) -> str:
+    """Return the accelerator that `auto` means, once the machine is known to have the devices.
+
+    Raises:
+        TypeError: If `num_gpus` is no whole number.
+        ValueError: If there are fewer devices, or no such accelerator.
+    """
+    if isinstance(num_gpus, bool) or not isinstance(num_gpus, int):
+        raise TypeError(f"num_gpus must be a whole number, got {num_gpus!r}. Pass num_gpus=1.")
+    if num_gpus < 1:
+        raise ValueError(f"num_gpus must be 1 or more, got {num_gpus}. Pass num_gpus=1.")
+    if accelerator not in _ACCELERATORS:
+        raise ValueError(
+            f"accelerator must be one of {', '.join(_ACCELERATORS)}, got {accelerator!r}. "
+            "Pass accelerator='auto'."
+        )
+    import torch
+
+    if accelerator == "cpu":
+        return "cpu"
+    if accelerator == "mps":
+        there = int(torch.backends.mps.is_available())
+    else:
+        there = torch.cuda.device_count()
+    if accelerator == "auto" and not there and num_gpus == 1:
+        return "cpu"
+    if num_gpus > there:
+        instead = "accelerator='cpu'" if not there else f"num_gpus={there}"
+        raise ValueError(
+            f"num_gpus={num_gpus} asks for more GPUs than this machine has, which is {there}. "
+            f"Pass {instead}."
+        )
+    return "mps" if accelerator == "mps" else "cuda"
