@@ -33,17 +33,29 @@ class LayerwiseOffload(Placement):
             found (``"transformer"``).
         num_slots: blocks that have device memory at the same time. More than 2 bought nothing where
             it was measured.
+        resident_blocks: at least so many blocks stay on the device, evenly spaced, so that their
+            computing hides the others' copies: what a link-bound step gains time by.
         pin_memory: keep the host's bytes in pinned memory, from which copies overlap with
             computing.
     """
 
-    def __init__(self, target: str, *, num_slots: int = 2, pin_memory: bool = True) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        num_slots: int = 2,
+        resident_blocks: int = 0,
+        pin_memory: bool = True,
+    ) -> None:
         if num_slots < 1:
             raise ValueError(f"num_slots must be at least 1, got {num_slots}")
+        if resident_blocks < 0:
+            raise ValueError(f"resident_blocks must be at least 0, got {resident_blocks}")
         super().__init__(target)
         self.num_slots = num_slots
-        self._complete: WeakSet[Attachment] = WeakSet()
+        self.resident_blocks = resident_blocks
         self.pin_memory = pin_memory
+        self._complete: WeakSet[Attachment] = WeakSet()
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
         root, sources = attachment.root, weight_sources(attachment.root)
@@ -53,7 +65,8 @@ class LayerwiseOffload(Placement):
         engine = attachment.engine = engine_of(root, device, num_slots=self.num_slots)
 
         tensors, _ = bindings_inside(root, [block for _, block in blocks])
-        stays = spread(len(blocks), len(blocks) % self.num_slots)
+        streamed = max(len(blocks) - self.resident_blocks, 0)
+        stays = spread(len(blocks), len(blocks) - streamed + streamed % self.num_slots)
         units = [
             OffloadUnit(fqn, block, inside, pin_memory=self.pin_memory)
             for i, ((fqn, block), inside) in enumerate(zip(blocks, tensors, strict=True))

@@ -46,6 +46,30 @@ def test_the_number_of_streamed_blocks_is_a_multiple_of_the_slots(num_blocks):
     assert len(engine_in(callback).units) == num_blocks // 3 * 3
 
 
+@pytest.mark.parametrize(
+    ("resident_blocks", "stay"), [(0, 1), (1, 1), (2, 3), (3, 3), (6, 7), (7, 7), (9, 7)]
+)
+def test_at_least_so_many_blocks_stay_and_the_output_is_the_same(resident_blocks, stay):
+    toy, plain = make_toy(7), make_toy(7)
+    callback = LayerwiseOffload("blocks", resident_blocks=resident_blocks)
+    callback.attach(toy, "cpu")
+    units = engine_in(callback).units
+    assert len(units) == 7 - stay
+    assert engine_in(callback).device_bytes == 2 * max([u.size_bytes for u in units], default=0)
+    callback.on_predict_batch_start()
+    for _ in range(3):
+        assert torch.equal(toy(sample()), plain(sample()))
+    callback.on_predict_batch_end()
+    assert engine_in(callback).stats.misses == 0
+
+
+def test_residents_are_evenly_spaced():
+    toy = make_toy(8)
+    callback = LayerwiseOffload("blocks", resident_blocks=4)
+    callback.attach(toy, "cpu")
+    assert [unit.fqn[-1] for unit in engine_in(callback).units] == ["0", "2", "4", "6"]
+
+
 def test_meta_parameters_are_read_once_each_and_equal_the_plain_model():
     plain = make_toy(5)
     toy = OnMeta(plain)
