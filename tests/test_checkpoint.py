@@ -290,3 +290,16 @@ def test_every_kind_finds_all_its_weights(checkpoint: FindCheckpoint) -> None:
     for kind in checkpoints.WRITERS:
         module = VideoModule.from_pretrained(checkpoint(kind))
         assert module.weight_sources.keys() == module.state_dict().keys(), kind
+
+
+def test_a_weight_that_needs_no_cast_lies_on_the_cpu_as_in_its_file(broken: Path) -> None:
+    module = VideoModule.from_pretrained(broken, dtype="fp32")
+    module.on_predict_start()
+    name = "transformer.blocks.0.attn1.to_q.weight"
+    weight, source = module.get_parameter(name), module.weight_sources[name]
+    assert source.offset % 64, "an aligned one would show nothing"
+    assert weight.data_ptr() % 4096 == source.offset % 4096
+    before = source.path.read_bytes()
+    with torch.no_grad():
+        weight.add_(1)
+    assert source.path.read_bytes() == before
