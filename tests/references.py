@@ -33,31 +33,41 @@ def sampling_of(case: str, images: dict[str, Path]) -> dict[str, Any]:
     return {name: images.get(value, value) for name, value in settings.items()}
 
 
-def load_plain(folder: Path, *, expects_image: bool) -> DiffusionPipeline:
-    """Load with diffusers alone, in fp32.
+def load_plain(
+    folder: Path, *, expects_image: bool, dtype: Any = torch.float32, device: str = "cpu"
+) -> DiffusionPipeline:
+    """Load with diffusers alone.
 
     Args:
         folder: The checkpoint.
         expects_image: Build the image-to-video pipeline where the checkpoint declares the other.
+        dtype: What diffusers takes: a dtype, or one by component.
+        device: Where all components compute.
     """
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
     if expects_image and not isinstance(pipeline, WanImageToVideoPipeline):
         pipeline = WanImageToVideoPipeline(
             **pipeline.components, image_encoder=None, image_processor=None, expand_timesteps=True
         )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline.to(device)
 
 
-def make_plain_frames(folder: Path, sampling: dict[str, Any]) -> np.ndarray:
-    """Return `[frames, height, width, 3] uint8` as plain diffusers makes them."""
+def make_plain_frames(folder: Path, sampling: dict[str, Any], **loading: Any) -> np.ndarray:
+    """Return `[frames, height, width, 3] uint8` as plain diffusers makes them.
+
+    Args:
+        folder: The checkpoint.
+        sampling: Arguments of the pipeline call, images by their paths.
+        **loading: `dtype` and `device` of `load_plain`.
+    """
     sampling = dict(sampling)
     images = {
         argument: load_image(str(sampling.pop(name)))
         for name, argument in (("image_path", "image"), ("last_image_path", "last_image"))
         if name in sampling
     }
-    pipeline = load_plain(folder, expects_image=bool(images))
+    pipeline = load_plain(folder, expects_image=bool(images), **loading)
     frames = pipeline(
         prompt=PROMPT,
         generator=torch.Generator("cpu").manual_seed(SEED),
