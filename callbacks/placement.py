@@ -3,6 +3,7 @@
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -45,6 +46,13 @@ class Attachment:
         self.handles.clear()
 
 
+@runtime_checkable
+class ExecutesOn(Protocol):
+    """A module that wants to be told where it computes, as ours do outside of Fabric."""
+
+    execution_device: torch.device
+
+
 class Placement(ABC):
     """Owns one target: says where its weights are and when.
 
@@ -78,14 +86,17 @@ class Placement(ABC):
             if attachment.root is module:
                 return attachment
         target = find_target(module, self.target, by=repr(self))
+        device = canonical_device(device)
         self._claim(module)
         attachment = Attachment(self, module)
         self.attachments.append(attachment)
         try:
-            self._place(attachment, target, canonical_device(device))
+            self._place(attachment, target, device)
         except BaseException:
             attachment.remove()
             raise
+        if isinstance(module, ExecutesOn):
+            module.execution_device = device
         return attachment
 
     def detach(self) -> None:

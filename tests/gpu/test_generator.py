@@ -8,7 +8,8 @@ import torch
 from checkpoints import PROMPT
 from references import CASES, SEED, kind_of, load_plain, make_plain_frames, sampling_of
 
-from fastvideo_lightning import VideoGenerator
+from fastvideo_lightning import PromptDataset, VideoGenerator, VideoModule
+from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
 from tests.gpu import requires_gpu
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
@@ -89,3 +90,17 @@ def test_out_of_memory_names_the_stage_and_the_next_video_is_right(
         handle.remove()
         video = generator.generate_video(PROMPT, save_video=False, seed=SEED, **sampling)
     assert np.array_equal(video.frames, expected.frames)
+
+
+@pytest.mark.parametrize("sampling", ["t2v"], indirect=True)
+def test_callbacks_attached_directly_say_where_the_pipeline_computes(sampling, checkpoint):
+    folder = checkpoint("t2v")
+    module = VideoModule.from_pretrained(folder)
+    callbacks = [LayerwiseOffload("transformer"), Resident("text_encoder"), ModelOffload("vae")]
+    for callback in callbacks:
+        callback.attach(module, "cuda")
+    video = module.predict_step(PromptDataset([PROMPT], seed=SEED, **sampling)[0])
+    expected = make_plain_frames(folder, sampling, dtype=DTYPES, device="cuda")
+    assert np.array_equal(video.frames, expected)
+    for callback in callbacks:
+        callback.detach()
