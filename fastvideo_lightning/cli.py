@@ -127,9 +127,13 @@ def _make_video(request: Request) -> None:
 
         if choices["save_video"]:
             check_output_folder(choices["output_path"])
+    # OpenMP reads it when torch is imported. Threads that spin while they wait for each other make
+    # a small model many times slower wherever other programs use the cores too; asleep, they cost
+    # it some tenths of a second.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Seconds of imports from here on.
     from fastvideo_lightning import CheckpointError, VideoGenerator, VideoModule
-    from fastvideo_lightning.generator import check_devices
+    from fastvideo_lightning.devices import check_devices
 
     with _users_mistakes(CheckpointError):
         device_type = check_devices(choices["num_gpus"], choices["accelerator"])

@@ -60,6 +60,7 @@ def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     # What the command sets for its own process goes back after the test.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         monkeypatch.setenv(name, "error")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     for name in LIBRARY_LOGGERS:
         logger = logging.getLogger(name)
         monkeypatch.setattr(logger, "level", logger.level)

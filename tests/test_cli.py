@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 
+import av
 import pytest
 from recorders import RecordedModule, record_calls
 
@@ -166,6 +168,15 @@ def test_help_needs_nothing_that_takes_seconds_to_import():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(calls, monkeypatch, chosen, expected):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    assert run(["generate", "--prompt", "a"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
 def test_version_is_the_packages(capsys):
     assert run(["--version"]) == 0
     assert fastvideo_lightning.__version__ in capsys.readouterr().out
@@ -210,3 +221,21 @@ def test_a_signal_leaves_no_empty_file(tmp_path, number, code):
     assert process.returncode == code
     assert "Traceback" not in text
     assert list((tmp_path / "videos").iterdir()) == []
+
+
+def test_the_main_command_makes_a_video_and_says_only_where(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "generate", "--accelerator", "cpu", "--prompt", "a red circle moves right"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(fastvideo_lightning.__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
+    path = Path("output") / "a_red_circle_moves_right.mp4"
+    assert done.stdout == f"{path}\n"
+    with av.open(str(tmp_path / path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 17
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("64x64, 17 frames at 8 fps, seed 1024: made in ")
+    assert len(lines) == 2, "beside what it made, it says that flags have no effect on a CPU"
