@@ -4,39 +4,50 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.shapes import RandomWan
+from benchmarks.shapes import RandomWan, streamed_bytes
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
 
-Teardown = Callable[[], None]
+Mode = Callable[[RandomWan, torch.device], int]
+"""Sets a model up; returns the bytes that it streams in every step."""
 
 
-def place(callback: Placement, model: RandomWan, device: torch.device) -> Teardown:
+def place(callback: Placement, model: RandomWan, device: torch.device) -> int:
     """Attach one of our callbacks, in a batch as the predict loop would have it."""
-    callback.attach(model, device)
+    engine = callback.attach(model, device).engine
     callback.on_predict_batch_start()
-    return callback.detach
+    return sum(unit.size_bytes for unit in engine.units) if engine is not None else 0
 
 
-def resident(model: RandomWan, device: torch.device) -> Teardown:
+def resident(model: RandomWan, device: torch.device) -> int:
     """All weights on the device."""
     return place(Resident(""), model, device)
 
 
-def streamed(model: RandomWan, device: torch.device) -> Teardown:
+def streamed(model: RandomWan, device: torch.device) -> int:
     """Two slots, pinned host masters."""
     return place(LayerwiseOffload("blocks"), model, device)
 
 
-def streamed_pageable(model: RandomWan, device: torch.device) -> Teardown:
+def streamed_pageable(model: RandomWan, device: torch.device) -> int:
     """Two slots, pageable host masters: ``pin_cpu_memory=False``."""
     return place(LayerwiseOffload("blocks", pin_memory=False), model, device)
 
 
-def group_offload(*, kind: str, record_stream: bool) -> Callable[..., Teardown]:
+def streamed_with_residents(share: float) -> Mode:
+    """Streaming with a share of the blocks resident."""
+
+    def attach(model: RandomWan, device: torch.device) -> int:
+        count = round(share * len(model.blocks))
+        return place(LayerwiseOffload("blocks", resident_blocks=count), model, device)
+
+    return attach
+
+
+def group_offload(*, kind: str, record_stream: bool) -> Mode:
     """Diffusers' group offloading with a stream."""
 
-    def attach(model: RandomWan, device: torch.device) -> Teardown:
+    def attach(model: RandomWan, device: torch.device) -> int:
         load_on_host(model)
         model.enable_group_offload(
             onload_device=device,
@@ -47,7 +58,7 @@ def group_offload(*, kind: str, record_stream: bool) -> Callable[..., Teardown]:
             record_stream=record_stream,
             non_blocking=True,
         )
-        return lambda: None
+        return streamed_bytes(model)
 
     return attach
 
@@ -59,8 +70,10 @@ def load_on_host(model: RandomWan) -> None:
     loader.detach()
 
 
-MODES: dict[str, Callable[[RandomWan, torch.device], Teardown]] = {
+MODES: dict[str, Mode] = {
     "streamed": streamed,
+    "streamed-tenth-resident": streamed_with_residents(0.1),
+    "streamed-half-resident": streamed_with_residents(0.5),
     "streamed-pageable": streamed_pageable,
     "group-block": group_offload(kind="block_level", record_stream=False),
     "group-block-record": group_offload(kind="block_level", record_stream=True),

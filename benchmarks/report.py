@@ -11,7 +11,7 @@ def bound_ms(facts: dict, frames: int) -> float:
         for row in facts["rows"]
         if row["mode"] == "resident" and row["frames"] == frames
     ]
-    link = facts["weight_bytes"] / facts["link_bytes_per_s"] * 1e3
+    link = facts["streamed_bytes"] / facts["link_bytes_per_s"] * 1e3
     return max([link, *resident])
 
 
@@ -22,10 +22,11 @@ def make_table(facts: dict) -> str:
         "",
         f"{facts['device']}, torch {facts['torch']}, diffusers {facts['diffusers']}, "
         f"Python {facts['python']}, commit {facts['commit']}. "
-        f"Weights {facts['weight_bytes'] / 1e9:.2f} GB, pinned host-to-device rate "
+        f"Weights {facts['weight_bytes'] / 1e9:.2f} GB, {facts['streamed_bytes'] / 1e9:.2f} GB of "
+        "them in blocks, which streaming moves in every step; pinned host-to-device rate "
         f"{facts['link_bytes_per_s'] / 1e9:.1f} GB/s. Median of {facts['rounds']} interleaved "
-        "rounds (least to most). The bound is the larger of the resident step and the weights' "
-        "bytes over the link. Reserved and allocated: what the mode adds to the process.",
+        "rounds (least to most). The bound is the larger of the resident step and "
+        "these bytes over the link. Reserved and allocated: what the mode adds to the process.",
         "",
         "| mode | frames | step ms | of the bound | reserved GB | allocated GB | set-up s | equal |",
         "|---|---|---|---|---|---|---|---|",

@@ -73,6 +73,15 @@ def make_transformer(name: str) -> RandomWan:
     return model
 
 
+def streamed_bytes(model: RandomWan) -> int:
+    """Bytes of the blocks, which streaming moves in every step."""
+    return sum(
+        s.shape.numel() * s.stored_dtype.itemsize
+        for fqn, s in model.weight_sources.items()
+        if fqn.startswith("blocks.")
+    )
+
+
 def weight_bytes(model: RandomWan) -> int:
     """Bytes of all weights in their run dtypes."""
     return sum(s.shape.numel() * s.stored_dtype.itemsize for s in model.weight_sources.values())

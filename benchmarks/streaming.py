@@ -23,7 +23,14 @@ import torch
 
 from benchmarks.modes import MODES
 from benchmarks.report import write_report
-from benchmarks.shapes import CONFIGS, RandomWan, make_inputs, make_transformer, weight_bytes
+from benchmarks.shapes import (
+    CONFIGS,
+    RandomWan,
+    make_inputs,
+    make_transformer,
+    streamed_bytes,
+    weight_bytes,
+)
 from fastvideo_lightning.offload.host import HostSlab
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 
@@ -158,7 +165,12 @@ def summarize(contenders: list[Contender], model: RandomWan, rate: float) -> dic
                     "equal_to_resident": contender.is_equal.get(frames),
                 }
             )
-    return {"weight_bytes": weight_bytes(model), "link_bytes_per_s": rate, "rows": rows}
+    return {
+        "weight_bytes": weight_bytes(model),
+        "streamed_bytes": streamed_bytes(model),
+        "link_bytes_per_s": rate,
+        "rows": rows,
+    }
 
 
 @click.command()

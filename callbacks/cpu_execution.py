@@ -26,6 +26,7 @@ class CPUExecution(Placement):
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
         (inside,), _ = bindings_inside(attachment.root, [target])
         residents = ResidentSet(inside, torch.device("cpu"), run_device=device)
+        attachment.residents.append(residents)
         residents.load(weight_sources(attachment.root))
         attachment.handles.extend(
             hook_calls(

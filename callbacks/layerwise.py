@@ -85,7 +85,7 @@ class LayerwiseOffload(Placement):
                 model,
                 model_fqn,
                 units,
-                on_call=lambda: self._keep_unplaced(attachment, model, device),
+                on_call=lambda: self._complete_residents(attachment, model, device),
             )
         )
 
@@ -95,17 +95,21 @@ class LayerwiseOffload(Placement):
         others = claimed_by_others(attachment.root, self)
         mine = [b for b in bindings if not any(is_within(b.fqn, fqn) for fqn in others)]
         residents = ResidentSet(mine, device, run_device=device)
+        attachment.residents.append(residents)
         attachment.handles.append(Undo(residents.unload))
         residents.load(weight_sources(attachment.root))
 
-    def _keep_unplaced(
+    def _complete_residents(
         self, attachment: Attachment, model: nn.Module, device: torch.device
     ) -> None:
         """At the first call: block lists that no callback streams stay on the device."""
+        assert attachment.engine is not None
+        if attachment.engine.idle:
+            for residents in attachment.residents:
+                residents.refresh()
         if attachment in self._complete:
             return
         self._complete.add(attachment)
-        assert attachment.engine is not None
         streamed = {id(unit.module) for unit in attachment.engine.units}
         rest = [
             block

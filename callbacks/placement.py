@@ -14,6 +14,7 @@ from torch import nn
 from fastvideo_lightning.offload.bindings import TensorBinding, find_bindings, split_by_owner
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.hooks import Handle, remove_all
+from fastvideo_lightning.offload.residents import ResidentSet
 from fastvideo_lightning.offload.source import WeightSource
 
 _CLAIMS: WeakKeyDictionary[nn.Module, dict[str, "Placement"]] = WeakKeyDictionary()
@@ -24,12 +25,14 @@ class Attachment:
 
     Attributes:
         engine: the engine that moves the target's weights, where one does.
+        residents: weights that stay in one place.
     """
 
     def __init__(self, callback: "Placement", root: nn.Module) -> None:
         self.callback = callback
         self.root = root
         self.engine: OffloadEngine | None = None
+        self.residents: list[ResidentSet] = []
         self.handles: list[Handle] = []
 
     def remove(self) -> None:
@@ -111,6 +114,8 @@ class Placement(ABC):
     def on_predict_batch_start(self) -> None:
         """Take over edits of weights; from here to the end of the batch they stay as they are."""
         for attachment in self.attachments:
+            for residents in attachment.residents:
+                residents.refresh()
             if attachment.engine is not None:
                 attachment.engine.begin_run()
 

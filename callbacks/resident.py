@@ -23,6 +23,7 @@ class Resident(Placement):
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
         (inside,), _ = bindings_inside(attachment.root, [target])
         residents = ResidentSet(inside, device, run_device=device)
+        attachment.residents.append(residents)
         attachment.handles.append(Undo(residents.unload))
         residents.load(weight_sources(attachment.root))
         attachment.handles.extend(hook_calls(target, self.target, inputs_to=device))

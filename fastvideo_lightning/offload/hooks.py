@@ -138,6 +138,7 @@ def hook_model(
     return [
         model.register_forward_pre_hook(Hook(before, fqn), prepend=True, with_kwargs=True),
         model.register_forward_hook(Hook(after, fqn), always_call=True),
+        _show_on_host(model, fqn),
         refuse_conversion(model, fqn),
     ]
 
@@ -265,6 +266,20 @@ def _move_leaf(leaf: object, device: torch.device) -> object:
             if isinstance(value, torch.Tensor | torch.device):
                 attributes[name] = value.to(device) if isinstance(value, torch.Tensor) else device
     return leaf
+
+
+def _show_on_host(model: nn.Module, fqn: str) -> Handle:
+    """Let ``state_dict`` have host copies of what stays on the device."""
+
+    def show(
+        module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, metadata: object
+    ) -> None:
+        for key, value in state_dict.items():
+            if key.startswith(prefix):
+                state_dict[key] = value.cpu()
+
+    handle: Handle = model.register_state_dict_post_hook(Hook(show, fqn))
+    return handle
 
 
 def _show_host_values(unit: OffloadUnit) -> Handle:

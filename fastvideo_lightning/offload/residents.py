@@ -51,6 +51,14 @@ class ResidentSet:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # other threads' copies, before this one computes
 
+    def refresh(self) -> None:
+        """Bring tensors that were put in the place of others to where they belong."""
+        for binding in self.bindings:
+            for leaf in find_leaves(binding.tensor, binding.fqn):
+                if leaf.device != self.device:
+                    leaf.data = leaf.detach().to(self.device)
+            binding.bind(binding.tensor)
+
     def unload(self) -> None:
         """Leave ordinary host tensors in the module."""
         for binding in self.bindings:
