@@ -28,7 +28,6 @@ from benchmarks.shapes import (
     RandomWan,
     make_inputs,
     make_transformer,
-    streamed_bytes,
     weight_bytes,
 )
 from fastvideo_lightning.offload.host import HostSlab
