@@ -166,7 +166,6 @@ def summarize(contenders: list[Contender], model: RandomWan, rate: float) -> dic
             )
     return {
         "weight_bytes": weight_bytes(model),
-        "streamed_bytes": streamed_bytes(model),
         "link_bytes_per_s": rate,
         "rows": rows,
     }
