@@ -31,7 +31,7 @@ def streamed(model: RandomWan, device: torch.device) -> int:
 
 def streamed_pageable(model: RandomWan, device: torch.device) -> int:
     """Two slots, pageable host masters: ``pin_cpu_memory=False``."""
-    return place(LayerwiseOffload("blocks", pin_memory=False), model, device)
+    return place(LayerwiseOffload("blocks", host_memory="pageable"), model, device)
 
 
 def streamed_with_residents(share: float) -> Mode:

@@ -15,6 +15,7 @@ from fastvideo_lightning.callbacks.placement import (
 )
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit
+from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.partition import BlockList, find_block_lists, spread
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.offload.residents import ResidentSet
@@ -35,8 +36,9 @@ class LayerwiseOffload(Placement):
             it was measured.
         resident_blocks: at least so many blocks stay on the device, evenly spaced, so that their
             computing hides the others' copies: what a link-bound step gains time by.
-        pin_memory: keep the host's bytes in pinned memory, from which copies overlap with
-            computing.
+        host_memory: ``"auto"``, ``"mapped"`` (the checkpoint file itself is the host's copy),
+            ``"pinned"`` or ``"pageable"``; ``auto`` maps what lies in the file in its run dtype and
+            pins the rest.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class LayerwiseOffload(Placement):
         *,
         num_slots: int = 2,
         resident_blocks: int = 0,
-        pin_memory: bool = True,
+        host_memory: str = "auto",
     ) -> None:
         if num_slots < 1:
             raise ValueError(f"num_slots must be at least 1, got {num_slots}")
@@ -54,7 +56,7 @@ class LayerwiseOffload(Placement):
         super().__init__(target)
         self.num_slots = num_slots
         self.resident_blocks = resident_blocks
-        self.pin_memory = pin_memory
+        self.host_memory = HostMemory(host_memory)
         self._complete: WeakSet[Attachment] = WeakSet()
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
@@ -68,7 +70,7 @@ class LayerwiseOffload(Placement):
         streamed = max(len(blocks) - self.resident_blocks, 0)
         stays = spread(len(blocks), len(blocks) - streamed + streamed % self.num_slots)
         units = [
-            OffloadUnit(fqn, block, inside, pin_memory=self.pin_memory)
+            OffloadUnit(fqn, block, inside, host_memory=self.host_memory)
             for i, ((fqn, block), inside) in enumerate(zip(blocks, tensors, strict=True))
             if i not in stays
         ]

@@ -10,6 +10,7 @@ from fastvideo_lightning.callbacks.placement import (
     weight_sources,
 )
 from fastvideo_lightning.offload.hooks import Undo, hook_transient
+from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.offload.unit import OffloadUnit
 
@@ -22,16 +23,20 @@ class ModelOffload(Placement):
 
     Args:
         target: FQN of a component, such as ``"vae"``.
-        pin_memory: keep the host's bytes in pinned memory.
+        host_memory: ``"auto"``, ``"mapped"`` (the checkpoint file itself is the host's copy),
+            ``"pinned"`` or ``"pageable"``; ``auto`` maps what lies in the file in its run dtype and
+            pins the rest.
     """
 
-    def __init__(self, target: str, *, pin_memory: bool = True) -> None:
+    def __init__(self, target: str, *, host_memory: str = "auto") -> None:
         super().__init__(target)
-        self.pin_memory = pin_memory
+        self.host_memory = HostMemory(host_memory)
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
         (inside,), _ = bindings_inside(attachment.root, [target])
-        unit = OffloadUnit(self.target, target, inside, transient=True, pin_memory=self.pin_memory)
+        unit = OffloadUnit(
+            self.target, target, inside, transient=True, host_memory=self.host_memory
+        )
         engine = attachment.engine = engine_of(attachment.root, device)
         engine.attach([unit], weight_sources(attachment.root))
         attachment.handles.append(Undo(lambda: engine.detach([unit])))

@@ -12,6 +12,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any, Self
 
+HOST_MEMORY = ("auto", "mapped", "pinned", "pageable")
 MAX_FPS = 240
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes without wrapping around
 
@@ -46,10 +47,13 @@ class OffloadConfig:
         pin_cpu_memory: Pin the host copies: faster transfers, but locked memory.
         text_encoder_layerwise_offload: Stream the text encoder instead of computing it on the CPU.
         vae_tiling: Decode in tiles: less memory, other bits.
+        host_memory: `auto`, `mapped` (the checkpoint file itself is the host copy), `pinned` or
+            `pageable`; without `pin_cpu_memory` it is pageable.
 
     Raises:
         TypeError: If a flag is not a bool.
-        ValueError: If `use_fsdp_inference` meets `dit_layerwise_offload`.
+        ValueError: If `use_fsdp_inference` meets `dit_layerwise_offload`, or `pin_cpu_memory=False`
+            a kind of host memory that is pinned.
     """
 
     dit_layerwise_offload: bool = True
@@ -61,10 +65,23 @@ class OffloadConfig:
     pin_cpu_memory: bool = True
     text_encoder_layerwise_offload: bool = False
     vae_tiling: bool = False
+    host_memory: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.host_memory not in HOST_MEMORY:
+            raise ValueError(
+                f"host_memory must be one of {', '.join(HOST_MEMORY)}, got {self.host_memory!r}. "
+                "Pass host_memory='auto'."
+            )
+        if self.host_memory in ("mapped", "pinned") and self.pin_cpu_memory is False:
+            raise ValueError(
+                f"host_memory={self.host_memory!r} is pinned memory, which pin_cpu_memory=False "
+                "forbids. Pass host_memory='pageable', or leave pin_cpu_memory on."
+            )
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "host_memory":
+                continue
             if not isinstance(value, bool):
                 raise TypeError(
                     f"{field.name} must be True or False, got {value!r}. "

@@ -75,7 +75,7 @@ class VideoGenerator:
         callbacks: Iterable[object] = (),
         revision: str | None = None,
         variant: str | None = None,
-        **flags: bool,
+        **flags: Any,
     ) -> Self:
         """Load a model, ready to make videos.
 

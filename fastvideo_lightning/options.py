@@ -11,7 +11,13 @@ from typing import Any
 
 import click
 
-from fastvideo_lightning.config import MAX_FPS, OffloadConfig, SamplingParams, nearest_name
+from fastvideo_lightning.config import (
+    HOST_MEMORY,
+    MAX_FPS,
+    OffloadConfig,
+    SamplingParams,
+    nearest_name,
+)
 
 FLAGS = {field.name: field.default for field in fields(OffloadConfig)}
 SAMPLING = [field.name for field in fields(SamplingParams)]
@@ -122,8 +128,10 @@ def make_options() -> list[click.Parameter]:
         "pin_cpu_memory": "Pin host memory: faster transfers.",
         "text_encoder_layerwise_offload": "Stream the text encoder through the GPU instead.",
         "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
+        "host_memory": "Of the host copies; mapped: the checkpoint's file itself.",
     }
-    rows += [(flag, WEIGHTS, bool, texts[flag]) for flag in FLAGS]
+    kinds = {"host_memory": click.Choice(HOST_MEMORY)}
+    rows += [(flag, WEIGHTS, kinds.get(flag, bool), texts[flag]) for flag in FLAGS]
     return [
         GroupedOption(name, group=group, kind=kind, text=text) for name, group, kind, text in rows
     ]

@@ -26,29 +26,31 @@ def make_placements(
         return []
     if config.dit_cpu_offload:
         _say_once("dit_cpu_offload=True has no effect without use_fsdp_inference=True.")
-    pin = config.pin_cpu_memory
+    memory = config.host_memory if config.pin_cpu_memory else "pageable"
     placements: list[object] = []
     for fqn in module.denoisers:
         stream = config.dit_layerwise_offload
-        placements.append(LayerwiseOffload(fqn, pin_memory=pin) if stream else Resident(fqn))
+        placements.append(LayerwiseOffload(fqn, host_memory=memory) if stream else Resident(fqn))
     for fqn in module.text_encoders:
-        placements.append(_place_text_encoder(fqn, config))
+        placements.append(_place_text_encoder(fqn, config, memory))
     for fqns, offload in (
         (module.image_encoders, config.image_encoder_cpu_offload),
         (module.vaes, config.vae_cpu_offload),
     ):
-        placements += [ModelOffload(f, pin_memory=pin) if offload else Resident(f) for f in fqns]
+        placements += [
+            ModelOffload(f, host_memory=memory) if offload else Resident(f) for f in fqns
+        ]
     return placements
 
 
-def _place_text_encoder(fqn: str, config: OffloadConfig) -> object:
+def _place_text_encoder(fqn: str, config: OffloadConfig, memory: str) -> object:
     if config.text_encoder_layerwise_offload:
         if config.text_encoder_cpu_offload:
             _say_once(
                 "text_encoder_cpu_offload=True has no effect with "
                 "text_encoder_layerwise_offload=True, which streams the encoder instead."
             )
-        return LayerwiseOffload(fqn, pin_memory=config.pin_cpu_memory)
+        return LayerwiseOffload(fqn, host_memory=memory)
     return CPUExecution(fqn) if config.text_encoder_cpu_offload else Resident(fqn)
 
 

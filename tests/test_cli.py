@@ -57,7 +57,16 @@ def test_what_is_not_given_is_the_default_of_the_python_names(calls):
     assert call(calls, "resolve") == (SamplingParams(),)
 
 
-@pytest.mark.parametrize("flag", [field.name for field in fields(OffloadConfig)])
+FLAGS = [field.name for field in fields(OffloadConfig) if isinstance(field.default, bool)]
+
+
+@pytest.mark.parametrize("kind", ["auto", "mapped", "pinned", "pageable"])
+def test_the_kind_of_host_memory_is_a_choice(calls, kind):
+    assert run(["generate", "--prompt", "a", "--host-memory", kind]) == 0
+    assert call(calls, "wire")[0] == OffloadConfig(host_memory=kind)
+
+
+@pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("spelling", ["-", "_"])
 def test_every_flag_can_be_turned_on_and_off_with_hyphens_or_underscores(calls, flag, spelling):
     name = flag.replace("_", spelling)
@@ -150,10 +159,10 @@ def test_our_warnings_are_one_line_each_and_those_of_libraries_are_not_shown(
 def test_help_names_every_option_and_its_default(capsys):
     assert run(["generate", "--help"]) == 0
     text = capsys.readouterr().out
-    for field in fields(OffloadConfig):
-        assert f"--[no-]{field.name.replace('_', '-')} " in text
-    for field in fields(SamplingParams):
-        assert f"--{field.name.replace('_', '-')} " in text
+    for flag in FLAGS:
+        assert f"--[no-]{flag.replace('_', '-')} " in text
+    for name in ("host_memory", *(field.name for field in fields(SamplingParams))):
+        assert f"--{name.replace('_', '-')} " in text
     for group in ("Prompt and output:", "Model and machine:", "Where weights live:", "Examples:"):
         assert group in text
     assert "[default: 1024]" in text

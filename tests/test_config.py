@@ -18,6 +18,7 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "image_encoder_cpu_offload": True,
         "vae_cpu_offload": True,
         "pin_cpu_memory": True,
+        "host_memory": "auto",
         "text_encoder_layerwise_offload": False,
         "vae_tiling": False,
     }
@@ -39,10 +40,25 @@ def test_fsdp_without_layerwise_offload_is_accepted(dit_cpu_offload):
 
 
 @pytest.mark.parametrize("value", ["no", 0, 1, None])
-@pytest.mark.parametrize("flag", [field.name for field in fields(OffloadConfig)])
+@pytest.mark.parametrize(
+    "flag", [field.name for field in fields(OffloadConfig) if field.type in (bool, "bool")]
+)
 def test_a_flag_that_is_no_bool_is_refused_by_its_name(flag, value):
     with pytest.raises(TypeError, match=f"{flag} must be True or False, got {value!r}"):
         OffloadConfig(**{flag: value})
+
+
+@pytest.mark.parametrize("value", ["fast", None, True])
+def test_an_unknown_kind_of_host_memory_is_refused_with_the_known_ones(value):
+    with pytest.raises(ValueError, match="one of auto, mapped, pinned, pageable, got"):
+        OffloadConfig(host_memory=value)
+
+
+@pytest.mark.parametrize("kind", ["mapped", "pinned"])
+def test_pinned_host_memory_without_pinning_is_refused(kind):
+    with pytest.raises(ValueError, match=f"host_memory='{kind}'.*pin_cpu_memory=False"):
+        OffloadConfig(host_memory=kind, pin_cpu_memory=False)
+    assert OffloadConfig(host_memory="pageable", pin_cpu_memory=False)
 
 
 @pytest.mark.parametrize("made", [OffloadConfig(), SamplingParams()])

@@ -31,7 +31,22 @@ ALLOWED = {
     "callbacks": {"torch", "lightning", "rich", "offload", "config", "output", "callbacks"},
     "strategies.py": {"torch", "lightning", "config", "checkpoint", "offload.partition"},
     "loop.py": {"torch", "lightning"},
-    "cli.py": {"click", "generator", "config"},
+    "options.py": {"click", "yaml", "config"},
+    "cli.py": {
+        "",
+        "click",
+        "options",
+        "config",
+        "output",
+        "generator",
+        "modules",
+        "devices",
+        "prompts",
+    },
+    "generator.py": {
+        *("torch", "lightning", "callbacks", "config", "devices", "loop", "modules", "output"),
+        *("placements", "prompts", "strategies"),
+    },
 }
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
-from fastvideo_lightning.offload.host import HostStore
 from fastvideo_lightning.offload.order import UnitOrder
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.slots import DeviceSlot, SlotRing
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.stats import OffloadStats
+from fastvideo_lightning.offload.store import HostStore
 from fastvideo_lightning.offload.streams import Transport, make_transport
 from fastvideo_lightning.offload.unit import OffloadUnit, UnitState
 
@@ -72,7 +72,7 @@ class OffloadEngine:
                 unit.plan(sources, self.device)
             self.units.extend(new)
             with ThreadPoolExecutor(READ_THREADS) as pool:
-                list(pool.map(lambda unit: unit.load(self.store, sources), new))
+                list(pool.map(lambda unit: unit.load(self.store), new))
             self._arrange([unit for unit in new if not unit.transient])
         except BaseException:
             self.detach(new)
@@ -151,7 +151,7 @@ class OffloadEngine:
         slot = unit.slot
         assert slot is not None
         try:
-            unit.keep_written()
+            unit.keep_written(self.store)
         finally:
             with record_function("offload::release" + unit.label):
                 unit.uses = 0
@@ -214,7 +214,7 @@ class OffloadEngine:
         if stale:
             self.drain()  # a host slab is written only when nothing copies from it
         for unit in stale:
-            unit.revalidate()
+            unit.revalidate(self.store)
 
     def release_all(self) -> None:
         """Release every unit, as after an exception that passed the hooks by."""
@@ -261,7 +261,7 @@ class OffloadEngine:
         assert unit.slab is not None, f"{unit.fqn} is not attached"
         if slot.holder is not unit:
             with record_function("offload::prefetch" + unit.label):
-                self.transport.copy(unit.slab.buffer, slot)
+                self.transport.copy(unit.slab.segments, slot)
             self.stats.copies += 1
             self.stats.bytes_copied += unit.size_bytes
         slot.holder = unit

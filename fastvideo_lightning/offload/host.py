@@ -6,11 +6,77 @@ driver.
 """
 
 import mmap
-import warnings
+from enum import StrEnum
+from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 
 from fastvideo_lightning.offload.layout import SlabLayout
+
+
+class HostMemory(StrEnum):
+    """What kind of host memory holds the masters.
+
+    AUTO: mapped where a unit's bytes lie in a file in the dtype that they run in, otherwise pinned.
+    MAPPED: the checkpoint file itself, registered with the driver; held once however many
+        processes.
+    PINNED: memory of our own, of the exact size, registered with the driver.
+    PAGEABLE: memory of our own as it is; copies from it are slower and do not overlap.
+    """
+
+    AUTO = "auto"
+    MAPPED = "mapped"
+    PINNED = "pinned"
+    PAGEABLE = "pageable"
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"host_memory must be one of {', '.join(cls)}, got {value!r}")
+
+
+class Segment(NamedTuple):
+    """Host bytes (``[bytes] uint8``) that a copy brings to ``offset`` in a slot."""
+
+    part: torch.Tensor
+    offset: int
+
+
+class HostMaster(Protocol):
+    """Where a unit's bytes are on the host.
+
+    Attributes:
+        layout: where they lie in a slot.
+        views: the tensors, in the order of ``layout.specs``.
+        segments: what a copy of the unit moves.
+        is_filled: which of the tensors have their bytes without being read.
+    """
+
+    layout: SlabLayout
+    views: list[torch.Tensor]
+    segments: list[Segment]
+    is_filled: tuple[bool, ...]
+
+    @property
+    def pinned(self) -> bool:
+        """Whether copies from it are asynchronous."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that it holds on the host."""
+        ...
+
+    def pin(self) -> None:
+        """Register the memory with the driver; RuntimeError where the system refuses."""
+        ...
+
+    def is_written(self) -> bool:
+        """Whether a tensor was written in a way that copies would not see."""
+        ...
+
+    def close(self) -> None:
+        """Take back the registration. No copy may be in flight; the tensors stay valid."""
+        ...
 
 
 class HostSlab:
@@ -31,8 +97,9 @@ class HostSlab:
     def __init__(self, layout: SlabLayout) -> None:
         self.layout = layout
         self.pinned = False
+        self.is_filled = (False,) * len(layout.specs)
         memory = _anonymous_memory(layout.size_bytes)
-        self.buffer = torch.frombuffer(memory, dtype=torch.uint8, count=layout.size_bytes)
+        self.buffer = torch.frombuffer(memory, dtype=torch.uint8)[: layout.size_bytes]
         self.views = [
             torch.frombuffer(
                 memory, dtype=spec.dtype, count=spec.shape.numel(), offset=offset
@@ -41,6 +108,16 @@ class HostSlab:
             else torch.empty(spec.shape, dtype=spec.dtype)
             for spec, offset in zip(layout.specs, layout.offsets, strict=True)
         ]
+        self.segments = [Segment(self.buffer, 0)]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the slab."""
+        return self.layout.size_bytes
+
+    def is_written(self) -> bool:
+        """Never: the tensors are the slab."""
+        return False
 
     def pin(self) -> None:
         """Register the memory with the CUDA driver.
@@ -50,69 +127,30 @@ class HostSlab:
         """
         if self.pinned or not self.layout.size_bytes:
             return
-        code = torch.cuda.cudart().cudaHostRegister(
-            self.buffer.data_ptr(), self.layout.size_bytes, 0
-        )
-        if int(code) != 0:
-            raise RuntimeError(f"cudaHostRegister of {self.layout.size_bytes} bytes: {code}")
+        register(self.buffer)
         self.pinned = True
 
     def close(self) -> None:
         """Take back the registration. No copy may be in flight; the tensors stay valid."""
         if self.pinned:
             self.pinned = False
-            torch.cuda.cudart().cudaHostUnregister(self.buffer.data_ptr())
+            unregister(self.buffer)
 
 
-class HostStore:
-    """All host masters of an engine: allocates them alike and knows how much they hold.
+def register(part: torch.Tensor, flags: int = 0) -> None:
+    """Register host memory with the CUDA driver (``cudaHostRegister``).
 
-    Args:
-        device: the device that the slabs are copied to; only CUDA memory can be pinned for.
+    Raises:
+        RuntimeError: the system refuses.
     """
+    code = torch.cuda.cudart().cudaHostRegister(part.data_ptr(), part.numel(), flags)
+    if int(code) != 0:
+        raise RuntimeError(f"cudaHostRegister of {part.numel()} bytes: {code}")
 
-    def __init__(self, device: torch.device) -> None:
-        self._pins = device.type == "cuda"
-        self.slabs: list[HostSlab] = []
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes that the slabs hold on the host."""
-        return sum(slab.layout.size_bytes for slab in self.slabs)
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Bytes of them that are pinned."""
-        return sum(slab.layout.size_bytes for slab in self.slabs if slab.pinned)
-
-    def allocate(self, layout: SlabLayout) -> HostSlab:
-        """A slab for ``layout``, not yet filled and not yet pinned."""
-        slab = HostSlab(layout)
-        self.slabs.append(slab)
-        return slab
-
-    def pin(self, slab: HostSlab) -> None:
-        """Pin a filled slab: registering memory that was touched already is the fast way.
-
-        Where the system refuses, this slab and all later ones stay pageable, with one warning.
-        """
-        if not self._pins:
-            return
-        try:
-            slab.pin()
-        except RuntimeError as error:
-            self._pins = False
-            warnings.warn(
-                f"The system refuses to pin host memory ({error}). Weights are copied from "
-                "pageable memory: the results are the same, the copies slower. Raise the "
-                "locked-memory limit (`ulimit -l unlimited`), or pass pin_cpu_memory=False.",
-                stacklevel=2,
-            )
-
-    def free(self, slab: HostSlab) -> None:
-        """Close a slab and forget it."""
-        slab.close()
-        self.slabs.remove(slab)
+def unregister(part: torch.Tensor) -> None:
+    """Take back a registration."""
+    torch.cuda.cudart().cudaHostUnregister(part.data_ptr())
 
 
 def _anonymous_memory(size_bytes: int) -> mmap.mmap:

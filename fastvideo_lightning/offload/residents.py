@@ -9,8 +9,8 @@ import torch
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.layout import empty_host_tensor
 from fastvideo_lightning.offload.leaves import find_leaves, rebuild
+from fastvideo_lightning.offload.reading import find_source, source_spec
 from fastvideo_lightning.offload.source import WeightSource
-from fastvideo_lightning.offload.unit import find_source, source_spec
 
 READ_THREADS = min(8, os.cpu_count() or 1)
 

@@ -7,18 +7,20 @@ stream behind the last kernel that read the slot; the next copy into the slot wa
 never waits, nothing is allocated, and memory that outlives every copy needs no ``record_stream``.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
+from fastvideo_lightning.offload.host import Segment
 from fastvideo_lightning.offload.slots import DeviceSlot
 
 
 class Transport(Protocol):
-    """Moves slabs into slots and keeps readers and writers of a slot apart."""
+    """Moves host bytes into slots and keeps readers and writers of a slot apart."""
 
-    def copy(self, slab: torch.Tensor, slot: DeviceSlot) -> None:
-        """Start copying ``slab`` (``[bytes] uint8`` on the host) to the beginning of ``slot``."""
+    def copy(self, segments: Sequence[Segment], slot: DeviceSlot) -> None:
+        """Start copying host bytes to their places in ``slot``."""
         ...
 
     def wait(self, slot: DeviceSlot) -> None:
@@ -45,12 +47,13 @@ class CopyStream:
         self.device = device
         self.stream = torch.cuda.Stream(device)
 
-    def copy(self, slab: torch.Tensor, slot: DeviceSlot) -> None:
-        """Start the copy once the slot's last reader is through."""
+    def copy(self, segments: Sequence[Segment], slot: DeviceSlot) -> None:
+        """Start the copies once the slot's last reader is through."""
         ready, free = slot.events()
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(free)
-            slot.buffer[: slab.numel()].copy_(slab, non_blocking=True)
+            for part, offset in segments:
+                slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
             self.stream.record_event(ready)
 
     def wait(self, slot: DeviceSlot) -> None:
@@ -70,9 +73,10 @@ class CopyStream:
 class InlineCopyStream:
     """The transport where there is no stream: a copy is done when the call returns."""
 
-    def copy(self, slab: torch.Tensor, slot: DeviceSlot) -> None:
+    def copy(self, segments: Sequence[Segment], slot: DeviceSlot) -> None:
         """Copy at once."""
-        slot.buffer[: slab.numel()].copy_(slab)
+        for part, offset in segments:
+            slot.buffer[offset : offset + part.numel()].copy_(part)
 
     def wait(self, slot: DeviceSlot) -> None:
         """Nothing to wait for."""

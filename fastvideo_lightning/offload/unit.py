@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload.bindings import Registry, TensorBinding
-from fastvideo_lightning.offload.host import HostSlab, HostStore
+from fastvideo_lightning.offload.host import HostMaster, HostMemory
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.leaves import find_leaves, is_plain, rebuild
+from fastvideo_lightning.offload.reading import file_position, find_source, source_spec
 from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.store import HostStore
 
 if TYPE_CHECKING:
     from fastvideo_lightning.offload.slots import DeviceSlot
@@ -41,7 +43,7 @@ class OffloadUnit:
         bindings: its tensors.
         transient: the unit has device memory of its own while it is in use, in place of a slot of
             the ring.
-        pin_memory: pin the unit's host master.
+        host_memory: what kind of memory the host master is.
 
     Attributes:
         state: see ``UnitState``.
@@ -56,20 +58,21 @@ class OffloadUnit:
         bindings: list[TensorBinding],
         *,
         transient: bool = False,
-        pin_memory: bool = True,
+        host_memory: HostMemory = HostMemory.AUTO,
     ) -> None:
         self.fqn = fqn
         self.module = module
         self.bindings = bindings
         self.transient = transient
-        self.pin_memory = pin_memory
+        self.host_memory = host_memory
         self.state = UnitState.OFFLOADED
         self.slot: DeviceSlot | None = None
         self.preferred_slot = 0
         self.uses = 0
         self.label = f" {fqn}"
         self.layout = SlabLayout(())
-        self.slab: HostSlab | None = None
+        self.slab: HostMaster | None = None
+        self._leaf_sources: list[WeightSource | None] = []
         self._hosts: list[torch.Tensor] = []
         self._shown: dict[DeviceSlot, list[tuple[Registry, str, torch.Tensor]]] = {}
         self._host_places: list[tuple[Registry, str, torch.Tensor]] = []
@@ -88,37 +91,45 @@ class OffloadUnit:
             RuntimeError: a tensor is on meta and has no source.
             TypeError: a tensor subclass that cannot be taken apart.
         """
+        found = {b: find_source(b, sources) for b in self.bindings if b.tensor.is_meta}
+        # In the order of the file, so that neighbours there are copied as one.
+        self.bindings.sort(key=lambda b: file_position(found.get(b)))
         specs: list[TensorSpec] = []
+        self._leaf_sources = []
         for binding in self.bindings:
-            if binding.tensor.is_meta:
-                specs.append(source_spec(find_source(binding, sources), run_device))
+            if binding in found:
+                specs.append(source_spec(found[binding], run_device))
+                self._leaf_sources.append(found[binding])
                 continue
             for leaf in find_leaves(binding.tensor, binding.fqn):
                 spec = TensorSpec.of(leaf)
                 specs.append(spec.at(leaf.data_ptr()) if run_device.type == "cpu" else spec)
+                self._leaf_sources.append(None)
         self.layout = SlabLayout(specs)
 
-    def load(self, store: HostStore, sources: Mapping[str, WeightSource]) -> None:
-        """Fill a slab with the tensors' bytes and let the module's tensors be the slab."""
-        self.slab = store.allocate(self.layout)
-        views = iter(self.slab.views)
+    def load(self, store: HostStore) -> None:
+        """Fill a host master with the tensors' bytes and let the module's tensors be it."""
+        self.slab = store.make(self.layout, self._leaf_sources, self.host_memory)
+        leaves = iter(zip(self.slab.views, self._leaf_sources, self.slab.is_filled, strict=True))
         self._hosts = []
         for binding in self.bindings:
             tensor = binding.tensor
             if tensor.is_meta:
-                view = next(views)
-                find_source(binding, sources).read_into(view)
+                view, source, is_filled = next(leaves)
+                if source is not None and not is_filled:
+                    source.read_into(view)
                 tensor = rebuild(tensor, [view])
                 binding.bind(tensor)
             else:
                 for leaf in find_leaves(tensor, binding.fqn):
-                    view = next(views)
+                    view, _, _ = next(leaves)
                     view.copy_(leaf.detach())
                     leaf.data = view  # the old memory goes: each byte is held once
             self._hosts.append(tensor)
+        self._leaf_sources = []
         self._show_as_host()
-        if self.pin_memory:
-            store.pin(self.slab)
+        if not store.pin(self.slab, self.host_memory):
+            self._move(store)
 
     def unload(self, store: HostStore) -> None:
         """Leave ordinary host tensors in the module and forget the slab."""
@@ -150,7 +161,7 @@ class OffloadUnit:
         self._shown.clear()
         self.slot = None
 
-    def keep_written(self) -> None:
+    def keep_written(self, store: HostStore) -> None:
         """Carry to the host master what the forward wrote, in the slot or by assignment.
 
         Weights do not change in a forward, so as a rule this compares one number; running
@@ -162,7 +173,10 @@ class OffloadUnit:
         assert self.slot is not None
         assert self.slab is not None
         if self.slot.buffer._version != self._version_shown:
-            self.slab.buffer.copy_(self.slot.buffer[: self.size_bytes])
+            for view, written in zip(
+                self.slab.views, self.layout.views(self.slot.buffer), strict=True
+            ):
+                view.copy_(written)
         for (registry, name, shown), (_, _, host) in zip(
             self._shown[self.slot], self._host_places, strict=True
         ):
@@ -179,17 +193,20 @@ class OffloadUnit:
                 find_leaves(host, name), find_leaves(current, name), strict=True
             ):
                 target.data.copy_(leaf.detach())
+        if self.slab.is_written():
+            self._move(store)
 
     def is_stale(self) -> bool:
-        """Whether a tensor of the module is no longer the slab's."""
-        return any(
+        """Whether a tensor of the module is not what copies of the unit would bring."""
+        assert self.slab is not None
+        return self.slab.is_written() or any(
             registry[name] is not host or leaf_ptrs != _addresses(host)
             for (registry, name, host), leaf_ptrs in zip(
                 self._host_places, self._host_addresses, strict=True
             )
         )
 
-    def revalidate(self) -> None:
+    def revalidate(self, store: HostStore) -> None:
         """Take over what was edited since the last run.
 
         An edit in place wrote the slab itself, for the module's tensors are the slab. A tensor that
@@ -221,6 +238,8 @@ class OffloadUnit:
                 self._hosts[i] = tensor
                 self._shown.clear()
         self._show_as_host()
+        if self.slab.is_written():
+            self._move(store)
 
     def check(self) -> None:
         """Assert that the module shows what the state says."""
@@ -237,6 +256,23 @@ class OffloadUnit:
             for binding, host in zip(self.bindings, self._hosts, strict=True)
             for name in binding.names
         }
+
+    def _move(self, store: HostStore) -> None:
+        """Go from mapped files to a slab of the unit's own."""
+        assert self.slab is not None
+        mapped = self.slab
+        sources = [None] * len(self.layout.specs)
+        self.slab = store.make(self.layout, sources, HostMemory.PINNED)
+        old_views = iter(mapped.views)
+        views = iter(self.slab.views)
+        for binding, host in zip(self.bindings, self._hosts, strict=True):
+            for leaf in find_leaves(host, binding.fqn):
+                view = next(views)
+                view.copy_(next(old_views))
+                leaf.data = view
+        self._show_as_host()
+        store.free(mapped)
+        store.pin(self.slab, self.host_memory)
 
     def _on_device(self, slot: "DeviceSlot") -> list[torch.Tensor]:
         views = iter(self.layout.views(slot.buffer))
@@ -261,33 +297,3 @@ def _addresses(tensor: torch.Tensor) -> tuple[int, ...]:
     if is_plain(tensor):
         return (tensor.data_ptr(),)
     return tuple(leaf.data_ptr() for leaf in find_leaves(tensor, ""))
-
-
-def source_spec(
-    source: WeightSource, run_device: torch.device, device: torch.device | None = None
-) -> TensorSpec:
-    """The spec of a tensor that is yet to be read.
-
-    Args:
-        source: where it lies.
-        run_device: the device of the run, which settles the dtype.
-        device: where the tensor computes, by default there; on the CPU it keeps its file's phase.
-    """
-    spec = TensorSpec.contiguous(source.shape, source.dtype_on(run_device))
-    plain = source.path is not None and spec.dtype == source.stored_dtype
-    return spec.at(source.offset) if plain and (device or run_device).type == "cpu" else spec
-
-
-def find_source(binding: TensorBinding, sources: Mapping[str, WeightSource]) -> WeightSource:
-    """The source of a tensor on meta, under any of its names.
-
-    Raises:
-        RuntimeError: there is none.
-    """
-    for name in binding.names:
-        if name in sources:
-            return sources[name]
-    raise RuntimeError(
-        f"{binding.fqn} is on the meta device and no checkpoint says where its bytes are. Load "
-        "the module with VideoModule.from_pretrained(...), or give it real weights first."
-    )

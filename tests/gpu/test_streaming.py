@@ -1,11 +1,13 @@
 """What only a GPU can show: overlap, memory, races."""
 
 import gc
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
+from fastvideo_lightning.offload.host import Segment
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.streams import CopyStream
 from tests.gpu import requires_gpu
@@ -35,10 +37,10 @@ class SleepingStream(CopyStream):
     def sleep(self) -> None:
         torch.cuda._sleep(int(torch.randint(0, 3_000_000, (), generator=self.random)))
 
-    def copy(self, slab: torch.Tensor, slot: DeviceSlot) -> None:
+    def copy(self, segments: Sequence[Segment], slot: DeviceSlot) -> None:
         with torch.cuda.stream(self.stream):
             self.sleep()
-        super().copy(slab, slot)
+        super().copy(segments, slot)
 
     def wait(self, slot: DeviceSlot) -> None:
         if torch.randint(0, 2, (), generator=self.random):
@@ -69,11 +71,11 @@ def engine_in(callback):
     return callback.attachments[0].engine
 
 
-@pytest.mark.parametrize("pin_memory", [True, False])
+@pytest.mark.parametrize("host_memory", ["auto", "pageable"])
 @pytest.mark.parametrize("num_slots", [1, 2, 3])
-def test_streamed_equals_resident_bit_for_bit(expected, pin_memory, num_slots):
+def test_streamed_equals_resident_bit_for_bit(expected, host_memory, num_slots):
     toy = wide()
-    callback = attach(toy, pin_memory=pin_memory, num_slots=num_slots)
+    callback = attach(toy, host_memory=host_memory, num_slots=num_slots)
     for in_batch in (False, True):
         if in_batch:
             callback.on_predict_batch_start()
@@ -82,7 +84,7 @@ def test_streamed_equals_resident_bit_for_bit(expected, pin_memory, num_slots):
             engine_in(callback).check()
     callback.on_predict_batch_end()
     pinned = engine_in(callback).store.pinned_bytes
-    assert pinned == (engine_in(callback).store.size_bytes if pin_memory else 0)
+    assert pinned == (engine_in(callback).store.size_bytes if host_memory == "auto" else 0)
     callback.detach()
     assert torch.equal(toy.to(DEVICE)(wide_sample()), expected)
 
@@ -105,7 +107,7 @@ def test_a_poisoned_slot_shows_where_nothing_is_copied():
     """The poison works: without copies the output is not a number."""
 
     class Forgetful(PoisoningStream):
-        def copy(self, slab, slot):
+        def copy(self, segments, slot):
             slot.events()[0].record(self.stream)
 
     toy = wide()

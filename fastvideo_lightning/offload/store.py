@@ -1,0 +1,109 @@
+"""HostStore: all host masters of an engine, and what they hold."""
+
+import threading
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from fastvideo_lightning.offload.host import HostMaster, HostMemory, HostSlab
+from fastvideo_lightning.offload.layout import SlabLayout
+from fastvideo_lightning.offload.mapped import MappedSlab, is_mappable
+from fastvideo_lightning.offload.source import WeightSource
+
+
+class HostStore:
+    """Makes host masters of the kind that is wanted and possible; safe from any thread.
+
+    Args:
+        device: the device that they are copied to; only CUDA memory can be registered for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._has_driver = device.type == "cuda"
+        self._refused: set[type] = set()
+        self._lock = threading.Lock()
+        self.masters: list[HostMaster] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the masters hold on the host, those of mapped files included."""
+        return sum(master.size_bytes for master in self.masters)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of them that the driver knows."""
+        return sum(master.size_bytes for master in self.masters if master.pinned)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of them that are in checkpoint files."""
+        return sum(m.size_bytes for m in self.masters if isinstance(m, MappedSlab))
+
+    def make(
+        self, layout: SlabLayout, sources: Sequence[WeightSource | None], kind: HostMemory
+    ) -> HostMaster:
+        """A host master for a unit: not yet filled but for what is mapped, and not yet pinned.
+
+        Args:
+            layout: where its tensors lie in a slot.
+            sources: for each tensor where its bytes come from; None where they are in memory.
+            kind: what kind of memory.
+
+        Raises:
+            ValueError: mapped memory is asked for and no weight can be.
+        """
+        pairs = list(zip(layout.specs, sources, strict=True))
+        fitting = sum(s.size_bytes for s, source in pairs if is_mappable(source, s.dtype))
+        maps = kind is HostMemory.MAPPED
+        if maps and not fitting and layout.size_bytes:
+            raise ValueError(
+                "host_memory='mapped' needs weights that lie in a safetensors file in the dtype "
+                "that they run in, and these do not. Write such a checkpoint with "
+                "`fastvideo-lightning pack MODEL OUT`, or pass host_memory='auto'."
+            )
+        if kind is HostMemory.AUTO and self._has_driver and MappedSlab not in self._refused:
+            maps = 2 * fitting >= layout.size_bytes > 0
+        master = MappedSlab(layout, sources) if maps else HostSlab(layout)
+        with self._lock:
+            self.masters.append(master)
+        return master
+
+    def pin(self, master: HostMaster, kind: HostMemory) -> bool:
+        """Pin a filled master: registering memory that was touched already is the fast way.
+
+        Where the system refuses, there is one warning, and nothing of that kind is tried again.
+
+        Returns:
+            Whether the master may stay; a mapped one that cannot be registered should not.
+        """
+        if not self._has_driver or kind is HostMemory.PAGEABLE:
+            return True
+        with self._lock:
+            if type(master) not in self._refused:
+                try:
+                    master.pin()
+                except RuntimeError as error:
+                    self._refused.add(type(master))
+                    _warn_of_refusal(master, error)
+            return master.pinned or not isinstance(master, MappedSlab)
+
+    def free(self, master: HostMaster) -> None:
+        """Close a master and forget it."""
+        master.close()
+        self.masters.remove(master)
+
+
+def _warn_of_refusal(master: HostMaster, error: RuntimeError) -> None:
+    if isinstance(master, MappedSlab):
+        message = (
+            f"The system refuses to register the checkpoint's file ({error}). Weights are read "
+            "into memory of their own. Pass host_memory='pinned' to do so without trying."
+        )
+    else:
+        message = (
+            f"The system refuses to pin host memory ({error}). Weights are copied from pageable "
+            "memory: the results are the same, the copies slower. Raise the locked-memory limit "
+            "(`ulimit -l unlimited`), or pass pin_cpu_memory=False."
+        )
+    warnings.warn(message, stacklevel=3)
