@@ -26,7 +26,7 @@ def resident(model: RandomWan, device: torch.device) -> int:
 
 def streamed(model: RandomWan, device: torch.device) -> int:
     """Two slots, pinned host masters."""
-    return place(LayerwiseOffload("blocks"), model, device)
+    return place(LayerwiseOffload("blocks", host_memory="pinned"), model, device)
 
 
 def streamed_pageable(model: RandomWan, device: torch.device) -> int:
@@ -34,12 +34,19 @@ def streamed_pageable(model: RandomWan, device: torch.device) -> int:
     return place(LayerwiseOffload("blocks", host_memory="pageable"), model, device)
 
 
+def streamed_mapped(model: RandomWan, device: torch.device) -> int:
+    """Two slots, the checkpoint file as host master."""
+    return place(LayerwiseOffload("blocks", host_memory="mapped"), model, device)
+
+
 def streamed_with_residents(share: float) -> Mode:
     """Streaming with a share of the blocks resident."""
 
     def attach(model: RandomWan, device: torch.device) -> int:
         count = round(share * len(model.blocks))
-        return place(LayerwiseOffload("blocks", resident_blocks=count), model, device)
+        return place(
+            LayerwiseOffload("blocks", resident_blocks=count, host_memory="pinned"), model, device
+        )
 
     return attach
 
@@ -72,6 +79,7 @@ def load_on_host(model: RandomWan) -> None:
 
 MODES: dict[str, Mode] = {
     "streamed": streamed,
+    "streamed-mapped": streamed_mapped,
     "streamed-tenth-resident": streamed_with_residents(0.1),
     "streamed-half-resident": streamed_with_residents(0.5),
     "streamed-pageable": streamed_pageable,

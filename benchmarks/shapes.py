@@ -1,13 +1,16 @@
 """Wan transformers with random weights, in the shapes of the published models.
 
-The weights come from a fixed tile of random numbers, so that two instances of a model agree bit for
-bit and 28 GB are there in seconds.
+The weights are tiles of random numbers in a checkpoint file, so that 28 GB are there in seconds,
+all instances of a model agree bit for bit, and loading is what it is for a real model.
 """
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
+
+from fastvideo_lightning.weights import StoredWeight, read_header
 
 CONFIGS: dict[str, dict[str, int]] = {
     "wan-14b": {},
@@ -24,53 +27,63 @@ CONFIGS: dict[str, dict[str, int]] = {
 _TILE = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(0.02)
 
 
-class RandomWeight:
-    """A weight source that reads from the tile, from a place that depends on the weight's name."""
-
-    path: Path | None = None
-    offset = 0
-
-    def __init__(self, name: str, shape: torch.Size, dtype: torch.dtype) -> None:
-        self.shape = shape
-        self.stored_dtype = dtype
-        self._start = sum(ord(c) * (i + 1) for i, c in enumerate(name)) * 7919 % _TILE.numel()
-
-    def dtype_on(self, device: torch.device) -> torch.dtype:
-        """The stored dtype."""
-        return self.stored_dtype
-
-    def read_into(self, out: torch.Tensor) -> None:
-        """Copy tile after tile into ``out``."""
-        flat, done, start = out.view(-1), 0, self._start
-        while done < flat.numel():
-            part = _TILE[start : start + flat.numel() - done]
-            flat[done : done + part.numel()].copy_(part)
-            done, start = done + part.numel(), 0
-
-
 class RandomWan(WanTransformer3DModel):
-    """A Wan transformer on meta that says where its weights come from."""
+    """A Wan transformer on meta that says where its weights lie."""
 
-    weight_sources: dict[str, RandomWeight]
+    weight_sources: dict[str, StoredWeight]
 
 
-def make_transformer(name: str) -> RandomWan:
-    """The transformer of that name on meta; bf16, in fp32 what Wan keeps so."""
+def make_transformer(name: str, folder: Path) -> RandomWan:
+    """The transformer of that name on meta, its weights in a file of the folder.
+
+    Args:
+        name: a key of ``CONFIGS``.
+        folder: where the file is; it is written at the first call.
+    """
     with torch.device("meta"):
         model = RandomWan(**CONFIGS[name]).eval().requires_grad_(False)
     model.rope = type(model.rope)(
         model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len
     )
-    in_fp32 = tuple(model._keep_in_fp32_modules)
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        write_checkpoint(model, path)
     model.weight_sources = {
-        fqn: RandomWeight(
-            fqn,
-            p.shape,
-            torch.float32 if any(m in fqn.split(".") for m in in_fp32) else torch.bfloat16,
-        )
-        for fqn, p in model.named_parameters()
+        fqn: StoredWeight(tensor, tensor.dtype, tensor.dtype)
+        for fqn, tensor in read_header(path).items()
     }
     return model
+
+
+def write_checkpoint(model: RandomWan, path: Path) -> None:
+    """Write random weights in their run dtypes: bf16, and in fp32 what Wan keeps so."""
+    header: dict[str, object] = {}
+    end = 0
+    in_fp32 = set(model._keep_in_fp32_modules)
+    parameters = sorted(model.named_parameters())
+    for fqn, parameter in parameters:
+        is_fp32 = bool(in_fp32.intersection(fqn.split(".")))
+        size = parameter.numel() * (4 if is_fp32 else 2)
+        header[fqn] = {
+            "dtype": "F32" if is_fp32 else "BF16",
+            "shape": list(parameter.shape),
+            "data_offsets": [end, end + size],
+        }
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 4096)
+    tiles = {"F32": _TILE, "BF16": _TILE.to(torch.bfloat16)}
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for number, (fqn, parameter) in enumerate(parameters):
+            tile = tiles[header[fqn]["dtype"]]  # type: ignore[index]
+            missing, start = parameter.numel(), number * 7919 % tile.numel()
+            while missing:
+                part = tile[start : start + missing]
+                file.write(part.view(torch.uint8).numpy())
+                missing, start = missing - part.numel(), 0
+    unfinished.rename(path)
 
 
 def streamed_bytes(model: RandomWan) -> int:

@@ -13,6 +13,7 @@ import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -89,17 +90,17 @@ def time_steps(step: Callable[[], object], device: torch.device, count: int = 2)
 class Contender:
     """A model in one mode, with what was measured of it."""
 
-    def __init__(self, mode: str, model_name: str, device: torch.device) -> None:
+    def __init__(self, mode: str, model_name: str, device: torch.device, folder: Path) -> None:
         self.mode = mode
         self.device = device
-        self.model: RandomWan = make_transformer(model_name)
+        self.model: RandomWan = make_transformer(model_name, folder)
         self.seconds: dict[int, list[float]] = {}
         self.reserved_bytes: dict[int, int] = {}
         self.allocated_bytes: dict[int, int] = {}
         self.is_equal: dict[int, bool] = {}
         self._before = self._empty()
         begin = time.perf_counter()
-        self.detach = MODES[mode](self.model, device)
+        self.streamed_bytes = MODES[mode](self.model, device)
         self.setup_s = time.perf_counter() - begin
 
     def step(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -141,7 +142,8 @@ def run_rounds(contenders: list[Contender], frames: int, rounds: int) -> None:
     for number in range(rounds + 1):
         for contender in contenders:
             inputs = make_inputs(contender.model, frames, device=contender.device)
-            seconds = time_steps(lambda c=contender, i=inputs: c.step(i), contender.device)
+            count = 1 if frames > 40 else 2
+            seconds = time_steps(lambda c=contender, i=inputs: c.step(i), contender.device, count)
             if number:
                 contender.seconds.setdefault(frames, []).append(seconds)
 
@@ -160,6 +162,7 @@ def summarize(contenders: list[Contender], model: RandomWan, rate: float) -> dic
                     "max_ms": max(seconds) * 1e3,
                     "reserved_gb": contender.reserved_bytes.get(frames, 0) / 1e9,
                     "allocated_gb": contender.allocated_bytes.get(frames, 0) / 1e9,
+                    "streamed_bytes": contender.streamed_bytes,
                     "setup_s": contender.setup_s,
                     "equal_to_resident": contender.is_equal.get(frames),
                 }
@@ -175,18 +178,33 @@ def summarize(contenders: list[Contender], model: RandomWan, rate: float) -> dic
 @click.option("--model", "model_name", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b")
 @click.option("--frames", default="1,17,81", show_default=True)
 @click.option("--modes", default="streamed,resident", show_default=True, help="Names, or `all`.")
+@click.option("--name", default=None, help="Of the result files.")
 @click.option("--rounds", default=5, show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path(tempfile.gettempdir()),
+    help="Where the checkpoint of random weights is kept; 28.6 GB for wan-14b.",
+)
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(model_name: str, frames: str, modes: str, rounds: int, output: Path) -> None:
+def main(
+    model_name: str,
+    frames: str,
+    modes: str,
+    name: str | None,
+    rounds: int,
+    folder: Path,
+    output: Path,
+) -> None:
     """Measure and write JSON, a Markdown table and a plot."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     counts = [int(count) for count in frames.split(",")]
     rate = measure_link_rate(device, GIB if device.type == "cuda" else 1 << 24)
     names = list(MODES) if modes == "all" else modes.split(",")
     contenders, expected = [], {}
-    for name in sorted(names, key=lambda name: (name != "resident", list(MODES).index(name))):
-        contender = Contender(name, model_name, device)
-        click.echo(f"{name}: set up in {contender.setup_s:.1f} s", err=True)
+    for mode in sorted(names, key=lambda mode: (mode != "resident", list(MODES).index(mode))):
+        contender = Contender(mode, model_name, device, folder)
+        click.echo(f"{mode}: set up in {contender.setup_s:.1f} s", err=True)
         for count in counts:
             out = contender.measure_memory(count).cpu()
             expected.setdefault(count, out)
@@ -198,7 +216,7 @@ def main(model_name: str, frames: str, modes: str, rounds: int, output: Path) ->
     facts = {"model": model_name, "rounds": rounds, **describe_machine(device)}
     facts |= summarize(contenders, contenders[0].model, rate)
     output.mkdir(parents=True, exist_ok=True)
-    path = output / f"streaming-{model_name}.json"
+    path = output / f"{name or f'streaming-{model_name}'}.json"
     path.write_text(json.dumps(facts, indent=1) + "\n")
     click.echo(write_report(path))
 

@@ -1,7 +1,10 @@
 """Small models with what makes streaming hard: buffers, mixed dtypes, uneven blocks."""
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
+
+from fastvideo_lightning.weights import StoredWeight, read_header
 
 
 class Block(nn.Module):
@@ -82,3 +85,21 @@ class OnMeta(Toy):
             owner, _, leaf = name.rpartition(".")
             on_meta = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
             self.get_submodule(owner)._parameters[leaf] = on_meta
+
+
+class OnFile(Toy):
+    """A toy whose parameters lie in a safetensors file, some of them in another dtype."""
+
+    def __init__(self, like: Toy, path, *, cast=()) -> None:
+        super().__init__(like.embed.in_features, len(like.blocks))
+        self.load_state_dict(like.state_dict(), strict=False)
+        for block, other in zip(self.blocks, like.blocks, strict=True):
+            block.table = other.table.clone()
+        save_file({k: v.double() if k in cast else v for k, v in like.state_dict().items()}, path)
+        self.weight_sources = {}
+        for name, tensor in read_header(path).items():
+            owner, _, leaf = name.rpartition(".")
+            run_dtype = like.get_parameter(name).dtype
+            self.weight_sources[name] = StoredWeight(tensor, run_dtype, run_dtype)
+            on_meta = nn.Parameter(torch.empty(tensor.shape, dtype=run_dtype, device="meta"))
+            self.get_submodule(owner)._parameters[leaf] = on_meta.requires_grad_(False)

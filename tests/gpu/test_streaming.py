@@ -11,7 +11,7 @@ from fastvideo_lightning.offload.host import Segment
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.streams import CopyStream
 from tests.gpu import requires_gpu
-from tests.toys import OnMeta, Toy, make_toy, sample
+from tests.toys import OnFile, OnMeta, Toy, make_toy, sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 DEVICE = torch.device("cuda", 0)
@@ -301,6 +301,29 @@ def test_a_component_given_weights_on_another_device_has_them_where_they_belong(
         on = "cpu" if kind is CPUExecution else DEVICE
         expected = wide(2, seed=1).to(on)(sample(WIDTH).to(on))
         assert torch.equal(toy(wide_sample()).cpu(), expected.cpu())
+
+
+@pytest.mark.parametrize("cast", [set(), {"blocks.1.up.weight", "blocks.2.norm.bias"}])
+def test_a_file_is_the_pinned_host_master(expected, cast, tmp_path):
+    toy = OnFile(wide(), tmp_path / "model.safetensors", cast=cast)
+    callback = attach(toy, host_memory="auto")
+    store = engine_in(callback).store
+    assert store.mapped_bytes == store.pinned_bytes == store.size_bytes
+    for in_batch in (False, True):
+        if in_batch:
+            callback.on_predict_batch_start()
+        for _ in range(3):
+            assert torch.equal(toy(wide_sample()), expected)
+    callback.on_predict_batch_end()
+    plain = wide()
+    for model in (toy, plain):
+        model.blocks[2].up.weight.data.add_(1)
+    edited = plain.to(DEVICE)(wide_sample())
+    assert torch.equal(toy(wide_sample()), edited)
+    assert store.mapped_bytes < store.pinned_bytes == store.size_bytes
+    callback.detach()
+    assert store.pinned_bytes == 0
+    assert torch.equal(toy.to(DEVICE)(wide_sample()), edited)
 
 
 def test_resident_and_back():

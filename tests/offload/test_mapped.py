@@ -1,34 +1,15 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
 from fastvideo_lightning.offload import mapped
 from fastvideo_lightning.offload.host import Segment
 from fastvideo_lightning.offload.mapped import MappedSlab
 from fastvideo_lightning.weights import StoredWeight, read_header
-from tests.toys import Toy, make_toy, sample
+from tests.toys import OnFile, Toy, make_toy, sample
 
 pytestmark = pytest.mark.skipif(not mapped.IS_SUPPORTED, reason="mapped host memory needs Linux")
-
-
-class OnFile(Toy):
-    """A toy whose parameters lie in a safetensors file, some of them in another dtype."""
-
-    def __init__(self, like: Toy, path, *, cast=()) -> None:
-        super().__init__(like.embed.in_features, len(like.blocks))
-        self.load_state_dict(like.state_dict(), strict=False)
-        for block, other in zip(self.blocks, like.blocks, strict=True):
-            block.table = other.table.clone()
-        save_file({k: v.double() if k in cast else v for k, v in like.state_dict().items()}, path)
-        self.weight_sources = {}
-        for name, tensor in read_header(path).items():
-            owner, _, leaf = name.rpartition(".")
-            run_dtype = like.get_parameter(name).dtype
-            self.weight_sources[name] = StoredWeight(tensor, run_dtype, run_dtype)
-            on_meta = nn.Parameter(torch.empty(tensor.shape, dtype=run_dtype, device="meta"))
-            self.get_submodule(owner)._parameters[leaf] = on_meta.requires_grad_(False)
 
 
 @pytest.fixture
