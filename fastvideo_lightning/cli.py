@@ -31,6 +31,7 @@ from fastvideo_lightning.options import (
     make_options,
     read_config_file,
 )
+from fastvideo_lightning.pack_command import pack
 from fastvideo_lightning.prompts import check_prompt
 
 if TYPE_CHECKING:
@@ -113,16 +114,19 @@ def generate(context: click.Context, /, config: str | None, debug: bool, **given
     debug = debug or bool(context.parent and context.parent.params["debug"])
     from_file = read_config_file(config, context.command.params) if config else {}
     typed = {name: value for name, value in given.items() if value is not None}
-    with _users_mistakes():
+    with users_mistakes():
         request = Request.from_options({**from_file, **typed})
     if not debug:
-        _quieten_libraries()
+        quieten_libraries()
     _make_video(request)
+
+
+cli.add_command(pack)
 
 
 def _make_video(request: Request) -> None:
     choices = request.choices
-    with _users_mistakes():
+    with users_mistakes():
         from fastvideo_lightning.output import check_output_folder
 
         if choices["save_video"]:
@@ -135,7 +139,7 @@ def _make_video(request: Request) -> None:
     from fastvideo_lightning import CheckpointError, VideoGenerator, VideoModule
     from fastvideo_lightning.devices import check_devices
 
-    with _users_mistakes(CheckpointError):
+    with users_mistakes(CheckpointError):
         device_type = check_devices(choices["num_gpus"], choices["accelerator"])
         module = VideoModule.from_pretrained(
             choices["model"],
@@ -175,7 +179,7 @@ def _report(video: "GeneratedVideo") -> None:
 
 
 @contextmanager
-def _users_mistakes(*also: type[Exception]) -> Iterator[None]:
+def users_mistakes(*also: type[Exception]) -> Iterator[None]:
     """Mark errors before the work as the user's to mend: they end with exit code 2."""
     kinds: list[type[Exception]] = [ValueError, TypeError, OSError, *also]
     try:
@@ -183,10 +187,10 @@ def _users_mistakes(*also: type[Exception]) -> Iterator[None]:
     except click.UsageError:
         raise
     except tuple(kinds) as error:
-        raise WrongChoiceError(str(error)) from error
+        raise WrongChoiceError(str(error), click.get_current_context(silent=True)) from error
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Leave stderr to our own messages: libraries log and warn about what no user can change."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -243,7 +247,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain_click(error: click.ClickException) -> list[str]:
-    see_help = f"See {COMMAND} generate --help."
+    asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+    see_help = f"See {asked if ' ' in asked else f'{COMMAND} generate'} --help."
     if not isinstance(error, click.NoSuchOption):
         return _in_two_lines(error.format_message(), see_help)
     name = error.option_name

@@ -73,7 +73,7 @@ def build_component(
         CheckpointError: If weights are missing, damaged or of another shape than the model's.
     """
     dtype = dtypes.on(device_type)
-    stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else "model"
+    stem = weight_stem(model_class)
     variant = variant if variant and any(folder.glob(f"{stem}*.{variant}.*")) else None
     tensors = find_tensors(folder, stem, variant)
     if tensors is None and not any(folder.glob("*.bin*")):
@@ -96,6 +96,11 @@ def is_diffusers_model(model_class: type) -> bool:
     from diffusers import ModelMixin
 
     return issubclass(model_class, ModelMixin)
+
+
+def weight_stem(model_class: type) -> str:
+    """Return the name, without endings, of the files that the class has its weights in."""
+    return "diffusion_pytorch_model" if is_diffusers_model(model_class) else "model"
 
 
 def _build_without_weights(

@@ -17,7 +17,10 @@ import torch
 
 MAX_HEADER_BYTES = 100_000_000  # the bound of the reference implementation
 
-_DTYPES = {
+PADDING = "__padding__."
+"""Begin of the names of what only fills gaps in a packed file (see `pack_layout`)."""
+
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -140,7 +143,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             continue
         try:
             begin, end = (int(position) for position in entry["data_offsets"])
-            shape, dtype = torch.Size(entry["shape"]), _DTYPES[entry["dtype"]]
+            shape, dtype = torch.Size(entry["shape"]), DTYPES[entry["dtype"]]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} describes its tensor {name!r} as {entry!r}, which cannot be read here."
@@ -151,7 +154,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 f"{path} gives {end - begin} bytes to its tensor {name!r}, which needs "
                 f"{tensor.size_bytes}. The file is damaged: download it again."
             )
-        tensors[name] = tensor
+        if not name.startswith(PADDING):
+            tensors[name] = tensor
         end_of_all = max(end_of_all, end)
     _check_length(path, expected=start + end_of_all, actual=size_bytes)
     return tensors

@@ -1,0 +1,296 @@
+"""Packing: a checkpoint written in the dtype it runs in on a GPU, each unit in one piece.
+
+The result is a diffusers folder like its source. `model_index.json` comes last, so a folder that
+was not finished does not pass for a pipeline.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvideo_lightning.checkpoint import Checkpoint, open_checkpoint, parse_dtype
+from fastvideo_lightning.components import is_diffusers_model, weight_stem
+from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.pack_files import copy_file, is_finished, write_bytes, write_file
+from fastvideo_lightning.pack_layout import PackedFile, make_index, plan_files
+from fastvideo_lightning.weights import MAX_HEADER_BYTES, StoredWeight, read_json
+
+RECORD = "packing.json"
+"""What OUT is a pack of: another run with the same source goes on where this one stopped."""
+
+INDEX = "model_index.json"
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf"}
+_LEFT_OUT = {".git", ".cache", "__pycache__"}  # what tools keep beside a checkpoint
+
+Progress = Callable[[Path, int], None]
+"""Told the file, relative to OUT, and how many of its bytes were written or read back."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A checkpoint that is to be packed, checked and planned to the byte.
+
+    Attributes:
+        folder: The source.
+        out: The folder that is written.
+        weights: The files of weights, by path relative to `out`.
+        texts: Configurations and indexes that differ from the source's.
+        copies: Files that are copied as they are.
+        record: What `packing.json` will say.
+    """
+
+    folder: Path
+    out: Path
+    weights: dict[Path, PackedFile]
+    texts: dict[Path, bytes]
+    copies: tuple[Path, ...]
+    record: dict[str, str]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights and of what is copied."""
+        copied = sum((self.folder / path).stat().st_size for path in self.copies)
+        return copied + sum(packed.size_bytes for packed in self.weights.values())
+
+    @property
+    def unfinished(self) -> dict[Path, PackedFile]:
+        """The files of weights that are not there yet."""
+        return {
+            path: packed
+            for path, packed in self.weights.items()
+            if not is_finished(packed, self.out / path)
+        }
+
+    def check_space(self) -> None:
+        """Raise OSError where the disk has less room than what is still to be written."""
+        needed = sum(packed.size_bytes for packed in self.unfinished.values())
+        needed += sum(
+            (self.folder / path).stat().st_size
+            for path in self.copies
+            if not (self.out / path).exists()
+        )
+        there = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
+        free = shutil.disk_usage(there).free
+        if free < needed:
+            raise OSError(
+                f"No room for {self.out}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB "
+                "are free. Free some, or pass a folder on another disk."
+            )
+
+    def write(self, progress: Progress = lambda path, size_bytes: None) -> None:
+        """Write what is not there yet; may be stopped at any moment and called again.
+
+        Args:
+            progress: Told of every piece that was written, and again when it was read back.
+
+        Raises:
+            CheckpointError: If a file reads back otherwise than it was written.
+            OSError: If the disk refuses.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_bytes(_as_json(self.record), self.out / RECORD)
+        for path, packed in self.unfinished.items():
+            (self.out / path).parent.mkdir(parents=True, exist_ok=True)
+            write_file(packed, self.out / path, lambda size, path=path: progress(path, size))  # type: ignore[misc]
+        for path, content in self.texts.items():
+            write_bytes(content, self.out / path)
+        for path in self.copies:
+            copy_file(self.folder / path, self.out / path)
+        copy_file(self.folder / INDEX, self.out / INDEX)
+
+
+def pack(
+    model: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Path:
+    """Write a checkpoint in the dtype it runs in on a GPU, each unit contiguous and on a page.
+
+    Args:
+        model: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
+        out: The folder to write; one that an earlier run left unfinished is completed.
+        dtype: `auto`: bf16, and fp32 for the VAE; `bf16`, `fp16`, `fp32`: all components in it.
+        revision: Branch, tag or commit on the hub.
+        variant: Variant of the weight files to read; what is written has none.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: If `out` is the model's folder or lies in it, or a component is quantized.
+        FileExistsError: If `out` holds anything else.
+        CheckpointError: If the model is incomplete or damaged, or what was written reads back
+            otherwise.
+        OSError: If the disk has no room.
+    """
+    packing = plan_packing(model, out, dtype=dtype, revision=revision, variant=variant)
+    packing.check_space()
+    packing.write()
+    return packing.out
+
+
+def plan_packing(
+    model: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Packing:
+    """Check what `pack` is asked for and plan it; only headers are read. See `pack`."""
+    parse_dtype(dtype)
+    checkpoint = open_checkpoint(model, revision=revision, variant=variant)
+    folder, target = checkpoint.folder, Path(out).expanduser()
+    _check_target(folder, target)
+    _check_plain(checkpoint)
+    module = VideoModule.from_pretrained(folder, dtype=dtype, variant=variant, device_type="cuda")
+    weights: dict[Path, PackedFile] = {}
+    texts: dict[Path, bytes] = {}
+    for name, component in module.named_children():
+        sources = _sources_of(module.weight_sources, name)
+        stem = weight_stem(type(component))
+        files = plan_files(component, sources, stem)
+        weights |= {Path(name, path): packed for path, packed in files.items()}
+        index = make_index(files)
+        if index is not None:
+            texts[Path(name, f"{stem}.safetensors.index.json")] = _as_json(index)
+        if not is_diffusers_model(type(component)):
+            config = Path(name, "config.json")
+            texts[config] = _as_json(_with_dtype(read_json(folder / config), _main_dtype(files)))
+    components = {name for name, _ in module.named_children()}
+    copies = tuple(path for path in _files_beside(folder, components) if path not in texts)
+    record = {
+        "model": fspath(model),
+        "dtype": str(dtype).removeprefix("torch."),
+        "fingerprint": _fingerprint(folder, components, copies, weights, texts),
+    }
+    packing = Packing(folder, target, weights, texts, copies, record)
+    _check_record(packing)
+    return packing
+
+
+def _check_target(folder: Path, out: Path) -> None:
+    source, target = folder.resolve(), out.resolve()
+    if target == source or source in target.parents or target in source.parents:
+        raise ValueError(
+            f"{out} and the model's folder {folder} must lie beside each other, not be one or one "
+            "in the other. Pass another folder to write to."
+        )
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file. Pass a folder to write to.")
+    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
+        raise FileExistsError(
+            f"{out} exists and holds what packing did not write. Pass a new folder."
+        )
+
+
+def _check_plain(checkpoint: Checkpoint) -> None:
+    for name in checkpoint.components:
+        config = checkpoint.folder / name / "config.json"
+        if config.is_file() and read_json(config).get("quantization_config"):
+            raise ValueError(
+                f"{checkpoint.folder / name} is quantized: its weights have no run dtype to pack "
+                "them in. Use the checkpoint as it is."
+            )
+
+
+def _check_record(packing: Packing) -> None:
+    path = packing.out / RECORD
+    if not path.is_file():
+        return
+    there = read_json(path)
+    if there.get("fingerprint") != packing.record["fingerprint"]:
+        raise FileExistsError(
+            f"{packing.out} holds a pack of {there.get('model')} with dtype {there.get('dtype')}, "
+            "made from other files or other options than these. Delete it, or pass another folder."
+        )
+
+
+def _sources_of(sources: Mapping[str, StoredWeight], name: str) -> dict[str, StoredWeight]:
+    begin = f"{name}."
+    return {
+        fqn.removeprefix(begin): source for fqn, source in sources.items() if fqn.startswith(begin)
+    }
+
+
+def _main_dtype(files: Mapping[str, PackedFile]) -> torch.dtype:
+    """The floating-point dtype that most bytes of a component have."""
+    sizes: Counter[torch.dtype] = Counter()
+    for packed in files.values():
+        for tensor in packed.tensors:
+            if tensor.dtype.is_floating_point:
+                sizes[tensor.dtype] += tensor.size_bytes
+    return sizes.most_common(1)[0][0]
+
+
+def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """A transformers configuration that asks for the dtype of the files, nested ones included.
+
+    Plain loading takes the dtype from there, and would cast back to the source's.
+    """
+    name = str(dtype).removeprefix("torch.")
+
+    def renamed(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {inner: renamed(inner, content) for inner, content in value.items()}
+        return name if key in ("dtype", "torch_dtype") else value
+
+    with_dtype: dict[str, Any] = renamed("", {"dtype": name, **config})
+    return with_dtype
+
+
+def _files_beside(folder: Path, components: set[str]) -> Iterator[Path]:
+    """Yield every file but the weights of `components`, the index and what tools left."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if not path.is_file() or _LEFT_OUT.intersection(relative.parts):
+            continue
+        is_weight = relative.parts[0] in components and (
+            path.suffix in _WEIGHT_SUFFIXES or ".index." in path.name
+        )
+        if not is_weight and str(relative) not in (INDEX, RECORD):
+            yield relative
+
+
+def _fingerprint(
+    folder: Path,
+    components: set[str],
+    copies: tuple[Path, ...],
+    weights: Mapping[Path, PackedFile],
+    texts: Mapping[Path, bytes],
+) -> str:
+    """A digest of the source's files (name, size, time of change, header) and of the plan."""
+    digest = hashlib.sha256()
+    parts = [path.relative_to(folder) for name in components for path in (folder / name).rglob("*")]
+    for path in sorted({*parts, *copies, Path(INDEX)}):
+        if (folder / path).is_file():
+            found = (folder / path).stat()
+            digest.update(f"{path.as_posix()} {found.st_size} {found.st_mtime_ns}\n".encode())
+            if path.suffix == ".safetensors":
+                digest.update(_read_header_bytes(folder / path))
+    for path, packed in sorted(weights.items()):
+        digest.update(path.as_posix().encode() + packed.header)
+    for path, content in sorted(texts.items()):
+        digest.update(path.as_posix().encode() + content)
+    return digest.hexdigest()
+
+
+def _read_header_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(min(length, MAX_HEADER_BYTES))
+
+
+def _as_json(content: Mapping[str, object]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

@@ -1,0 +1,97 @@
+"""The command `fastvideo-lightning pack`: writes a checkpoint in the dtype it runs in on a GPU."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from fastvideo_lightning.pack import Packing, Progress
+
+_EXAMPLES = """\b
+Examples:
+  fastvideo-lightning pack Wan-AI/Wan2.1-T2V-14B-Diffusers wan-14b
+  fastvideo-lightning generate --model wan-14b --prompt "..."
+
+MODEL is a folder in diffusers' layout, a hub id, or tiny-shapes. OUT becomes such a folder too. A
+run that was stopped goes on where it was when it is started again.
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("model")
+@click.argument("out")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    help="Of the weights; auto: bf16 (VAE: fp32). [default: auto]",
+)
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option("--variant", help="Variant of the weight files to read, such as fp16.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
+@click.pass_context
+def pack(
+    context: click.Context,
+    /,
+    model: str,
+    out: str,
+    dtype: str,
+    revision: str | None,
+    variant: str | None,
+    debug: bool,
+) -> None:
+    """Write MODEL into the folder OUT as it runs on a GPU, and print OUT.
+
+    Weights are cast to the dtype they run in, and each block lies in one piece, so that the files
+    themselves can be what the GPU is fed from.
+    """
+    from fastvideo_lightning.cli import quieten_libraries, users_mistakes
+
+    if not (debug or (context.parent and context.parent.params["debug"])):
+        quieten_libraries()
+    with users_mistakes():
+        # Seconds of imports from here on.
+        from fastvideo_lightning.pack import plan_packing
+
+        packing = plan_packing(model, out, dtype=dtype, revision=revision, variant=variant)
+        packing.check_space()
+    started = time.perf_counter()
+    with _show_progress(packing) as progress:
+        packing.write(progress)
+    click.echo(packing.out)
+    elapsed_s = time.perf_counter() - started
+    click.echo(f"{packing.size_bytes / 1e9:.2f} GB: packed in {elapsed_s:.1f} s", err=True)
+
+
+@contextmanager
+def _show_progress(packing: "Packing") -> Iterator["Progress"]:
+    """Draw a bar on stderr; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    drawn = sys.stderr.isatty() and not console.is_dumb_terminal
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    # Every byte is written once and read back once.
+    total = 2 * sum(packed.tensors[-1].end for packed in packing.unfinished.values())
+    with Progress(
+        TextColumn("{task.description}"), *columns, console=console, disable=not drawn
+    ) as bar:
+        task = bar.add_task("pack", total=total)
+
+        def advance(path: Path, size_bytes: int) -> None:
+            bar.update(task, advance=size_bytes, description=str(path))
+
+        yield advance
