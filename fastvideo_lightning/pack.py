@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 
 from fastvideo_lightning.checkpoint import Checkpoint, open_checkpoint, parse_dtype
 from fastvideo_lightning.components import is_diffusers_model, weight_stem
@@ -73,6 +74,9 @@ class Packing:
         """Raise OSError where the disk has less room than what is still to be written."""
         needed = sum(packed.size_bytes for packed in self.unfinished.values())
         needed += sum(
+            len(text) for path, text in self.texts.items() if not (self.out / path).exists()
+        )
+        needed += sum(
             (self.folder / path).stat().st_size
             for path in self.copies
             if not (self.out / path).exists()
@@ -81,8 +85,8 @@ class Packing:
         free = shutil.disk_usage(there).free
         if free < needed:
             raise OSError(
-                f"No room for {self.out}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB "
-                "are free. Free some, or pass a folder on another disk."
+                f"No room for {self.out}: {decimal(needed)} are needed, {decimal(free)} are free. "
+                "Free some, or pass a folder on another disk."
             )
 
     def write(self, progress: Progress = lambda path, size_bytes: None) -> None:
@@ -184,15 +188,13 @@ def _check_target(folder: Path, out: Path) -> None:
     source, target = folder.resolve(), out.resolve()
     if target == source or source in target.parents or target in source.parents:
         raise ValueError(
-            f"{out} and the model's folder {folder} must lie beside each other, not be one or one "
-            "in the other. Pass another folder to write to."
+            f"Cannot pack {folder} into {out}: neither may be the other, or lie in it. "
+            "Pass another folder to write to."
         )
     if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file. Pass a folder to write to.")
+        raise FileExistsError(f"There is a file {out}. Pass a folder to write to.")
     if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise FileExistsError(
-            f"{out} exists and holds what packing did not write. Pass a new folder."
-        )
+        raise FileExistsError(f"The folder {out} holds what packing did not write. Pass a new one.")
 
 
 def _check_plain(checkpoint: Checkpoint) -> None:
@@ -200,7 +202,7 @@ def _check_plain(checkpoint: Checkpoint) -> None:
         config = checkpoint.folder / name / "config.json"
         if config.is_file() and read_json(config).get("quantization_config"):
             raise ValueError(
-                f"{checkpoint.folder / name} is quantized: its weights have no run dtype to pack "
+                f"Quantized: {checkpoint.folder / name}. Its weights have no run dtype to pack "
                 "them in. Use the checkpoint as it is."
             )
 
@@ -212,8 +214,9 @@ def _check_record(packing: Packing) -> None:
     there = read_json(path)
     if there.get("fingerprint") != packing.record["fingerprint"]:
         raise FileExistsError(
-            f"{packing.out} holds a pack of {there.get('model')} with dtype {there.get('dtype')}, "
-            "made from other files or other options than these. Delete it, or pass another folder."
+            f"The folder {packing.out} holds a pack of {there.get('model')} with dtype "
+            f"{there.get('dtype')}, made from other files or with other options than these. "
+            "Delete it, or pass another folder."
         )
 
 

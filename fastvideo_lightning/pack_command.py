@@ -60,12 +60,14 @@ def pack(
 
         packing = plan_packing(model, out, dtype=dtype, revision=revision, variant=variant)
         packing.check_space()
+    from rich.filesize import decimal
+
     started = time.perf_counter()
     with _show_progress(packing) as progress:
         packing.write(progress)
     click.echo(packing.out)
     elapsed_s = time.perf_counter() - started
-    click.echo(f"{packing.size_bytes / 1e9:.2f} GB: packed in {elapsed_s:.1f} s", err=True)
+    click.echo(f"{decimal(packing.size_bytes)}: packed in {elapsed_s:.1f} s", err=True)
 
 
 @contextmanager
