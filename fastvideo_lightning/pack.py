@@ -4,32 +4,25 @@ The result is a diffusers folder like its source. `model_index.json` comes last,
 was not finished does not pass for a pipeline.
 """
 
-import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.filesize import decimal
+from torch import nn
 
 from fastvideo_lightning.checkpoint import Checkpoint, open_checkpoint, parse_dtype
 from fastvideo_lightning.components import is_diffusers_model, weight_stem
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.pack_files import copy_file, is_finished, write_bytes, write_file
 from fastvideo_lightning.pack_layout import PackedFile, make_index, plan_files
-from fastvideo_lightning.weights import MAX_HEADER_BYTES, StoredWeight, read_json
-
-RECORD = "packing.json"
-"""What OUT is a pack of: another run with the same source goes on where this one stopped."""
-
-INDEX = "model_index.json"
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf"}
-_LEFT_OUT = {".git", ".cache", "__pycache__"}  # what tools keep beside a checkpoint
+from fastvideo_lightning.pack_source import INDEX, RECORD, files_beside, fingerprint, with_dtype
+from fastvideo_lightning.weights import StoredWeight, read_json
 
 Progress = Callable[[Path, int], None]
 """Told the file, relative to OUT, and how many of its bytes were written or read back."""
@@ -162,22 +155,17 @@ def plan_packing(
     weights: dict[Path, PackedFile] = {}
     texts: dict[Path, bytes] = {}
     for name, component in module.named_children():
-        sources = _sources_of(module.weight_sources, name)
-        stem = weight_stem(type(component))
-        files = plan_files(component, sources, stem)
+        files = plan_files(
+            component, _sources_of(module.weight_sources, name), weight_stem(type(component))
+        )
         weights |= {Path(name, path): packed for path, packed in files.items()}
-        index = make_index(files)
-        if index is not None:
-            texts[Path(name, f"{stem}.safetensors.index.json")] = _as_json(index)
-        if not is_diffusers_model(type(component)):
-            config = Path(name, "config.json")
-            texts[config] = _as_json(_with_dtype(read_json(folder / config), _main_dtype(files)))
+        texts |= _texts_of(folder, name, component, files)
     components = {name for name, _ in module.named_children()}
-    copies = tuple(path for path in _files_beside(folder, components) if path not in texts)
+    copies = tuple(path for path in files_beside(folder, components) if path not in texts)
     record = {
         "model": fspath(model),
         "dtype": str(dtype).removeprefix("torch."),
-        "fingerprint": _fingerprint(folder, components, copies, weights, texts),
+        "fingerprint": fingerprint(folder, components, copies, weights, texts),
     }
     packing = Packing(folder, target, weights, texts, copies, record)
     _check_record(packing)
@@ -220,6 +208,20 @@ def _check_record(packing: Packing) -> None:
         )
 
 
+def _texts_of(
+    folder: Path, name: str, component: nn.Module, files: Mapping[str, PackedFile]
+) -> dict[Path, bytes]:
+    """A component's index and configuration, where they are not those of the source."""
+    model_class, texts = type(component), {}
+    index = make_index(files)
+    if index is not None:
+        texts[Path(name, f"{weight_stem(model_class)}.safetensors.index.json")] = _as_json(index)
+    if not is_diffusers_model(model_class):
+        config = Path(name, "config.json")
+        texts[config] = _as_json(with_dtype(read_json(folder / config), _main_dtype(files)))
+    return texts
+
+
 def _sources_of(sources: Mapping[str, StoredWeight], name: str) -> dict[str, StoredWeight]:
     begin = f"{name}."
     return {
@@ -235,64 +237,6 @@ def _main_dtype(files: Mapping[str, PackedFile]) -> torch.dtype:
             if tensor.dtype.is_floating_point:
                 sizes[tensor.dtype] += tensor.size_bytes
     return sizes.most_common(1)[0][0]
-
-
-def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """A transformers configuration that asks for the dtype of the files, nested ones included.
-
-    Plain loading takes the dtype from there, and would cast back to the source's.
-    """
-    name = str(dtype).removeprefix("torch.")
-
-    def renamed(key: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {inner: renamed(inner, content) for inner, content in value.items()}
-        return name if key in ("dtype", "torch_dtype") else value
-
-    with_dtype: dict[str, Any] = renamed("", {"dtype": name, **config})
-    return with_dtype
-
-
-def _files_beside(folder: Path, components: set[str]) -> Iterator[Path]:
-    """Yield every file but the weights of `components`, the index and what tools left."""
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if not path.is_file() or _LEFT_OUT.intersection(relative.parts):
-            continue
-        is_weight = relative.parts[0] in components and (
-            path.suffix in _WEIGHT_SUFFIXES or ".index." in path.name
-        )
-        if not is_weight and str(relative) not in (INDEX, RECORD):
-            yield relative
-
-
-def _fingerprint(
-    folder: Path,
-    components: set[str],
-    copies: tuple[Path, ...],
-    weights: Mapping[Path, PackedFile],
-    texts: Mapping[Path, bytes],
-) -> str:
-    """A digest of the source's files (name, size, time of change, header) and of the plan."""
-    digest = hashlib.sha256()
-    parts = [path.relative_to(folder) for name in components for path in (folder / name).rglob("*")]
-    for path in sorted({*parts, *copies, Path(INDEX)}):
-        if (folder / path).is_file():
-            found = (folder / path).stat()
-            digest.update(f"{path.as_posix()} {found.st_size} {found.st_mtime_ns}\n".encode())
-            if path.suffix == ".safetensors":
-                digest.update(_read_header_bytes(folder / path))
-    for path, packed in sorted(weights.items()):
-        digest.update(path.as_posix().encode() + packed.header)
-    for path, content in sorted(texts.items()):
-        digest.update(path.as_posix().encode() + content)
-    return digest.hexdigest()
-
-
-def _read_header_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return file.read(min(length, MAX_HEADER_BYTES))
 
 
 def _as_json(content: Mapping[str, object]) -> bytes:

@@ -1,0 +1,76 @@
+"""What a pack takes over from its source besides the weights, and how it knows the source again."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvideo_lightning.pack_layout import PackedFile
+from fastvideo_lightning.weights import MAX_HEADER_BYTES
+
+RECORD = "packing.json"
+"""What OUT is a pack of: another run with the same source goes on where this one stopped."""
+
+INDEX = "model_index.json"
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf"}
+_LEFT_OUT = {".git", ".cache", "__pycache__"}  # what tools keep beside a checkpoint
+
+
+def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """A transformers configuration that asks for the dtype of the files, nested ones included.
+
+    Plain loading takes the dtype from there, and would cast back to the source's.
+    """
+    name = str(dtype).removeprefix("torch.")
+
+    def renamed(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {inner: renamed(inner, content) for inner, content in value.items()}
+        return name if key in ("dtype", "torch_dtype") else value
+
+    changed: dict[str, Any] = renamed("", {"dtype": name, **config})
+    return changed
+
+
+def files_beside(folder: Path, components: set[str]) -> Iterator[Path]:
+    """Yield every file but the weights of `components`, the index and what tools left."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if not path.is_file() or _LEFT_OUT.intersection(relative.parts):
+            continue
+        is_weight = relative.parts[0] in components and (
+            path.suffix in _WEIGHT_SUFFIXES or ".index." in path.name
+        )
+        if not is_weight and str(relative) not in (INDEX, RECORD):
+            yield relative
+
+
+def fingerprint(
+    folder: Path,
+    components: set[str],
+    copies: tuple[Path, ...],
+    weights: Mapping[Path, PackedFile],
+    texts: Mapping[Path, bytes],
+) -> str:
+    """A digest of the source's files (name, size, time of change, header) and of the plan."""
+    digest = hashlib.sha256()
+    parts = [path.relative_to(folder) for name in components for path in (folder / name).rglob("*")]
+    for path in sorted({*parts, *copies, Path(INDEX)}):
+        if (folder / path).is_file():
+            found = (folder / path).stat()
+            digest.update(f"{path.as_posix()} {found.st_size} {found.st_mtime_ns}\n".encode())
+            if path.suffix == ".safetensors":
+                digest.update(_read_header_bytes(folder / path))
+    for path, packed in sorted(weights.items()):
+        digest.update(path.as_posix().encode() + packed.header)
+    for path, content in sorted(texts.items()):
+        digest.update(path.as_posix().encode() + content)
+    return digest.hexdigest()
+
+
+def _read_header_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(min(length, MAX_HEADER_BYTES))
