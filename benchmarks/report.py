@@ -64,11 +64,11 @@ def draw(facts: dict, path: Path) -> None:
         axis.set(
             title=f"{frames} frame{'s' if frames > 1 else ''}",
             xlabel="reserved GPU memory, GB",
-            xlim=(0, None),
-            ylim=(0, None),
+            xlim=(0, 1.1 * max(row["reserved_gb"] for row in rows) or None),
+            ylim=(0, 1.15 * max(bound, *(row["step_ms"] for row in rows))),
         )
     axes[0][0].set_ylabel("one denoising step, ms")
-    axes[0][-1].legend(fontsize=8)
+    axes[0][-1].legend(fontsize=8, loc="lower center")
     figure.suptitle(f"{facts['model']}, 480x832, {facts['device']}")
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -33,15 +33,23 @@ ALLOWED = {
     "loop.py": {"torch", "lightning"},
     "options.py": {"click", "yaml", "config"},
     "cli.py": {
+        *("", "click", "options", "config", "output", "prompts"),
+        *("generator", "modules", "devices", "checkpoint", "weights", "pack_command"),
+    },
+    "pack_command.py": {
         "",
         "click",
+        "rich",
+        "torch",
+        "cli",
+        "pack",
         "options",
         "config",
-        "output",
-        "generator",
-        "modules",
-        "devices",
-        "prompts",
+        "weights",
+    },
+    "pack.py": {
+        *("torch", "rich", "modules"),
+        *("checkpoint", "components", "weights", "pack_layout", "pack_files", "pack_source"),
     },
     "generator.py": {
         *("torch", "lightning", "callbacks", "config", "devices", "loop", "modules", "output"),
