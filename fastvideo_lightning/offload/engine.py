@@ -27,7 +27,7 @@ class OffloadEngine:
     Args:
         units: what to stream, in the order of execution; more may follow through ``attach``.
         device: where the units compute.
-        num_slots: units that have device memory at the same time, at least 2 for copies to overlap.
+        num_slots: units with device memory at the same time, at least 2 for copies to overlap.
         transport: how copies are made; by default a copy stream on CUDA, inline copies elsewhere.
     """
 

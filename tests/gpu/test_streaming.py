@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
+from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.host import Segment
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.streams import CopyStream
@@ -256,29 +256,6 @@ def test_state_dict_is_on_the_host_in_every_state():
     assert all(value.device.type == "cpu" for value in seen)
 
 
-def test_a_component_is_on_the_device_only_during_its_call():
-    toy, plain = wide(4), wide(4).to(DEVICE)
-    callback = ModelOffload("")
-    callback.attach(toy, DEVICE)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated(DEVICE)
-    x = sample(WIDTH)
-    y = toy(x)
-    assert torch.equal(y, plain(x.to(DEVICE)))
-    assert torch.cuda.memory_allocated(DEVICE) - before <= y.numel() * 4 + 512
-    assert toy.head.weight.is_pinned()
-
-
-def test_a_component_computed_on_the_cpu_takes_and_gives_device_tensors():
-    toy = wide(4)
-    CPUExecution("").attach(toy, DEVICE)
-    before = torch.cuda.memory_allocated(DEVICE)
-    y = toy(wide_sample())
-    assert y.device == DEVICE
-    assert torch.equal(y.cpu(), wide(4)(sample(WIDTH)))
-    assert torch.cuda.memory_allocated(DEVICE) - before < 64 * 1024
-
-
 def test_meta_weights_reach_only_their_home():
     plain = wide(4)
     toy = OnMeta(plain)
@@ -291,21 +268,6 @@ def test_meta_weights_reach_only_their_home():
     peak = torch.cuda.max_memory_allocated(DEVICE) - before
     assert peak <= engine_in(callback).device_bytes + between + 64 * 1024
     assert torch.equal(toy(wide_sample()), plain.to(DEVICE)(wide_sample()))
-
-
-@pytest.mark.parametrize("kind", [Resident, CPUExecution])
-def test_a_component_given_weights_on_another_device_has_them_where_they_belong(kind):
-    toy, other = wide(2), wide(2, seed=1)
-    callback = kind("")
-    callback.attach(toy, DEVICE)
-    for device in ("cpu", DEVICE):
-        toy.load_state_dict({k: v.to(device) for k, v in other.state_dict().items()}, assign=True)
-        for mine, its in zip(toy.blocks, other.blocks, strict=True):
-            mine.table.copy_(its.table)
-        callback.on_predict_batch_start()
-        on = "cpu" if kind is CPUExecution else DEVICE
-        expected = wide(2, seed=1).to(on)(sample(WIDTH).to(on))
-        assert torch.equal(toy(wide_sample()).cpu(), expected.cpu())
 
 
 @pytest.mark.parametrize("cast", [set(), {"blocks.1.up.weight", "blocks.2.norm.bias"}])
@@ -329,12 +291,3 @@ def test_a_file_is_the_pinned_host_master(expected, cast, tmp_path):
     callback.detach()
     assert store.pinned_bytes == 0
     assert torch.equal(toy.to(DEVICE)(wide_sample()), edited)
-
-
-def test_resident_and_back():
-    toy = wide(4)
-    callback = Resident("")
-    callback.attach(toy, DEVICE)
-    assert all(p.device == DEVICE for p in toy.parameters())
-    callback.detach()
-    assert all(p.device.type == "cpu" for p in toy.parameters())
