@@ -81,6 +81,22 @@ def find_bindings(root: nn.Module, prefix: str = "") -> list[TensorBinding]:
     return list(bindings.values())
 
 
+def split_ties(bindings: list[TensorBinding]) -> list[TensorBinding]:
+    """The same bindings, but one more for each place that was given a tensor of its own."""
+    split: list[TensorBinding] = []
+    for binding in bindings:
+        apart: dict[int, TensorBinding] = {}
+        for fqn, place in zip(binding.names, binding.places, strict=True):
+            tensor = place.registry[place.name]
+            if id(tensor) not in apart:
+                apart[id(tensor)] = TensorBinding(fqn, binding.is_buffer, [place])
+                continue
+            apart[id(tensor)].places.append(place)
+            apart[id(tensor)].aliases.append(fqn)
+        split.extend(apart.values())
+    return split
+
+
 def split_by_owner(
     bindings: list[TensorBinding], modules: list[nn.Module]
 ) -> tuple[list[list[TensorBinding]], list[TensorBinding]]:

@@ -27,7 +27,7 @@ class OffloadEngine:
     Args:
         units: what to stream, in the order of execution; more may follow through ``attach``.
         device: where the units compute.
-        num_slots: units with device memory at the same time, at least 2 for copies to overlap.
+        num_slots: units with device memory at once, 2 or more for copies to overlap.
         transport: how copies are made; by default a copy stream on CUDA, inline copies elsewhere.
     """
 
@@ -61,15 +61,13 @@ class OffloadEngine:
         Units that are not transient follow each other in the order given, and around again.
 
         Raises:
-            RuntimeError: a tensor on meta without a source; out of memory. Nothing stays attached
-                then.
+            RuntimeError: a tensor on meta has no source. Nothing stays attached then.
         """
-        sources = sources or {}
         self.drain()
         new = [unit for unit in units if unit not in self.units]
         try:
             for unit in new:
-                unit.plan(sources, self.device)
+                unit.plan(sources or {}, self.device)
             self.units.extend(new)
             with ThreadPoolExecutor(READ_THREADS) as pool:
                 list(pool.map(lambda unit: unit.load(self.store), new))
@@ -96,11 +94,14 @@ class OffloadEngine:
         self._resize()
 
     def _resize(self) -> None:
-        largest = max((u.size_bytes for u in self.units if not u.transient), default=0)
-        if largest != self.ring.slot_bytes:
+        if self._largest != self.ring.slot_bytes:
             for unit in self.units:
                 unit.forget_slots()
-            self.ring.resize(largest)
+            self.ring.resize(self._largest)
+
+    @property
+    def _largest(self) -> int:
+        return max((unit.size_bytes for unit in self.units if not unit.transient), default=0)
 
     def prefetch(self, unit: OffloadUnit) -> None:
         """Start copying a unit into a slot, unless it is there, or no slot is idle."""
@@ -167,10 +168,9 @@ class OffloadEngine:
         return not self.running and not self._active
 
     def begin_run(self) -> None:
-        """Begin a batch: take over edits, forget what slots hold, prefetch the first units.
+        """Begin a batch: take over edits, prefetch the first units.
 
-        Until ``end_run`` weights stay as they are, so the last unit of a step prefetches the first
-        of the next.
+        Until ``end_run`` weights stay, so the last unit of a step prefetches the first of the next.
         """
         if self.running:
             return
@@ -203,23 +203,20 @@ class OffloadEngine:
         self._active.discard(id(model))
 
     def refresh(self) -> None:
-        """Take over what was edited since the last run; copies made before it do not count.
-
-        Raises:
-            RuntimeError: a tensor changed its shape or dtype.
-        """
-        self.release_all()
+        """Take over what was edited since the last run; RuntimeError where a dtype changed."""
+        self.release_all(transient=False)  # a component may be in its call, around this one
         self._forget_contents()
-        stale = [unit for unit in self.units if unit.is_stale()]
-        if stale:
+        at_rest = [unit for unit in self.units if unit.state is not UnitState.RESIDENT]
+        if stale := [unit for unit in at_rest if unit.is_stale()]:
             self.drain()  # a host slab is written only when nothing copies from it
-        for unit in stale:
-            unit.revalidate(self.store)
+            for unit in stale:
+                unit.revalidate(self.store)
+            self._resize()
 
-    def release_all(self) -> None:
+    def release_all(self, *, transient: bool = True) -> None:
         """Release every unit, as after an exception that passed the hooks by."""
         for unit in self.units:
-            if unit.state is UnitState.RESIDENT:
+            if unit.state is UnitState.RESIDENT and (transient or not unit.transient):
                 unit.uses = 1
                 self.release(unit)
 
@@ -235,8 +232,7 @@ class OffloadEngine:
 
     def check(self) -> None:
         """Assert the invariants: states, slots and what the modules show agree."""
-        largest = max((u.size_bytes for u in self.units if not u.transient), default=0)
-        assert self.device_bytes == self.ring.num_slots * largest
+        assert self.device_bytes == self.ring.num_slots * self._largest
         for unit in self.units:
             held = unit.slot is not None and unit.slot.holder is unit
             assert held or unit.state is UnitState.OFFLOADED, (

@@ -37,6 +37,13 @@ def find_leaves(tensor: torch.Tensor, fqn: str) -> list[torch.Tensor]:
     return [leaf for name in names for leaf in find_leaves(getattr(tensor, name), f"{fqn}.{name}")]
 
 
+def addresses_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Where the leaves of a tensor lie."""
+    if is_plain(tensor):
+        return (tensor.data_ptr(),)
+    return tuple(leaf.data_ptr() for leaf in find_leaves(tensor, ""))
+
+
 def rebuild(like: torch.Tensor, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
     """A tensor as ``like``, over other leaves; a Parameter where ``like`` is one."""
     built = _rebuild(like, list(leaves))

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from fastvideo_lightning.offload.bindings import TensorBinding
+from fastvideo_lightning.offload.bindings import TensorBinding, split_ties
 from fastvideo_lightning.offload.layout import empty_host_tensor
 from fastvideo_lightning.offload.leaves import find_leaves, rebuild
 from fastvideo_lightning.offload.reading import find_source, source_spec
@@ -53,11 +53,11 @@ class ResidentSet:
 
     def refresh(self) -> None:
         """Bring tensors that were put in the place of others to where they belong."""
+        self.bindings = split_ties(self.bindings)
         for binding in self.bindings:
             for leaf in find_leaves(binding.tensor, binding.fqn):
                 if leaf.device != self.device:
                     leaf.data = leaf.detach().to(self.device)
-            binding.bind(binding.tensor)
 
     def unload(self) -> None:
         """Leave ordinary host tensors in the module."""

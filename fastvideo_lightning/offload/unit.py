@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.bindings import Registry, TensorBinding
+from fastvideo_lightning.offload.bindings import Registry, TensorBinding, split_ties
 from fastvideo_lightning.offload.host import HostMaster, HostMemory
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.leaves import find_leaves, is_plain, rebuild
+from fastvideo_lightning.offload.leaves import addresses_of, find_leaves, rebuild
 from fastvideo_lightning.offload.reading import file_position, find_source, source_spec
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.store import HostStore
@@ -41,8 +41,7 @@ class OffloadUnit:
         fqn: name of the module, seen from the root.
         module: the module whose call needs the tensors.
         bindings: its tensors.
-        transient: the unit has device memory of its own while it is in use, in place of a slot of
-            the ring.
+        transient: it has device memory of its own while it is in use, in place of a ring's slot.
         host_memory: what kind of memory the host master is.
 
     Attributes:
@@ -78,6 +77,7 @@ class OffloadUnit:
         self._host_places: list[tuple[Registry, str, torch.Tensor]] = []
         self._host_addresses: list[tuple[int, ...]] = []
         self._version_shown = 0
+        self._run_device = torch.device("cpu")
 
     @property
     def size_bytes(self) -> int:
@@ -106,6 +106,7 @@ class OffloadUnit:
                 specs.append(spec.at(leaf.data_ptr()) if run_device.type == "cpu" else spec)
                 self._leaf_sources.append(None)
         self.layout = SlabLayout(specs)
+        self._run_device = run_device
 
     def load(self, store: HostStore) -> None:
         """Fill a host master with the tensors' bytes and let the module's tensors be it."""
@@ -131,11 +132,11 @@ class OffloadUnit:
         if not store.pin(self.slab, self.host_memory):
             self._move(store)
 
-    def unload(self, store: HostStore) -> None:
-        """Leave ordinary host tensors in the module and forget the slab."""
-        self.show_host()
-        self._shown.clear()
-        self.slot = None
+    def unload(self, store: HostStore, *, restore: bool = True) -> None:
+        """Leave ordinary host tensors in the module (or what it shows now), forget the slab."""
+        if restore:
+            self.show_host()
+        self.forget_slots()
         self.state = UnitState.OFFLOADED
         if self.slab is not None:
             store.free(self.slab)
@@ -200,7 +201,7 @@ class OffloadUnit:
         """Whether a tensor of the module is not what copies of the unit would bring."""
         assert self.slab is not None
         return self.slab.is_written() or any(
-            registry[name] is not host or leaf_ptrs != _addresses(host)
+            registry[name] is not host or leaf_ptrs != addresses_of(host)
             for (registry, name, host), leaf_ptrs in zip(
                 self._host_places, self._host_addresses, strict=True
             )
@@ -216,6 +217,13 @@ class OffloadUnit:
             RuntimeError: a tensor changed its shape or dtype, which needs another layout.
         """
         assert self.slab is not None
+        apart = split_ties(self.bindings)
+        if len(apart) > len(self.bindings):  # a tied tensor was replaced in one of its places
+            self.unload(store, restore=False)
+            self.bindings = apart
+            self.plan({}, self._run_device)
+            self.load(store)
+            return
         views = iter(self.slab.views)
         specs = iter(self.layout.specs)
         for i, binding in enumerate(self.bindings):
@@ -234,7 +242,6 @@ class OffloadUnit:
                 view.copy_(leaf.detach())
                 leaf.data = view
             if tensor is not self._hosts[i]:
-                binding.bind(tensor)
                 self._hosts[i] = tensor
                 self._shown.clear()
         self._show_as_host()
@@ -283,7 +290,7 @@ class OffloadUnit:
 
     def _show_as_host(self) -> None:
         self._host_places = self._places(self._hosts)
-        self._host_addresses = [_addresses(host) for _, _, host in self._host_places]
+        self._host_addresses = [addresses_of(host) for _, _, host in self._host_places]
 
     def _places(self, tensors: list[torch.Tensor]) -> list[tuple[Registry, str, torch.Tensor]]:
         return [
@@ -291,9 +298,3 @@ class OffloadUnit:
             for binding, tensor in zip(self.bindings, tensors, strict=True)
             for place in binding.places
         ]
-
-
-def _addresses(tensor: torch.Tensor) -> tuple[int, ...]:
-    if is_plain(tensor):
-        return (tensor.data_ptr(),)
-    return tuple(leaf.data_ptr() for leaf in find_leaves(tensor, ""))

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
+from fastvideo_lightning.offload.unit import UnitState
 from tests.toys import OnMeta, TensorSource, Toy, make_toy, sample
 
 
@@ -110,6 +111,7 @@ def test_after_an_exception_in_a_block_the_next_forward_is_right(toy, callback):
     with pytest.raises(RuntimeError, match="the block failed"):
         toy(sample())
     engine_in(callback).check()
+    assert all(unit.state is not UnitState.RESIDENT for unit in engine_in(callback).units)
     toy.blocks[2].fails = False
     assert torch.equal(toy(sample()), make_toy(4)(sample()))
 
@@ -128,6 +130,7 @@ def test_after_an_interrupt_that_no_hook_sees_the_next_forward_is_right(toy, cal
         handle.remove()
         assert torch.equal(toy(sample()), make_toy(4)(sample()))
         engine_in(callback).check()
+        assert all(unit.uses == 0 for unit in engine_in(callback).units)
     callback.on_exception()
     engine_in(callback).check()
 
@@ -202,6 +205,23 @@ def test_several_block_lists_named_or_found(targets):
     for callback in callbacks:
         callback.detach()
     assert torch.equal(model(sample()), plain(sample()))
+
+
+def test_a_list_that_nobody_streams_is_read_and_stays():
+    plain = make_two_lists()
+    model = make_two_lists()
+    model.weight_sources = {}
+    for name, parameter in list(model.named_parameters()):
+        model.weight_sources[name] = TensorSource(parameter.detach().clone())
+        owner, _, leaf = name.rpartition(".")
+        on_meta = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        model.get_submodule(owner)._parameters[leaf] = on_meta
+    callback = LayerwiseOffload("pairs")
+    callback.attach(model, "cpu")
+    assert model.inner["single"][0].up.weight.is_meta
+    for _ in range(2):
+        assert torch.equal(model(sample()), plain(sample()))
+    assert all(source.reads == 1 for source in model.weight_sources.values())
 
 
 def test_one_callback_serves_two_modules():

@@ -138,6 +138,41 @@ def test_a_tensor_tied_inside_a_block_is_stored_once():
     assert torch.equal(toy(sample()), plain(sample()))
 
 
+def tied(num_blocks: int = 4) -> Toy:
+    model = make_toy(num_blocks)
+    for block in model.blocks:
+        block.down.bias = block.norm.bias
+    model.head.bias = model.embed.bias
+    return model
+
+
+@pytest.mark.parametrize("place", ["norm", "down"])
+def test_a_tie_that_is_broken_between_runs_stays_broken(place):
+    toy, plain = tied(), tied()
+    callback = LayerwiseOffload("blocks")
+    callback.attach(toy, "cpu")
+    toy(sample())
+    for model in (toy, plain):
+        for owner in (getattr(model.blocks[1], place), model.head):
+            owner.bias = nn.Parameter(torch.full((16,), 0.5), requires_grad=False)
+    for _ in range(2):
+        assert torch.equal(toy(sample()), plain(sample()))
+        engine_in(callback).check()
+    callback.detach()
+    assert torch.equal(toy(sample()), plain(sample()))
+    assert toy.blocks[1].norm.bias is not toy.blocks[1].down.bias
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_for_tied_weights_is_not_lost(assign):
+    toy, plain, other = tied(), tied(), make_toy(4, seed=1)
+    LayerwiseOffload("blocks").attach(toy, "cpu")
+    toy(sample())
+    for model in (toy, plain):
+        model.load_state_dict(other.state_dict(), assign=assign)
+    assert torch.equal(toy(sample()), plain(sample()))
+
+
 def test_a_tensor_shared_by_two_blocks_stays_resident():
     def tie(model):
         model.blocks[0].norm.weight = model.blocks[3].norm.weight

@@ -166,3 +166,31 @@ def test_what_lies_between_the_blocks_can_have_a_placement_of_its_own(first):
     for callback in callbacks:
         callback.detach()
     assert torch.equal(pipe.generate(sample()), plain.generate(sample()))
+
+
+def test_what_another_callback_places_does_not_stay_with_the_blocks():
+    pipe = Pipe()
+    ModelOffload("transformer.head").attach(pipe, "cpu")
+    callback = LayerwiseOffload("transformer.blocks")
+    callback.attach(pipe, "cpu")
+    staying = {b.fqn for r in callback.attachments[0].residents for b in r.bindings}
+    assert staying == {"transformer.embed.weight", "transformer.embed.bias"}
+
+
+def test_a_module_that_asks_where_it_computes_is_told():
+    pipe = Pipe()
+    pipe.execution_device = None
+    Resident("vae").attach(pipe, "cpu")
+    assert pipe.execution_device == torch.device("cpu")
+
+
+def test_a_streamed_model_may_be_called_within_the_call_of_a_whole_component():
+    pipe, plain = Pipe(), Pipe()
+    for model in (pipe, plain):
+        model.vae.out.register_forward_hook(
+            lambda module, args, output, model=model: model.transformer(output)
+        )
+    for callback in make_callbacks():
+        callback.attach(pipe, "cpu")
+    for _ in range(2):
+        assert torch.equal(pipe.vae(sample()), plain.vae(sample()))
