@@ -102,6 +102,7 @@ def check_grid(name: str, value: int, *, first: int, step: int, last: int) -> No
         return
     nearest = first + step * ((min(max(value, first), last) - first + step // 2) // step)
     multiple = f"a multiple of {step}" if first == step else f"{first} plus a multiple of {step}"
+    multiple = "a whole number" if step == 1 else multiple
     raise ValueError(
         f"{name} must be {multiple}, {first} to {last}, got {value}. "
         f"The nearest that this model can make is {name}={nearest}."

@@ -186,11 +186,22 @@ def test_a_module_that_asks_where_it_computes_is_told():
 
 def test_a_streamed_model_may_be_called_within_the_call_of_a_whole_component():
     pipe, plain = Pipe(), Pipe()
+    shown = []
+
+    def call_transformer(model):
+        def hook(module, args, output):
+            shown.append(module.weight.data_ptr())
+            output = model.transformer(output)
+            shown.append(module.weight.data_ptr())
+            return output
+
+        return hook
+
     for model in (pipe, plain):
-        model.vae.out.register_forward_hook(
-            lambda module, args, output, model=model: model.transformer(output)
-        )
+        model.vae.out.register_forward_hook(call_transformer(model))
     for callback in make_callbacks():
         callback.attach(pipe, "cpu")
     for _ in range(2):
         assert torch.equal(pipe.vae(sample()), plain.vae(sample()))
+    assert shown[::2] == shown[1::2]
+    assert pipe.vae.out.weight.data_ptr() not in shown

@@ -97,6 +97,16 @@ def test_each_unit_always_meets_the_same_slot(num_slots):
     assert all(len(slots) == 1 for slots in met.values())
 
 
+def test_after_a_detour_each_unit_comes_back_to_its_slot(engine, units):
+    engine.begin_run()
+    for i in (0, 2, 0, 2, 1, 1, 3, 1, 0, 1, 2, 3):
+        call(engine, units[i], sample())
+    for unit in units:
+        engine.wait(unit)
+        assert unit.slot is engine.ring.slots[unit.preferred_slot]
+        engine.release(unit)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_any_order_gives_the_resident_result_and_unknown_orders_only_miss(seed):
     toy, plain = make_toy(4), make_toy(4)
