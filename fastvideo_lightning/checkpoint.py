@@ -200,7 +200,8 @@ def _download(hub_id: str, *, revision: str | None, variant: str | None) -> Path
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{hub_id} is not in the local cache and cannot be downloaded "
-            f"({str(error).partition(chr(10))[0]}). Connect to the network, run `hf download {hub_id}` where there is one, or pass a folder."
+            f"({str(error).partition(chr(10))[0]}). Connect to the network, run `hf download "
+            f"{hub_id}` where there is one, or pass a folder."
         ) from error
 
 

@@ -97,11 +97,9 @@ def test_each_unit_always_meets_the_same_slot(num_slots):
     assert all(len(slots) == 1 for slots in met.values())
 
 
-def test_after_a_detour_each_unit_comes_back_to_its_slot(engine, units):
-    engine.begin_run()
-    for i in (0, 2, 0, 2, 1, 1, 3, 1, 0, 1, 2, 3):
-        call(engine, units[i], sample())
-    for unit in units:
+@pytest.mark.parametrize("first", range(4))
+def test_a_unit_meets_its_slot_whichever_is_called_first(engine, units, first):
+    for unit in units[first:] + units[:first]:
         engine.wait(unit)
         assert unit.slot is engine.ring.slots[unit.preferred_slot]
         engine.release(unit)
