@@ -13,6 +13,7 @@ from fastvideo_lightning.callbacks.placement import (
     is_within,
     weight_sources,
 )
+from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit
 from fastvideo_lightning.offload.host import HostMemory
@@ -25,9 +26,10 @@ from fastvideo_lightning.offload.unit import OffloadUnit
 class LayerwiseOffload(Placement):
     """Streams a model's blocks: while one computes, the next is copied.
 
-    The device holds ``num_slots`` blocks and what lies between them (embeddings, norms, the output
-    layer). The number of streamed blocks is a multiple of ``num_slots``, so that each block always
-    meets the same slot; the few that are over stay on the device.
+    The device holds ``num_slots`` blocks and what lies between them: norms, the output layer, small
+    embeddings. Of a table larger than a block, such as a text encoder's, it holds the rows that are
+    looked up. The number of streamed blocks is a multiple of ``num_slots``, so that each block
+    always meets the same slot; the few that are over stay on the device.
 
     Args:
         target: FQN of a block list (``"transformer.blocks"``), or of a model whose block lists are
@@ -76,9 +78,12 @@ class LayerwiseOffload(Placement):
         ]
         staying = [binding for i in sorted(stays) for binding in tensors[i]]
         staying += tensors_between(root, model, [block for _, block in blocks])
-        self._keep(attachment, staying, device)
         engine.attach(units, sources)
         attachment.handles.append(Undo(lambda: engine.detach(units)))
+        tables, staying = split_tables(staying, sources, device, larger_than=engine.ring.slot_bytes)
+        self._keep(attachment, staying, device, run_device=device)
+        self._keep(attachment, tables, torch.device("cpu"), run_device=device)
+        attachment.handles.extend(hook_tables(tables, device))
         for unit in units:
             attachment.handles.extend(hook_unit(engine, unit))
         attachment.handles.extend(
@@ -92,11 +97,16 @@ class LayerwiseOffload(Placement):
         )
 
     def _keep(
-        self, attachment: Attachment, bindings: list[TensorBinding], device: torch.device
+        self,
+        attachment: Attachment,
+        bindings: list[TensorBinding],
+        device: torch.device,
+        *,
+        run_device: torch.device,
     ) -> None:
         others = claimed_by_others(attachment.root, self)
         mine = [b for b in bindings if not any(is_within(b.fqn, fqn) for fqn in others)]
-        residents = ResidentSet(mine, device, run_device=device)
+        residents = ResidentSet(mine, device, run_device=run_device)
         attachment.residents.append(residents)
         attachment.handles.append(Undo(residents.unload))
         residents.load(weight_sources(attachment.root))
@@ -120,7 +130,8 @@ class LayerwiseOffload(Placement):
             if id(block) not in streamed
         ]
         tensors, _ = bindings_inside(attachment.root, rest)
-        self._keep(attachment, [binding for inside in tensors for binding in inside], device)
+        unplaced = [binding for inside in tensors for binding in inside]
+        self._keep(attachment, unplaced, device, run_device=device)
 
     def _find_lists(self, target: nn.Module) -> list[BlockList]:
         if isinstance(target, nn.ModuleList | nn.Sequential):

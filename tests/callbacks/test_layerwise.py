@@ -250,3 +250,42 @@ def test_two_callbacks_on_one_target_are_refused(toy, callback):
     with pytest.raises(ValueError, match="both place 'blocks'"):
         LayerwiseOffload("blocks").attach(toy, "cpu")
     assert torch.equal(toy(sample()), make_toy(4)(sample()))
+
+
+class Reader(nn.Module):
+    """A text model: a table much larger than a block, tied twice, and a small one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Embedding(5000, 16)
+        self.embed_tokens = nn.Embedding(5000, 16)
+        self.embed_tokens.weight = self.shared.weight
+        self.positions = nn.Embedding(8, 16)
+        self.blocks = make_toy(4).blocks
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed_tokens(ids) + self.positions.weight[: ids.shape[-1]]
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def make_reader() -> Reader:
+    torch.manual_seed(2)
+    return Reader().requires_grad_(False)
+
+
+def test_only_a_table_larger_than_a_block_stays_on_the_host():
+    model, plain, ids = make_reader(), make_reader(), torch.tensor([[3, 4999, 0]])
+    callback = LayerwiseOffload("blocks")
+    callback.attach(model, "cpu")
+    staying, tables = callback.attachments[0].residents
+    assert {binding.fqn for binding in tables.bindings} == {"shared.weight"}
+    assert {binding.fqn for binding in staying.bindings} == {"positions.weight"}
+    assert tables.device.type == "cpu"
+    for _ in range(2):
+        assert torch.equal(model(ids), plain(ids))
+    callback.detach()
+    assert not model.shared._forward_hooks
+    assert not model.embed_tokens._forward_hooks
+    assert model.embed_tokens.weight is model.shared.weight

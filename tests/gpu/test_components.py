@@ -1,9 +1,12 @@
 """Whole components on a GPU: brought in for a call, computed on the CPU, or resident."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
-from fastvideo_lightning.callbacks import CPUExecution, ModelOffload, Resident
+from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
 from tests.gpu import requires_gpu
 from tests.toys import Toy, make_toy, sample
 
@@ -65,3 +68,21 @@ def test_resident_and_back():
     assert all(p.device == DEVICE for p in toy.parameters())
     callback.detach()
     assert all(p.device.type == "cpu" for p in toy.parameters())
+
+
+def test_of_a_large_table_only_rows_reach_the_device():
+    plain = nn.ModuleDict({"table": nn.Embedding(20000, WIDTH), "model": wide(4)})
+    plain.requires_grad_(False)
+    streamed = copy.deepcopy(plain)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(DEVICE)
+    callback = LayerwiseOffload("")
+    callback.attach(streamed, DEVICE)
+    ids = torch.tensor([[3, 19999, 0]], device=DEVICE)
+    rows = streamed["table"](ids)
+    assert rows.device == DEVICE
+    assert not streamed["table"].weight.is_cuda
+    assert torch.cuda.memory_allocated(DEVICE) - before < 20000 * WIDTH * 4
+    plain.to(DEVICE)
+    assert torch.equal(streamed["model"](rows[0]), plain["model"](plain["table"](ids)[0]))
+    callback.detach()
