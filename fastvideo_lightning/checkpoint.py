@@ -62,6 +62,7 @@ def open_checkpoint(
     Raises:
         FileNotFoundError: If there is no such folder or hub id.
         CheckpointError: If the folder is no pipeline, or a component is missing.
+        ValueError: If a revision of a folder is asked for.
     """
     folder = _find_folder(path, revision=revision, variant=variant)
     index_path = folder / "model_index.json"
@@ -160,10 +161,15 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
 def _find_folder(path: str | PathLike[str], *, revision: str | None, variant: str | None) -> Path:
     text = fspath(path)
     folder = Path(text).expanduser()
+    if not folder.exists() and "/" not in text and (ASSETS / text / "model_index.json").is_file():
+        folder = ASSETS / text
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} is for models from the hub, and {text} is a folder here. "
+                "Leave revision out."
+            )
         return folder
-    if (ASSETS / text / "model_index.json").is_file() and "/" not in text:
-        return ASSETS / text
     if folder.is_file():
         raise CheckpointError(f"{text} is a file. Pass the folder that holds model_index.json.")
     if not isinstance(path, str) or not _looks_like_hub_id(text):

@@ -29,6 +29,11 @@ def check_devices(num_gpus: int, accelerator: str) -> str:
         there = torch.cuda.device_count()
     if accelerator == "auto" and not there and num_gpus == 1:
         return "cpu"
+    if not there and num_gpus == 1:
+        raise ValueError(
+            f"accelerator={accelerator!r} asks for a GPU, and this machine has none. "
+            "Pass accelerator='auto', which takes the CPU then."
+        )
     if num_gpus > there:
         instead = "accelerator='cpu'" if not there else f"num_gpus={there}"
         raise ValueError(

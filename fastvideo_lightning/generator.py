@@ -189,6 +189,10 @@ class VideoGenerator:
             where="generate_video()",
         )
         check_prompt(prompt)
+        if not isinstance(save_video, bool):
+            raise TypeError(
+                f"save_video must be True or False, got {save_video!r}. Pass save_video=True."
+            )
         params = SamplingParams(**sampling)
         module.resolve_sampling(params)
         if save_video:

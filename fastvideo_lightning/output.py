@@ -15,6 +15,12 @@ import numpy.typing as npt
 
 Frames = npt.NDArray[np.uint8]
 
+_X264_OPTIONS = {
+    "crf": "17",
+    # With macroblock-tree rate control, equal frames gave files that differ from call to call.
+    "x264-params": "no-mbtree=1",
+}
+
 MAX_STEM_BYTES = 120  # encrypted file systems stop at 143, and the temporary name needs room too
 _RESERVED = {"con", "prn", "aux", "nul", "conin", "conout"}
 _RESERVED |= {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
@@ -184,7 +190,7 @@ def _encode_mp4(frames: Frames, path: Path, fps: int) -> None:
     # The index goes to the front, so that a browser plays before it has the whole file.
     options = {"movflags": "+faststart"}
     with av.open(path, "w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "17"})
+        stream = container.add_stream("libx264", rate=fps, options=_X264_OPTIONS)
         stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
         coder = stream.codec_context

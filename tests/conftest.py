@@ -1,10 +1,15 @@
 """Checkpoints that several tests read, written once."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-import checkpoints
-import pytest
+# OpenMP reads it when torch is imported: threads that spin while they wait for each other make the
+# tests many times slower on a machine that does something else as well.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import checkpoints  # noqa: E402
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -303,3 +303,8 @@ def test_a_weight_that_needs_no_cast_lies_on_the_cpu_as_in_its_file(broken: Path
     with torch.no_grad():
         weight.add_(1)
     assert source.path.read_bytes() == before
+
+
+def test_a_revision_of_a_folder_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match="revision='main' is for models from the hub"):
+        open_checkpoint(checkpoint("t2v"), revision="main")

@@ -250,3 +250,16 @@ def test_output_imports_neither_torch_nor_the_encoder():
         "assert not {'torch', 'lightning', 'av', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_equal_frames_give_equal_files(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (17, 64, 64, 3), dtype=np.uint8)
+    frames[:, 20:40, 20:40] = (200, 30, 30)
+    files = set()
+    for number in range(6):
+        path = tmp_path / f"{number}.mp4"
+        clutter = [np.full(10_000 * (number + 1), number) for _ in range(20)]
+        GeneratedVideo(frames=frames, prompt="a", seed=0, fps=8).save(path)
+        files.add(path.read_bytes())
+        del clutter
+    assert len(files) == 1

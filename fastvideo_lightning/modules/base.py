@@ -51,6 +51,7 @@ class VideoModule(L.LightningModule):
             if isinstance(component, nn.Module):
                 self.add_module(name, component)
         self._checkpoint_defaults = SamplingDefaults.from_mapping(sampling or {})
+        self._warned_of: SamplingParams | None = None
         self.eval()
 
     @classmethod
@@ -169,7 +170,9 @@ class VideoModule(L.LightningModule):
         check_shift(self.pipeline, params.flow_shift)
         resolved = self.fill_sampling(params)
         self.check_sampling(resolved)
-        self._checkpoint_defaults.warn_outside(resolved)
+        if resolved != self._warned_of:  # a generator resolves before the loop does
+            self._warned_of = resolved
+            self._checkpoint_defaults.warn_outside(resolved)
         return resolved
 
     def fill_sampling(self, params: SamplingParams) -> SamplingParams:

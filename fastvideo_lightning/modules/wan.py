@@ -12,6 +12,7 @@ from fastvideo_lightning.modules.pipelines import Pipeline, place_pipeline
 from fastvideo_lightning.modules.sampling import check_grid, load_rgb
 from fastvideo_lightning.modules.wan_defaults import wan_defaults
 
+_TEXT_TOKENS = 512  # what every Wan was trained with
 _PIPELINE_STEP = 16  # both Wan pipelines refuse sizes that are no multiple of it
 
 
@@ -89,6 +90,14 @@ class WanModule(VideoModule):
             step=patch_frames * group,
             last=(patch_frames * rope_length - 1) * group + 1,
         )
+        if params.max_sequence_length is not None:
+            check_grid(
+                "max_sequence_length",
+                params.max_sequence_length,
+                first=1,
+                step=1,
+                last=_TEXT_TOKENS,
+            )
         self._check_images(params)
         self._check_steps(params)
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,19 @@ def test_sampling_json_beside_the_weights_wins_over_the_family(
     assert defaults["fps"] == 16
     with pytest.warns(UserWarning, match="height=128 is outside .*48 to 96"):
         resolve(module, height=128)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resolve(module, height=128)  # said once
 
     (folder / "sampling.json").write_text('{"hight": 64}')
     with pytest.raises(CheckpointError, match="hight"):
         VideoModule.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("length", [513, 100_000])
+def test_more_text_than_the_model_reads_is_refused_with_the_most(
+    checkpoint: FindCheckpoint, length: int
+) -> None:
+    module = VideoModule.from_pretrained(checkpoint("t2v"))
+    with pytest.raises(ValueError, match=f"1 to 512, got {length}.*max_sequence_length=512"):
+        resolve(module, max_sequence_length=length)
