@@ -180,4 +180,4 @@ def test_more_text_than_the_model_reads_is_refused_with_the_most(
 ) -> None:
     module = VideoModule.from_pretrained(checkpoint("t2v"))
     with pytest.raises(ValueError, match=f"1 to 512, got {length}.*max_sequence_length=512"):
-        resolve(module, **checkpoints.SIZE, max_sequence_length=length)
+        resolve(module, **{**checkpoints.SIZE, "max_sequence_length": length})
