@@ -210,14 +210,14 @@ def main(
             expected.setdefault(count, out)
             contender.is_equal[count] = torch.equal(out, expected[count])
         contenders.append(contender)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{name or f'streaming-{model_name}'}.json"
+    facts = {"model": model_name, "rounds": rounds, **describe_machine(device)}
     for count in counts:
         run_rounds(contenders, count, rounds)
         click.echo(f"{count} frames: timed", err=True)
-    facts = {"model": model_name, "rounds": rounds, **describe_machine(device)}
-    facts |= summarize(contenders, contenders[0].model, rate)
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{name or f'streaming-{model_name}'}.json"
-    path.write_text(json.dumps(facts, indent=1) + "\n")
+        facts |= summarize(contenders, contenders[0].model, rate)
+        path.write_text(json.dumps(facts, indent=1) + "\n")  # a run that is cut off leaves these
     click.echo(write_report(path))
 
 
