@@ -277,8 +277,7 @@ class _PeakMemory:
 def _as_uint8(frames: np.ndarray) -> Frames:
     """Turn `[frames, height, width, 3]` floats in 0..1 into bytes, one frame at a time.
 
-    Rounds as diffusers does on the way to PIL images; its `export_to_video` cuts off instead,
-    which darkens every pixel by half a step on average.
+    Rounds as diffusers does for PIL images; its `export_to_video` cuts off, which is darker.
     """
     pixels = np.empty(frames.shape, dtype=np.uint8)
     for frame, target in zip(frames, pixels, strict=True):

@@ -165,8 +165,7 @@ class OffloadUnit:
     def keep_written(self, store: HostStore) -> None:
         """Carry to the host master what the forward wrote, in the slot or by assignment.
 
-        Weights do not change in a forward, so as a rule this compares one number; running
-        statistics and caches in buffers do.
+        Weights do not change in a forward: as a rule this compares one number. Caches do.
 
         Raises:
             RuntimeError: a tensor was replaced by one of another shape or dtype.
