@@ -206,8 +206,8 @@ def _download(hub_id: str, *, revision: str | None, variant: str | None) -> Path
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{hub_id} is not in the local cache and cannot be downloaded "
-            f"({str(error).partition(chr(10))[0]}). Connect to the network, run `hf download "
-            f"{hub_id}` where there is one, or pass a folder."
+            f"({type(error).__name__}). Connect to the network, run `hf download {hub_id}` where "
+            "there is one, or pass a folder."
         ) from error
 
 
@@ -257,8 +257,10 @@ def _join(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> Any:
     try:
         return pipeline_class.from_pretrained(checkpoint.folder, **modules)
     except (OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(" .:")
         raise CheckpointError(
-            f"diffusers cannot load {checkpoint.class_name} from {checkpoint.folder}: {error}"
+            f"diffusers cannot load {checkpoint.class_name} from {checkpoint.folder} ({reason}). "
+            "Download the checkpoint again."
         ) from error
     finally:
         if had_bar:
