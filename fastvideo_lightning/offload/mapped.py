@@ -50,6 +50,7 @@ class MappedFile:
         self.path = path
         self.users = 0
         self._chunks: list[torch.Tensor] = []
+        self._lock = threading.Lock()  # all units of the file register it
         with path.open("rb") as file:
             self.private = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             read_only = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
@@ -69,15 +70,16 @@ class MappedFile:
         Raises:
             RuntimeError: the system refuses. Nothing stays registered then.
         """
-        if self.is_registered:
-            return
-        try:
-            for chunk in self.shared.split(CHUNK_BYTES):
-                register(chunk, _READ_ONLY)
-                self._chunks.append(chunk)
-        except RuntimeError:
-            self.unregister()
-            raise
+        with self._lock:
+            if self.is_registered:
+                return
+            try:
+                for chunk in self.shared.split(CHUNK_BYTES):
+                    register(chunk, _READ_ONLY)
+                    self._chunks.append(chunk)
+            except RuntimeError:
+                self.unregister()
+                raise
 
     def unregister(self) -> None:
         """Take back the registration, the last chunk first."""

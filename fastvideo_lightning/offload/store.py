@@ -79,14 +79,15 @@ class HostStore:
         """
         if not self._has_driver or kind is HostMemory.PAGEABLE:
             return True
-        with self._lock:
-            if type(master) not in self._refused:
-                try:
-                    master.pin()
-                except RuntimeError as error:
-                    self._refused.add(type(master))
-                    _warn_of_refusal(master, error)
-            return master.pinned or not isinstance(master, MappedSlab)
+        if type(master) not in self._refused:
+            try:
+                master.pin()
+            except RuntimeError as error:
+                with self._lock:
+                    if type(master) not in self._refused:
+                        self._refused.add(type(master))
+                        _warn_of_refusal(master, error)
+        return master.pinned or not isinstance(master, MappedSlab)
 
     def free(self, master: HostMaster) -> None:
         """Close a master and forget it."""

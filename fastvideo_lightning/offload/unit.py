@@ -165,14 +165,15 @@ class OffloadUnit:
     def keep_written(self, store: HostStore) -> None:
         """Carry to the host master what the forward wrote, in the slot or by assignment.
 
-        Weights do not change in a forward: as a rule this compares one number. Caches do.
+        Weights do not change in a forward, caches do: as a rule this only compares.
 
         Raises:
             RuntimeError: a tensor was replaced by one of another shape or dtype.
         """
         assert self.slot is not None
         assert self.slab is not None
-        if self.slot.buffer._version != self._version_shown:
+        is_written = self.slot.buffer._version != self._version_shown
+        if is_written:
             for view, written in zip(
                 self.slab.views, self.layout.views(self.slot.buffer), strict=True
             ):
@@ -193,7 +194,8 @@ class OffloadUnit:
                 find_leaves(host, name), find_leaves(current, name), strict=True
             ):
                 target.data.copy_(leaf.detach())
-        if self.slab.is_written():
+            is_written = True
+        if is_written and self.slab.is_written():  # the latter reads the page table
             self._move(store)
 
     def is_stale(self) -> bool:
@@ -269,13 +271,11 @@ class OffloadUnit:
         mapped = self.slab
         sources = [None] * len(self.layout.specs)
         self.slab = store.make(self.layout, sources, HostMemory.PINNED)
-        old_views = iter(mapped.views)
-        views = iter(self.slab.views)
+        views = zip(self.slab.views, mapped.views, strict=True)
         for binding, host in zip(self.bindings, self._hosts, strict=True):
             for leaf in find_leaves(host, binding.fqn):
-                view = next(views)
-                view.copy_(next(old_views))
-                leaf.data = view
+                view, mapped_view = next(views)
+                leaf.data = view.copy_(mapped_view)
         self._show_as_host()
         store.free(mapped)
         store.pin(self.slab, self.host_memory)

@@ -185,3 +185,12 @@ def test_where_registration_is_refused_weights_get_memory_of_their_own(path, mon
     assert engine.store.mapped_bytes == 0
     assert engine.store.pinned_bytes == engine.store.size_bytes
     assert torch.equal(model(sample()), plain(sample()))
+
+
+def test_within_a_batch_nobody_reads_the_page_table(path, monkeypatch):
+    model = OnFile(make_toy(4), path)
+    callback, _ = attach(model)
+    callback.on_predict_batch_start()
+    monkeypatch.setattr(mapped.MappedFile, "is_written", lambda *_: pytest.fail("read it"))
+    for _ in range(2):
+        model(sample())
