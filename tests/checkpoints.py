@@ -215,3 +215,8 @@ def randomized(model: Any) -> Any:
 
 def _inner_width() -> int:
     return 24
+
+
+def weights_of(folder: Path, component: str = "transformer") -> Path:
+    """Return the safetensors file of a component."""
+    return next((folder / component).glob("*.safetensors"))

@@ -1,6 +1,7 @@
 """Checkpoints that several tests read, written once."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,3 +37,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def last_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return another small picture."""
     return checkpoints.write_image(tmp_path_factory.mktemp("image") / "last.png", size=(30, 40))
+
+
+@pytest.fixture
+def broken(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Return a copy that a test may damage."""
+    return Path(shutil.copytree(checkpoint("t2v"), tmp_path / "broken"))

@@ -71,6 +71,16 @@ class TensorSource:
         out.copy_(self.tensor)
 
 
+def put_on_meta(model: nn.Module) -> None:
+    """Move a model's parameters to meta and their bytes behind ``weight_sources``."""
+    model.weight_sources = {}
+    for name, parameter in list(model.named_parameters()):
+        model.weight_sources[name] = TensorSource(parameter.detach().clone())
+        owner, _, leaf = name.rpartition(".")
+        on_meta = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        model.get_submodule(owner)._parameters[leaf] = on_meta
+
+
 class OnMeta(Toy):
     """The same model as ``like``, on meta, with its bytes behind ``weight_sources``."""
 
@@ -79,12 +89,7 @@ class OnMeta(Toy):
         self.load_state_dict(like.state_dict(), strict=False)
         for block, other in zip(self.blocks, like.blocks, strict=True):
             block.table = other.table.clone()
-        self.weight_sources = {}
-        for name, parameter in list(self.named_parameters()):
-            self.weight_sources[name] = TensorSource(parameter.detach().clone())
-            owner, _, leaf = name.rpartition(".")
-            on_meta = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-            self.get_submodule(owner)._parameters[leaf] = on_meta
+        put_on_meta(self)
 
 
 class OnFile(Toy):

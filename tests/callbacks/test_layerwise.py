@@ -4,23 +4,8 @@ from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.unit import UnitState
-from tests.toys import OnMeta, TensorSource, Toy, make_toy, sample
-
-
-def engine_in(callback: LayerwiseOffload):
-    return callback.attachments[0].engine
-
-
-@pytest.fixture
-def toy() -> Toy:
-    return make_toy(4)
-
-
-@pytest.fixture
-def callback(toy: Toy) -> LayerwiseOffload:
-    callback = LayerwiseOffload("blocks")
-    callback.attach(toy, "cpu")
-    return callback
+from tests.callbacks.conftest import engine_in
+from tests.toys import OnMeta, TensorSource, make_toy, put_on_meta, sample
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 3, 4, 7])
@@ -210,12 +195,7 @@ def test_several_block_lists_named_or_found(targets):
 def test_a_list_that_nobody_streams_is_read_and_stays():
     plain = make_two_lists()
     model = make_two_lists()
-    model.weight_sources = {}
-    for name, parameter in list(model.named_parameters()):
-        model.weight_sources[name] = TensorSource(parameter.detach().clone())
-        owner, _, leaf = name.rpartition(".")
-        on_meta = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-        model.get_submodule(owner)._parameters[leaf] = on_meta
+    put_on_meta(model)
     callback = LayerwiseOffload("pairs")
     callback.attach(model, "cpu")
     assert model.inner["single"][0].up.weight.is_meta

@@ -10,24 +10,8 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
+from tests.callbacks.conftest import engine_in
 from tests.toys import OnMeta, Toy, make_toy, sample
-
-
-def engine_in(callback: LayerwiseOffload):
-    return callback.attachments[0].engine
-
-
-@pytest.fixture
-def toy() -> Toy:
-    return make_toy(4)
-
-
-@pytest.fixture
-def callback(toy: Toy) -> LayerwiseOffload:
-    callback = LayerwiseOffload("blocks")
-    callback.attach(toy, "cpu")
-    return callback
-
 
 EDITS = {
     "copy_": lambda w: w.copy_(w * 2),

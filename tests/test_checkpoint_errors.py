@@ -1,0 +1,142 @@
+"""What a checkpoint that is not whole, or not there, is answered with."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import weights_of
+from references import load_plain
+from safetensors.torch import load_file, save_file
+
+from fastvideo_lightning import CheckpointError, VideoModule
+from fastvideo_lightning.checkpoint import open_checkpoint
+from fastvideo_lightning.weights import find_tensors, read_header
+
+FindCheckpoint = Callable[[str], Path]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
+def test_truncated_file_is_named(broken: Path, keep: int) -> None:
+    path = weights_of(broken)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=str(path)):
+        VideoModule.from_pretrained(broken)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"not a model at all, but text", b"version https://git-lfs.github.com/spec/v1\n" * 3],
+)
+def test_foreign_file_is_named(broken: Path, content: bytes) -> None:
+    path = weights_of(broken, "vae")
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=str(path)) as caught:
+        VideoModule.from_pretrained(broken)
+    assert ("git lfs pull" in str(caught.value)) == content.startswith(b"version")
+
+
+def test_header_that_lies_about_sizes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = {"weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(8))
+    with pytest.raises(CheckpointError, match="'weight', which needs 16"):
+        read_header(path)
+
+
+def test_file_that_shrinks_after_its_header_was_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(1000)}, path)
+    tensor = read_header(path)["weight"]
+    path.write_bytes(path.read_bytes()[:200])
+    from fastvideo_lightning.weights import StoredWeight
+
+    source = StoredWeight(tensor, torch.float32, torch.float32)
+    with pytest.raises(CheckpointError, match=str(path)):
+        source.read_into(torch.empty(1000))
+
+
+def test_missing_shard_is_named(checkpoint: FindCheckpoint, tmp_path: Path) -> None:
+    plain = load_plain(checkpoint("t2v"), expects_image=False)
+    plain.transformer.save_pretrained(tmp_path, max_shard_size="20KB")
+    gone = sorted(tmp_path.glob("*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(CheckpointError, match=gone.name):
+        find_tensors(tmp_path, "diffusion_pytorch_model", None)
+
+
+@pytest.mark.parametrize("component", ["vae", "tokenizer", "scheduler"])
+def test_missing_component_is_named(broken: Path, component: str) -> None:
+    shutil.rmtree(broken / component)
+    with pytest.raises(CheckpointError, match=str(broken / component)):
+        VideoModule.from_pretrained(broken)
+
+
+def test_component_without_weights_is_named(broken: Path) -> None:
+    weights_of(broken).unlink()
+    with pytest.raises(CheckpointError, match=str(broken / "transformer")):
+        VideoModule.from_pretrained(broken)
+
+
+def test_weights_of_another_model_are_refused_by_name(broken: Path) -> None:
+    path = weights_of(broken)
+    tensors = load_file(path)
+    tensors["proj_out.weight"] = torch.ones(3, 3)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"proj_out\.weight.*\[3, 3\]"):
+        VideoModule.from_pretrained(broken)
+
+
+def test_missing_weight_is_refused_by_name(broken: Path) -> None:
+    path = weights_of(broken)
+    tensors = load_file(path)
+    del tensors["proj_out.weight"]
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"proj_out\.weight"):
+        VideoModule.from_pretrained(broken)
+
+
+def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model_index\.json"):
+        VideoModule.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["no/such/folder", "./nowhere", "no such thing", "~/nowhere"])
+def test_path_that_is_not_there(path: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no hub id"):
+        VideoModule.from_pretrained(path)
+
+
+def test_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import DiffusionPipeline
+
+    def fail(*_: object, **__: object) -> None:  # stands in for a machine without a network
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(DiffusionPipeline, "download", fail)
+    with pytest.raises(CheckpointError, match="hf download Some-One/some-model"):
+        VideoModule.from_pretrained("Some-One/some-model")
+
+
+def test_unknown_pipeline_class_is_named(broken: Path) -> None:
+    index = json.loads((broken / "model_index.json").read_text())
+    index["_class_name"] = "NoSuchPipeline"
+    (broken / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="NoSuchPipeline"):
+        VideoModule.from_pretrained(broken)
+
+
+def test_unknown_dtype_and_variant_are_refused(checkpoint: FindCheckpoint) -> None:
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        VideoModule.from_pretrained(checkpoint("t2v"), dtype="int3")
+    with pytest.raises(ValueError, match="variant 'fp8'"):
+        VideoModule.from_pretrained(checkpoint("t2v"), variant="fp8")
+
+
+def test_a_revision_of_a_folder_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match="revision='main' is for models from the hub"):
+        open_checkpoint(checkpoint("t2v"), revision="main")
