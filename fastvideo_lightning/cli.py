@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvideo_lightning import __version__
+from fastvideo_lightning.commands.pack import pack
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.options import (
     DEFAULTS,
@@ -31,7 +32,6 @@ from fastvideo_lightning.options import (
     make_options,
     read_config_file,
 )
-from fastvideo_lightning.pack_command import pack
 from fastvideo_lightning.prompts import check_prompt
 
 if TYPE_CHECKING:

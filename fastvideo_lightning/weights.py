@@ -18,7 +18,7 @@ import torch
 MAX_HEADER_BYTES = 100_000_000  # the bound of the reference implementation
 
 PADDING = "__padding__."
-"""Begin of the names of what only fills gaps in a packed file (see `pack_layout`)."""
+"""Begin of the names of what only fills gaps in a packed file (see `pack.layout`)."""
 
 DTYPES = {
     "F64": torch.float64,

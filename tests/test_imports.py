@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,9 @@ ALLOWED = {
     "options.py": {"click", "yaml", "config"},
     "cli.py": {
         *("", "click", "options", "config", "output", "prompts"),
-        *("generator", "modules", "devices", "checkpoint", "weights", "pack_command"),
+        *("generator", "modules", "devices", "checkpoint", "weights", "commands"),
     },
-    "pack_command.py": {
+    "commands": {
         "",
         "click",
         "rich",
@@ -47,9 +48,9 @@ ALLOWED = {
         "config",
         "weights",
     },
-    "pack.py": {
+    "pack": {
         *("torch", "rich", "modules"),
-        *("checkpoint", "components", "weights", "pack_layout", "pack_files", "pack_source"),
+        *("checkpoint", "components", "weights", "offload", "pack"),
     },
     "generator.py": {
         *("torch", "lightning", "callbacks", "config", "devices", "loop", "modules", "output"),
@@ -111,3 +112,10 @@ def test_every_public_name_resolves(name):
         assert getattr(module, public) is not None
     with pytest.raises(AttributeError, match="Nonsense"):
         module.Nonsense  # noqa: B018
+
+
+def test_every_folder_of_code_is_packaged():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(listed) == names | {"fastvideo_lightning.callbacks"}

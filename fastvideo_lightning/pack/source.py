@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastvideo_lightning.pack_layout import PackedFile
+from fastvideo_lightning.pack.layout import PackedFile
 from fastvideo_lightning.weights import MAX_HEADER_BYTES
 
 RECORD = "packing.json"

@@ -11,7 +11,7 @@ from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.partition import find_block_lists
 from fastvideo_lightning.offload.unit import find_source, source_spec
 from fastvideo_lightning.pack import pack
-from fastvideo_lightning.pack_layout import PackedFile, make_index, plan_files
+from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
 
 FindCheckpoint = Callable[[str], Path]
 GPU = torch.device("cuda")

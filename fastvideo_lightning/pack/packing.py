@@ -19,9 +19,9 @@ from torch import nn
 from fastvideo_lightning.checkpoint import Checkpoint, open_checkpoint, parse_dtype
 from fastvideo_lightning.components import is_diffusers_model, weight_stem
 from fastvideo_lightning.modules import VideoModule
-from fastvideo_lightning.pack_files import copy_file, is_finished, write_bytes, write_file
-from fastvideo_lightning.pack_layout import PackedFile, make_index, plan_files
-from fastvideo_lightning.pack_source import INDEX, RECORD, files_beside, fingerprint, with_dtype
+from fastvideo_lightning.pack.files import copy_file, is_finished, write_bytes, write_file
+from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
+from fastvideo_lightning.pack.source import INDEX, RECORD, files_beside, fingerprint, with_dtype
 from fastvideo_lightning.weights import StoredWeight, read_json
 
 Progress = Callable[[Path, int], None]

@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastvideo_lightning import CheckpointError, pack_files
-from fastvideo_lightning.pack_files import copy_file, is_finished, write_file
-from fastvideo_lightning.pack_layout import PackedFile, plan_files
+from fastvideo_lightning import CheckpointError
+from fastvideo_lightning.pack import files
+from fastvideo_lightning.pack.files import copy_file, is_finished, write_file
+from fastvideo_lightning.pack.layout import PackedFile, plan_files
 from fastvideo_lightning.weights import PADDING, StoredWeight, read_header
 
 
@@ -40,7 +41,7 @@ def test_a_written_file_holds_the_tensors_and_is_read_without_its_padding(model,
 def test_a_cast_piece_by_piece_is_the_cast_of_the_whole(
     model, tmp_path, monkeypatch, chunk_bytes
 ) -> None:
-    monkeypatch.setattr(pack_files, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(files, "CHUNK_BYTES", chunk_bytes)
     save_file(model.state_dict(), tmp_path / "source.safetensors")
     sources = {
         name: StoredWeight(tensor, torch.float32, torch.bfloat16)
@@ -89,8 +90,8 @@ def test_what_reads_back_otherwise_than_written_is_found_and_left_nowhere(
         sync(file)
         damage(Path(file.name), kind)
 
-    sync = pack_files._sync
-    monkeypatch.setattr(pack_files, "_sync", sync_badly)
+    sync = files._sync
+    monkeypatch.setattr(files, "_sync", sync_badly)
     with pytest.raises(CheckpointError, match=named):
         write_file(plan(model), tmp_path / "m.safetensors", quiet)
     assert list(tmp_path.iterdir()) == []

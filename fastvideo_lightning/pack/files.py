@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import torch
 
-from fastvideo_lightning.pack_layout import PackedFile, PackedTensor
+from fastvideo_lightning.pack.layout import PackedFile, PackedTensor
 from fastvideo_lightning.weights import CheckpointError, StoredWeight
 
 CHUNK_BYTES = 32 << 20

@@ -121,9 +121,9 @@ def test_a_finished_pack_needs_no_room(model, capsys, monkeypatch) -> None:
 
 
 def test_what_fails_while_writing_ends_with_one(model, capsys, monkeypatch) -> None:
-    from fastvideo_lightning import pack_files
+    from fastvideo_lightning.pack import files
 
-    monkeypatch.setattr(pack_files, "_checksum", lambda *_: -2)
+    monkeypatch.setattr(files, "_checksum", lambda *_: -2)
     assert run(["pack", "model", "out"]) == 1
     lines = read_errors(capsys)
     assert "reads back otherwise than written" in lines[0]

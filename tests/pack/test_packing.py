@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import UMT5EncoderModel
 
-from fastvideo_lightning import PromptDataset, VideoGenerator, VideoModule, pack_layout
-from fastvideo_lightning.pack import pack, plan_packing
+from fastvideo_lightning import PromptDataset, VideoGenerator, VideoModule
+from fastvideo_lightning.pack import layout, pack, plan_packing
 
 FindCheckpoint = Callable[[str], Path]
 GPU = torch.device("cuda")
@@ -177,7 +177,7 @@ def test_a_component_that_its_library_transforms_is_written_from_its_tensors(
 def test_shards_and_a_variant_are_read_and_shards_are_written(
     checkpoint: FindCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(pack_layout.plan_files.__kwdefaults__, "shard_bytes", 30_000)
+    monkeypatch.setitem(layout.plan_files.__kwdefaults__, "shard_bytes", 30_000)
     plain = load_plain(checkpoint("t2v"), expects_image=False)
     plain.save_pretrained(tmp_path / "source", variant="fp16", max_shard_size="20KB")
     out = pack(tmp_path / "source", tmp_path / "packed", dtype="fp32", variant="fp16")
@@ -210,7 +210,7 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     out = tmp_path / "packed"
     words = [sys.executable, "-c", KILLED, checkpoint("t2v"), out]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     assert subprocess.run(words, check=False, cwd=root).returncode == -signal.SIGKILL
     assert not (out / "model_index.json").exists()
     done = list(out.rglob("*.safetensors"))
