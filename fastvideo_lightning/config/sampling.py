@@ -1,104 +1,16 @@
-"""What a user may choose: where weights live, and how a video is sampled.
-
-`OffloadConfig` and `SamplingParams` are frozen and check themselves once, when
-they are made, so nothing deeper has to.
-"""
+"""SamplingParams: how a video is sampled."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any, Self
 
-HOST_MEMORY = ("auto", "mapped", "pinned", "pageable")
+from fastvideo_lightning.config.names import check_known
+
 MAX_FPS = 240
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes without wrapping around
-
-
-def nearest_name(name: str, known: Collection[str]) -> str | None:
-    """Return the known name that looks most like `name`, or None when none is close."""
-    words = {word.replace("-", "_"): word for word in known}
-    close = get_close_matches(name.replace("-", "_").lower(), words, n=1, cutoff=0.6)
-    return words[close[0]] if close else None
-
-
-def check_known(given: Collection[str], known: Collection[str], where: str) -> None:
-    """Raise ValueError for the first name in `given` that is not `known`, naming the nearest."""
-    for name in given:
-        if name not in known:
-            near = nearest_name(str(name), known)
-            hint = f"Did you mean {near}?" if near else f"Known are: {', '.join(known)}."
-            raise ValueError(f"{where} does not know {name!r}. {hint}")
-
-
-@dataclass(frozen=True)
-class OffloadConfig:
-    """Where each part of a pipeline keeps its weights, and where it computes.
-
-    Attributes:
-        dit_layerwise_offload: Stream the denoiser's blocks from host memory through device slots.
-        use_fsdp_inference: Shard the denoiser over all ranks with FSDP2.
-        dit_cpu_offload: With FSDP, keep the shards in host memory; without FSDP, no effect.
-        text_encoder_cpu_offload: Keep the text encoder on the host and compute it there.
-        image_encoder_cpu_offload: Have the image encoder on the device only during its call.
-        vae_cpu_offload: Have the VAE on the device only while it encodes or decodes.
-        pin_cpu_memory: Pin the host copies: faster transfers, but locked memory.
-        text_encoder_layerwise_offload: Stream the text encoder instead of computing it on the CPU.
-        vae_tiling: Decode in tiles: less memory, other bits.
-        host_memory: `auto`, `mapped` (the checkpoint file itself is the host copy), `pinned` or
-            `pageable`; without `pin_cpu_memory` it is pageable.
-
-    Raises:
-        TypeError: If a flag is not a bool.
-        ValueError: If `use_fsdp_inference` meets `dit_layerwise_offload`, or `pin_cpu_memory=False`
-            a kind of host memory that is pinned.
-    """
-
-    dit_layerwise_offload: bool = True
-    use_fsdp_inference: bool = False
-    dit_cpu_offload: bool = True
-    text_encoder_cpu_offload: bool = True
-    image_encoder_cpu_offload: bool = True
-    vae_cpu_offload: bool = True
-    pin_cpu_memory: bool = True
-    text_encoder_layerwise_offload: bool = False
-    vae_tiling: bool = False
-    host_memory: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.host_memory not in HOST_MEMORY:
-            raise ValueError(
-                f"host_memory must be one of {', '.join(HOST_MEMORY)}, got {self.host_memory!r}. "
-                "Pass host_memory='auto'."
-            )
-        if self.host_memory in ("mapped", "pinned") and self.pin_cpu_memory is False:
-            raise ValueError(
-                f"host_memory={self.host_memory!r} is pinned memory, which pin_cpu_memory=False "
-                "forbids. Pass host_memory='pageable', or leave pin_cpu_memory on."
-            )
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "host_memory":
-                continue
-            if not isinstance(value, bool):
-                raise TypeError(
-                    f"{field.name} must be True or False, got {value!r}. "
-                    f"Pass {field.name}=True or {field.name}=False."
-                )
-        if self.use_fsdp_inference and self.dit_layerwise_offload:
-            raise ValueError(
-                "dit_layerwise_offload=True cannot be combined with use_fsdp_inference=True: "
-                "FSDP already moves the denoiser's weights layer by layer. "
-                "Pass dit_layerwise_offload=False, or leave FSDP off."
-            )
-
-    @classmethod
-    def from_mapping(cls, flags: Mapping[str, Any]) -> Self:
-        """Make one from names and values; an unknown name is a ValueError with its nearest."""
-        check_known(flags, [field.name for field in fields(cls)], cls.__name__)
-        return cls(**flags)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,19 @@
+"""What a user may choose: where weights live, and how a video is sampled.
+
+`OffloadConfig` and `SamplingParams` are frozen and check themselves once, when they are made, so
+nothing deeper has to.
+"""
+
+from fastvideo_lightning.config.names import check_known, nearest_name
+from fastvideo_lightning.config.offload import HOST_MEMORY, OffloadConfig
+from fastvideo_lightning.config.sampling import MAX_FPS, MAX_SEED, SamplingParams
+
+__all__ = [
+    "HOST_MEMORY",
+    "MAX_FPS",
+    "MAX_SEED",
+    "OffloadConfig",
+    "SamplingParams",
+    "check_known",
+    "nearest_name",
+]
