@@ -42,9 +42,11 @@ from transformers import UMT5EncoderModel
 
 SIDES = (48, 64, 80, 96)  # `WanPipeline` takes multiples of 16
 LENGTHS = (9, 13, 17, 21, 25, 29, 33)
-VAE_SIZES = ((17, 64, 64), (9, 48, 96), (13, 96, 48), (17, 48, 48), (17, 80, 80), (33, 96, 96))
-# What is fastest, or smallest in the picture, is hardest to decode.
-DECODER_SIZES = (*VAE_SIZES, (9, 96, 48), (17, 96, 48), (17, 48, 96), (9, 96, 96), (9, 64, 96))
+# What is fastest, or smallest in the picture, is hardest to code: most of the sizes here are such.
+VAE_SIZES = (
+    *((17, 64, 64), (9, 48, 48), (9, 48, 96), (9, 96, 48), (17, 48, 96), (17, 96, 48)),
+    *((9, 64, 64), (17, 48, 48), (9, 96, 96), (17, 80, 80), (33, 96, 96)),
+)
 DENOISER_SIZES = tuple(
     dict.fromkeys(
         [(17, 64, 64)]
@@ -53,7 +55,8 @@ DENOISER_SIZES = tuple(
         + [(length, *size) for length in (9, 25, 33) for size in product((48, 96), (48, 96))]
     )
 )
-DEFAULT_SHARE = 0.3  # of the steps that train the size and length people get unasked
+# Of the steps, what share trains the size and length that people get unasked.
+VAE_DEFAULT_SHARE, DENOISER_DEFAULT_SHARE = 0.15, 0.3
 
 
 def main() -> None:
@@ -85,8 +88,8 @@ def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("tiny-shapes"))
-    parser.add_argument("--vae-seconds", type=float, default=150)
-    parser.add_argument("--denoiser-seconds", type=float, default=280)
+    parser.add_argument("--vae-seconds", type=float, default=240)
+    parser.add_argument("--denoiser-seconds", type=float, default=300)
     parser.add_argument(
         "--decoder-seconds", type=float, help="go on with the decoder of --resume or --vae too"
     )
@@ -102,7 +105,10 @@ def parse_options() -> argparse.Namespace:
 
 
 def make_buckets(
-    sizes: tuple[tuple[int, int, int], ...], budget: float, options: argparse.Namespace
+    sizes: tuple[tuple[int, int, int], ...],
+    default_share: float,
+    budget: float,
+    options: argparse.Namespace,
 ) -> tuple[list[Bucket], list[float]]:
     """Buckets whose batches hold about `budget` latent places, and how often to draw each."""
     buckets = []
@@ -111,7 +117,7 @@ def make_buckets(
         batch = max(2, round(budget * options.scale / places / 4) * 4)
         buckets.append(Bucket(num_frames, height, width, batch))
     others = max(1, len(buckets) - 1)
-    return buckets, [DEFAULT_SHARE] + [(1 - DEFAULT_SHARE) / others] * (len(buckets) - 1)
+    return buckets, [default_share] + [(1 - default_share) / others] * (len(buckets) - 1)
 
 
 def train_autoencoder(
@@ -127,8 +133,7 @@ def train_autoencoder(
     fabric.print(part)
     started = time.monotonic()
     attributes = torch.tensor([scene.attributes for scene in TRAINED_SCENES])
-    sizes = DECODER_SIZES if decoder_only else VAE_SIZES
-    buckets, shares = make_buckets(sizes, 32 * 320, options)
+    buckets, shares = make_buckets(VAE_SIZES, VAE_DEFAULT_SHARE, 32 * 320, options)
     training = TimedTraining(
         fabric,
         Reconstruction(vae, attributes, decoder_only=decoder_only),
@@ -170,7 +175,7 @@ def train_denoiser(
     else:
         denoiser, text_encoder = build_denoiser(), build_text_encoder(len(tokenizer))
     captions = CaptionTable(tokenizer, list(TRAINED_SCENES), per_scene=384, device=fabric.device)
-    buckets, shares = make_buckets(DENOISER_SIZES, 128 * 320, options)
+    buckets, shares = make_buckets(DENOISER_SIZES, DENOISER_DEFAULT_SHARE, 128 * 320, options)
     pool = fill_pool(fabric, vae, buckets, shares, options)
     fabric.print(f"  latents ready after {time.monotonic() - started:.0f} s")
     if options.compile:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from tiny_shapes.drawing import draw_clips  # noqa: E402
 from tiny_shapes.scenes import SCENES  # noqa: E402
 
-SIZES = [(17, 64, 64), (9, 48, 48), (33, 96, 96), (9, 96, 48), (25, 48, 96), (13, 80, 64)]
+SIZES = [(17, 64, 64), (9, 48, 48), (33, 96, 96), (9, 48, 96), (25, 96, 48), (13, 80, 64)]
 
 
 def drawn(num_frames, height, width, seed=0):

@@ -18,7 +18,7 @@ from tiny_shapes.denoiser import (  # noqa: E402
     LatentPool,
     restore_denoiser,
 )
-from tiny_shapes.drawing import draw_clips  # noqa: E402
+from tiny_shapes.drawing import MAX_ROOM_PER_STEP_PX, draw_clips  # noqa: E402
 from tiny_shapes.scenes import SCENES, TRAINED_SCENES  # noqa: E402
 from tiny_shapes.training import Bucket  # noqa: E402
 
@@ -72,6 +72,28 @@ def test_a_step_trains_denoiser_and_text_encoder(pipeline):
     FlowMatching(pipeline.transformer, pipeline.text_encoder, captions, pool)(bucket).backward()
     for model in (pipeline.transformer, pipeline.text_encoder):
         assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_a_shape_is_as_large_a_part_of_a_narrow_picture_and_no_faster_in_a_short_clip():
+    attributes = torch.tensor([scene.attributes for scene in SCENES])
+    shares = []
+    for height, width in ((64, 64), (48, 96), (96, 48)):
+        clips = draw_clips(
+            attributes,
+            num_frames=9,
+            height=height,
+            width=width,
+            generator=torch.Generator().manual_seed(0),
+        )
+        shown = (clips - clips[:, :, :1, :1, :1]).abs().sum(1)
+        coverage = shown / shown.amax((1, 2, 3), keepdim=True)  # [clips, frames, height, width]
+        area = coverage.sum((2, 3))
+        shares.append(float(area.mean()) / (height * width))
+        x = (coverage.sum(2) * torch.arange(width)).sum(2) / area
+        y = (coverage.sum(3) * torch.arange(height)).sum(2) / area
+        steps = torch.hypot(x.diff(dim=1), y.diff(dim=1))
+        assert float(steps.max()) <= 0.9 * MAX_ROOM_PER_STEP_PX + 0.05
+    assert max(shares) <= 1.02 * min(shares)
 
 
 def test_clips_stay_in_the_picture_and_captions_in_their_scene():

@@ -9,8 +9,11 @@ import torch
 
 from .scenes import BACKGROUNDS, COLORS, DIRECTIONS
 
-RADIUS_RANGE = (0.16, 0.22)  # of the shorter side
+RADIUS_RANGE = (0.16, 0.22)  # of the side of a square as large as the picture
 TRAVEL_RANGE = (0.6, 0.9)  # of the room that the shape leaves along its way
+# A short clip's way is no longer than this times its steps: four frames share one latent frame, and
+# what crosses most of the picture within them is a blur to the autoencoder and to the eye.
+MAX_ROOM_PER_STEP_PX = 5.5
 MARGIN_PX = 1.0
 # Sizes at radius 1 that look alike: half the side of a square, the circumradius of a triangle.
 SQUARE_HALF_SIDE = 0.9
@@ -38,8 +41,8 @@ def draw_clips(
 ) -> torch.Tensor:
     """Draw one clip per row of attributes, with random size, place and speed.
 
-    The shape covers 60 to 90 % of the free way along its direction, whatever the length of the
-    clip, and never leaves the picture: short clips are fast, long ones are slow.
+    The shape is as large a part of a narrow picture as of a square one. It covers 60 to 90 % of the
+    free way along its direction, in short clips of a part of it, and never leaves the picture.
 
     Args:
         attributes: `[batch, 4] int64`, rows as in `Scene.attributes`.
@@ -54,8 +57,11 @@ def draw_clips(
     device = attributes.device
     color, shape, direction, background = attributes.unbind(1)
     draws = torch.rand(4, len(attributes), 1, device=device, generator=generator)
-    radius = min(height, width) * (RADIUS_RANGE[0] + draws[0] * _span(RADIUS_RANGE))  # [batch, 1]
-    centers = _centers(direction, _table(_REACH, device)[shape] * radius, draws[1:], height, width)
+    side = math.sqrt(height * width)
+    radius = side * (RADIUS_RANGE[0] + draws[0] * _span(RADIUS_RANGE))  # [batch, 1]
+    reach = _table(_REACH, device)[shape] * radius
+    longest = MAX_ROOM_PER_STEP_PX * (num_frames - 1)
+    centers = _centers(direction, reach, draws[1:], height=height, width=width, longest=longest)
     time = torch.linspace(0, 1, num_frames, device=device).view(1, -1, 1)
     path = centers[0].unsqueeze(1).lerp(centers[1].unsqueeze(1), time)  # [batch, frames, 2]
     coverage = _coverage(path, radius.view(-1, 1, 1, 1), shape.view(-1, 1, 1, 1), height, width)
@@ -66,14 +72,21 @@ def draw_clips(
 
 
 def _centers(
-    direction: torch.Tensor, reach: torch.Tensor, draws: torch.Tensor, height: int, width: int
+    direction: torch.Tensor,
+    reach: torch.Tensor,
+    draws: torch.Tensor,
+    *,
+    height: int,
+    width: int,
+    longest: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the centres start and end, `[batch, 2]` each as x, y in pixels."""
     heading = _table(tuple(DIRECTIONS.values()), direction.device)[direction]
     low = reach[:, :2] + MARGIN_PX
     high = _table(((width, height),), direction.device) - reach[:, 2:] - MARGIN_PX
     room = high - low
-    travel = room * (TRAVEL_RANGE[0] + draws[0] * _span(TRAVEL_RANGE)) * heading.abs()
+    share = TRAVEL_RANGE[0] + draws[0] * _span(TRAVEL_RANGE)
+    travel = room.clamp(max=longest) * share * heading.abs()
     first = low + (room - travel) * torch.cat((draws[1], draws[2]), dim=1)
     forward = (heading >= 0).float()
     return first + travel * (1 - forward), first + travel * forward
