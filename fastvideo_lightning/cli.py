@@ -83,10 +83,11 @@ class Request:
                 '--prompt is missing. Describe the video: --prompt "a red circle moves right".'
             )
         params = SamplingParams.from_mapping({k: v for k, v in given.items() if k in SAMPLING})
-        for name in ("image_path", "last_image_path"):
+        for name in ("image_path", "last_image_path", "video_path"):
             path = getattr(params, name)
             if path is not None and not Path(path).is_file():
-                raise WrongChoiceError(f"{name}: there is no file {path!r}. Pass an image file.")
+                kind = "a video" if name == "video_path" else "an image"
+                raise WrongChoiceError(f"{name}: there is no file {path!r}. Pass {kind} file.")
         return cls(
             prompt=check_prompt(given["prompt"]),
             config=OffloadConfig.from_mapping({k: v for k, v in given.items() if k in FLAGS}),

@@ -171,7 +171,8 @@ class VideoGenerator:
             save_video: Write it.
             **sampling: Fields of `SamplingParams`: `negative_prompt`, `height`, `width`,
                 `num_frames`, `fps`, `num_inference_steps`, `guidance_scale`, `guidance_scale_2`,
-                `seed`, `image_path`, `last_image_path`, `flow_shift`, `max_sequence_length`. Left
+                `seed`, `image_path`, `last_image_path`, `video_path`, `flow_shift`,
+                `max_sequence_length`, `pipeline_arguments`. Left
                 out or None, the model's family decides.
 
         Returns:

@@ -42,6 +42,26 @@ class WrongChoiceError(click.UsageError):
     """What the user passed cannot be; the message says what, what came and what to type."""
 
 
+class MappingType(click.ParamType[Any]):
+    """Names and values in YAML, such as `{strength: 0.7, mask: mask.mp4}`."""
+
+    name = "{name: value, ...}"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        """Read the text; what is a mapping already passes."""
+        import yaml
+
+        try:
+            mapping = yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.YAMLError:
+            mapping = None
+        if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping):
+            self.fail(f"must look like '{{strength: 0.7, mask: mask.mp4}}', got {value!r}.", param)
+        return mapping
+
+
 class GroupedOption(click.Option):
     """An option that stands under a heading of the help page.
 
@@ -94,6 +114,7 @@ def make_options() -> list[click.Parameter]:
         ("negative_prompt", PROMPT, str, "What it should not show."),
         ("image_path", PROMPT, str, "First frame, for models that take an image."),
         ("last_image_path", PROMPT, str, "Last frame, for models that take two."),
+        ("video_path", PROMPT, str, "Video to start from, for models that take one."),
         ("output_path", PROMPT, str, "Folder of the video; the prompt names the file."),
         ("save_video", PROMPT, bool, "Write the video."),
         ("model", MODEL, str, "Folder of a diffusers pipeline, hub id, or tiny-shapes."),
@@ -116,6 +137,12 @@ def make_options() -> list[click.Parameter]:
         ("guidance_scale_2", VIDEO, float, "The same for the second expert of two."),
         ("flow_shift", VIDEO, float, "Shift of the noise schedule."),
         ("max_sequence_length", VIDEO, int, "Tokens of the prompt that are read."),
+        (
+            "pipeline_arguments",
+            VIDEO,
+            MappingType(),
+            "Further arguments of diffusers' call; a file's path stands for its content.",
+        ),
         ("seed", VIDEO, int, f"Of the noise. [default: {SamplingParams.seed}]"),
     ]
     texts = {
@@ -185,6 +212,7 @@ def _file_value(path: str, option: GroupedOption, value: Any) -> Any:
         (click.types.BoolParamType, (bool,), "true or false"),
         (click.types.IntParamType, (int,), "a whole number"),
         (click.types.FloatParamType, (int, float), "a number"),
+        (MappingType, (dict,), "names and values, as in `{strength: 0.7}`"),
     ]
     wanted: tuple[tuple[type, ...], str] = ((str,), "text; put it in quotes")
     for kind, types, words in kinds:

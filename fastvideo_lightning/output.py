@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -27,6 +28,30 @@ _RESERVED |= {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
 _MEDIA_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg"}
 
 
+@dataclass(frozen=True)
+class Audio:
+    """A sound.
+
+    Attributes:
+        samples: `[channels, samples] float32` in -1..1, one channel or two.
+        sampling_rate: Samples per second.
+
+    Raises:
+        ValueError: If `samples` has another shape or dtype.
+    """
+
+    samples: npt.NDArray[np.float32]
+    sampling_rate: int
+
+    def __post_init__(self) -> None:
+        shape, dtype = np.shape(self.samples), getattr(self.samples, "dtype", None)
+        if dtype != np.float32 or len(shape) != 2 or shape[0] not in (1, 2):
+            raise ValueError(
+                f"samples must be float32 [channels, samples] of one or two channels, got {dtype} "
+                f"{list(shape)}. Put the channels first."
+            )
+
+
 @dataclass
 class GeneratedVideo:
     """One video and how it came about.
@@ -36,6 +61,7 @@ class GeneratedVideo:
         prompt: The text it was made from.
         seed: The seed of its noise.
         fps: Frames per second when it is played.
+        audio: The sound that goes with it, or None.
         index: Its place among the prompts of the run.
         video_path: The written file, or None while there is none.
         generation_time_s: Seconds from the prompt to the frames.
@@ -53,6 +79,7 @@ class GeneratedVideo:
     video_path: Path | None = None
     generation_time_s: float = 0.0
     peak_gpu_memory_gib: float | None = None
+    audio: Audio | None = None
 
     def __post_init__(self) -> None:
         shape, dtype = np.shape(self.frames), getattr(self.frames, "dtype", None)
@@ -79,7 +106,7 @@ class GeneratedVideo:
                 f"path must end in .mp4, got {str(path)!r}. Pass {str(path.with_suffix('.mp4'))!r}."
             )
         with _whole_or_nothing(path) as part:
-            _encode_mp4(self.frames, part, self.fps)
+            _encode_mp4(self.frames, part, self.fps, self.audio)
         return path
 
     def save_frames(self, folder: str | os.PathLike[str]) -> list[Path]:
@@ -180,8 +207,8 @@ def _whole_or_nothing(path: Path) -> Iterator[Path]:
         raise
 
 
-def _encode_mp4(frames: Frames, path: Path, fps: int) -> None:
-    """Encode `[frames, height, width, 3] uint8` RGB as H.264, BT.709, 4:2:0."""
+def _encode_mp4(frames: Frames, path: Path, fps: int, audio: Audio | None = None) -> None:
+    """Encode `[frames, height, width, 3] uint8` RGB as H.264, BT.709, 4:2:0, and sound as AAC."""
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
@@ -197,6 +224,8 @@ def _encode_mp4(frames: Frames, path: Path, fps: int) -> None:
         # Without these tags players guess, small videos one way and large ones another.
         coder.colorspace = coder.color_primaries = coder.color_trc = Colorspace.ITU709
         coder.color_range = ColorRange.MPEG
+        # All streams are declared before the first packet writes the header.
+        sound = None if audio is None else _add_sound(container, audio)
         for rgb in frames:
             picture = np.pad(rgb, odd_sides, mode="edge")
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
@@ -206,3 +235,21 @@ def _encode_mp4(frames: Frames, path: Path, fps: int) -> None:
             )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if audio is not None:
+            _mux_sound(container, sound, audio)
+
+
+def _add_sound(container: Any, audio: Audio) -> Any:
+    layout = "mono" if len(audio.samples) == 1 else "stereo"
+    return container.add_stream("aac", rate=audio.sampling_rate, layout=layout)
+
+
+def _mux_sound(container: Any, stream: Any, audio: Audio) -> None:
+    import av
+
+    # Encoders disagree on what lies outside of -1..1: it is cut off here.
+    samples = np.ascontiguousarray(audio.samples.clip(-1, 1))
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=stream.layout.name)
+    frame.sample_rate = audio.sampling_rate
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())

@@ -90,15 +90,17 @@ SAMPLING = {
     "seed": 7,
     "image_path": "first.png",
     "last_image_path": "last.png",
+    "video_path": "first.mp4",
     "flow_shift": 4.0,
     "max_sequence_length": 77,
+    "pipeline_arguments": {"strength": 0.5},
 }
 
 
 @pytest.mark.parametrize("spelling", ["-", "_"])
 def test_every_sampling_field_has_an_option_that_reaches_the_generator(calls, spelling):
     assert set(SAMPLING) == {field.name for field in fields(SamplingParams)}
-    for name in ("first.png", "last.png"):
+    for name in ("first.png", "last.png", "first.mp4"):
         Path(name).touch()
     options = [
         word

@@ -26,7 +26,7 @@ ALLOWED = {
         "weights",
     },
     "modules": {
-        *("torch", "lightning", "diffusers", "transformers", "numpy", "PIL"),
+        *("torch", "lightning", "diffusers", "transformers", "numpy", "PIL", "av"),
         *("checkpoint", "components", "weights", "config", "output", "modules"),
     },
     "callbacks": {"torch", "lightning", "rich", "offload", "config", "output", "callbacks"},

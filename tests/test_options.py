@@ -1,6 +1,8 @@
+import click
 import pytest
 
 from fastvideo_lightning.options import (
+    MappingType,
     WrongChoiceError,
     in_command_words,
     make_options,
@@ -52,6 +54,7 @@ def test_an_empty_file_and_empty_values_give_nothing(read, text):
         ("save-video: 'no'", "save_video must be true or false, got 'no'"),
         ("prompt: 3", "prompt must be text; put it in quotes, got 3"),
         ("dtype: int8", "dtype: 'int8' is not one of 'auto'"),
+        ("pipeline-arguments: 3", "pipeline_arguments must be names and values, .* got 3"),
         ("num-gpus: 0", "num_gpus: 0 is not in the range"),
         ("num-frames: 1\nnum_frames: 2", "num_frames is given twice"),
     ],
@@ -97,3 +100,18 @@ def test_a_file_that_is_not_there_or_no_text_is_refused_by_name(tmp_path):
 )
 def test_messages_speak_in_options_but_leave_plain_words_alone(python, command):
     assert in_command_words(python) == command
+
+
+@pytest.mark.parametrize(
+    "text", ["{strength: 0.5, mask: m.mp4}", '{"strength": 0.5, "mask": "m.mp4"}']
+)
+def test_further_arguments_are_typed_as_yaml_or_json_and_mapped_in_a_file(read, text):
+    expected = {"strength": 0.5, "mask": "m.mp4"}
+    assert MappingType().convert(text, None, None) == expected
+    assert read(f"pipeline-arguments: {text}") == {"pipeline_arguments": expected}
+
+
+@pytest.mark.parametrize("text", ["strength", "3", "{a: [", "{1: 2}"])
+def test_further_arguments_that_are_no_mapping_are_refused(text):
+    with pytest.raises(click.BadParameter, match="must look like '{strength"):
+        MappingType().convert(text, None, None)

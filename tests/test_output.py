@@ -88,7 +88,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
     path = tmp_path / "a.mp4"
     path.write_bytes(b"old")
 
-    def write_half(frames, part, fps):
+    def write_half(frames, part, fps, audio):
         part.write_bytes(b"half")
         raise error("stop")
 

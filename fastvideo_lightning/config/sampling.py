@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any, Self
@@ -29,8 +29,11 @@ class SamplingParams:
         seed: Seed of the CPU generator that draws the noise, 0 to 2**63 - 1.
         image_path: First frame, for models that take an image.
         last_image_path: Last frame, for models that take two.
+        video_path: Video to start from, for models that take one.
         flow_shift: Shift of the flow schedule; None keeps the checkpoint's scheduler as it is.
         max_sequence_length: Tokens of the prompt that reach the denoiser.
+        pipeline_arguments: Further arguments of the diffusers pipeline's call, by name, such as
+            `strength` or `pose_video`; the path of an image or video file stands for its content.
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -48,8 +51,11 @@ class SamplingParams:
     seed: int = 1024
     image_path: str | os.PathLike[str] | None = None
     last_image_path: str | os.PathLike[str] | None = None
+    video_path: str | os.PathLike[str] | None = None
     flow_shift: float | None = None
     max_sequence_length: int | None = None
+    # Not compared: values may be tensors, which have no plain equality.
+    pipeline_arguments: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.seed is None:
@@ -66,17 +72,17 @@ class SamplingParams:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Make one from names and values; an unknown name is a ValueError with the nearest."""
-        check_known(values, [field.name for field in fields(cls)], cls.__name__)
+        check_known(values, [each.name for each in fields(cls)], cls.__name__)
         return cls(**values)
 
     def given(self) -> dict[str, Any]:
         """Return the fields that are not None, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
     def merge(self, **overrides: Any) -> Self:
         """Return a copy with `overrides` in place; one that is None leaves its field as it is."""
-        check_known(overrides, [field.name for field in fields(self)], type(self).__name__)
+        check_known(overrides, [each.name for each in fields(self)], type(self).__name__)
         return replace(self, **{k: v for k, v in overrides.items() if v is not None})
 
     def _check_text(self) -> None:
@@ -85,13 +91,18 @@ class SamplingParams:
                 f"negative_prompt must be text, got {self.negative_prompt!r}. "
                 'Pass a string such as negative_prompt="blurry".'
             )
-        for name in ("image_path", "last_image_path"):
+        for name, kind, example in _PATHS:
             value = getattr(self, name)
             if not isinstance(value, str | os.PathLike | None) or value == "":
                 raise TypeError(
-                    f"{name} must be the path of an image file, got {value!r}. "
-                    f'Pass {name}="image.png", or leave it out.'
+                    f"{name} must be the path of {kind} file, got {value!r}. "
+                    f'Pass {name}="{example}", or leave it out.'
                 )
+        if not isinstance(self.pipeline_arguments, Mapping | None):
+            raise TypeError(
+                f"pipeline_arguments must map names to values, got {self.pipeline_arguments!r}. "
+                'Pass such as pipeline_arguments={"strength": 0.7}, or leave it out.'
+            )
 
     def _check_integer(self, name: str, *, low: int, high: int | None = None) -> None:
         value = getattr(self, name)
@@ -117,6 +128,11 @@ class SamplingParams:
         object.__setattr__(self, name, float(value))
 
 
+_PATHS = (
+    ("image_path", "an image", "image.png"),
+    ("last_image_path", "an image", "image.png"),
+    ("video_path", "a video", "video.mp4"),
+)
 _EXAMPLES = {
     "height": 480,
     "width": 832,

@@ -7,18 +7,25 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import lightning as L
-import numpy as np
 import torch
 from torch import nn
 
 from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.modules.pipelines import Pipeline, place_pipeline, shifted_scheduler
+from fastvideo_lightning.modules.batches import uncollated
+from fastvideo_lightning.modules.media import check_image, check_video
+from fastvideo_lightning.modules.pipelines import (
+    Pipeline,
+    guided,
+    place_pipeline,
+    shifted_scheduler,
+)
 from fastvideo_lightning.modules.placement import check_placement, read_in_place
+from fastvideo_lightning.modules.results import Result, read_output
 from fastvideo_lightning.modules.roles import Role, Roles, read_roles, role_of
-from fastvideo_lightning.modules.sampling import SamplingDefaults, check_image, check_shift
+from fastvideo_lightning.modules.sampling import SamplingDefaults, check_shift
 from fastvideo_lightning.modules.steps import Stage, StepWatch
-from fastvideo_lightning.output import Frames, GeneratedVideo
+from fastvideo_lightning.output import GeneratedVideo
 from fastvideo_lightning.weights import StoredWeight
 
 
@@ -167,6 +174,7 @@ class VideoModule(L.LightningModule):
         """
         for name in ("image_path", "last_image_path"):
             check_image(name, getattr(params, name))
+        check_video("video_path", params.video_path)
         check_shift(self.pipeline, params.flow_shift)
         resolved = self.fill_sampling(params)
         self.check_sampling(resolved)
@@ -190,6 +198,10 @@ class VideoModule(L.LightningModule):
         """Return the pipeline call's arguments, without prompt, generator and output."""
         raise NotImplementedError
 
+    def prompt_arguments(self, prompt: str) -> dict[str, Any]:
+        """Return how the pipeline's call takes the prompt."""
+        return {"prompt": prompt}
+
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> GeneratedVideo:
         """Make one video.
 
@@ -201,16 +213,17 @@ class VideoModule(L.LightningModule):
         Returns:
             The video, `frames` as diffusers' `output_type="pil"` has them: times 255, rounded.
         """
-        item = {name: _single(name, value) for name, value in batch.items()}
+        item = uncollated(batch)
         prompt, index = item.pop("prompt"), item.pop("index", 0)
         params = self.resolve_sampling(SamplingParams.from_mapping(item))
         self.check_placement()
         started = time.perf_counter()
         with _PeakMemory(self.execution_device) as peak, torch.no_grad():
-            frames = self._sample(prompt, params)
+            result = self._sample(prompt, params)
         assert params.fps is not None
         return GeneratedVideo(
-            frames=frames,
+            frames=result.frames,
+            audio=result.audio,
             prompt=prompt,
             seed=params.seed,
             fps=params.fps,
@@ -234,21 +247,21 @@ class VideoModule(L.LightningModule):
     def teardown(self, stage: str = "predict") -> None:
         """Let `fabric.call("teardown")` pass: Fabric calls modules too, without a stage."""
 
-    def _sample(self, prompt: str, params: SamplingParams) -> Frames:
-        assert params.num_inference_steps is not None
-        self._watch = StepWatch(self._announce, params.num_inference_steps)
+    def _sample(self, prompt: str, params: SamplingParams) -> Result:
+        self._watch = StepWatch(self._announce, params.num_inference_steps or 1)
         denoisers = [self.get_submodule(fqn) for fqn in self.denoisers]
-        with shifted_scheduler(self._pipeline, params.flow_shift):
+        shifted = shifted_scheduler(self._pipeline, params.flow_shift)
+        with shifted, guided(self._pipeline, params.guidance_scale):
             pipeline = self.pipeline_for(params)
             with self._watch.watch(pipeline, denoisers) as watching:
                 output = pipeline(
-                    prompt=prompt,
+                    **self.prompt_arguments(prompt),
                     generator=torch.Generator("cpu").manual_seed(params.seed),
                     output_type="np",
                     **self.call_arguments(params),
                     **watching,
                 )
-        return _as_uint8(output.frames[0])
+        return read_output(output, self._pipeline)
 
     def _announce(self, moment: str, step: int, num_steps: int) -> None:
         if self._fabric is not None:
@@ -272,28 +285,3 @@ class _PeakMemory:
     def __exit__(self, *_: object) -> None:
         if self._device.type == "cuda":
             self.reserved_gib = torch.cuda.max_memory_reserved(self._device) / 2**30
-
-
-def _as_uint8(frames: np.ndarray) -> Frames:
-    """Turn `[frames, height, width, 3]` floats in 0..1 into bytes, one frame at a time.
-
-    Rounds as diffusers does for PIL images; its `export_to_video` cuts off, which is darker.
-    """
-    pixels = np.empty(frames.shape, dtype=np.uint8)
-    for frame, target in zip(frames, pixels, strict=True):
-        target[...] = (frame * 255).round()
-    return pixels
-
-
-def _single(name: str, value: Any) -> Any:
-    """Take the one value out of what a loader collated."""
-    if isinstance(value, torch.Tensor):
-        value = value.tolist()
-    if not isinstance(value, list | tuple):
-        return value
-    if len(value) != 1:
-        raise ValueError(
-            f"A batch must hold one prompt, got {len(value)} values of {name!r}. "
-            "Pass batch_size=1 or batch_size=None to the DataLoader."
-        )
-    return value[0]

@@ -1,61 +1,74 @@
-"""A module for any diffusers video pipeline that no family file knows."""
+"""A module for any diffusers pipeline that returns frames or pictures, by its call's signature."""
 
-import inspect
+import logging
 from typing import Any
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.base import VideoModule
-from fastvideo_lightning.modules.sampling import load_rgb
+from fastvideo_lightning.modules.media import check_media, load_media
+from fastvideo_lightning.modules.signature import CallSignature
 
-# The call's argument, by the field it comes from; the other fields bear the argument's name.
-_ARGUMENTS = {"image_path": "image", "last_image_path": "last_image", "fps": "frame_rate"}
-_NOT_PASSED = {"seed", "flow_shift"}
+# These are used around the call, not in it.
+_AROUND = {"seed", "flow_shift", "pipeline_arguments"}
+_DEFAULTS = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "fps")
 _DEFAULT_FPS = 24
+_log = logging.getLogger(__name__)
 
 
 class GenericModule(VideoModule):
     """Calls a pipeline with those settings that its signature takes.
 
-    Defaults are the pipeline's own.
+    Defaults are the pipeline's own. What has no field in `SamplingParams` is passed by
+    `pipeline_arguments`.
     """
 
     def family_defaults(self) -> SamplingParams:
         """Read the defaults off the signature of the pipeline's call."""
-        parameters = self._call_parameters()
-        values: dict[str, Any] = {"fps": _DEFAULT_FPS, "num_inference_steps": 50}
-        for name in ("height", "width", "num_frames", "num_inference_steps", "guidance_scale"):
-            default = parameters[name].default if name in parameters else None
+        values: dict[str, Any] = {"fps": _DEFAULT_FPS}
+        for name in _DEFAULTS:
+            default = self.signature.default_of(name)
             if isinstance(default, int | float):
-                values[name] = default
-        if "frame_rate" in parameters and isinstance(parameters["frame_rate"].default, int | float):
-            values["fps"] = round(parameters["frame_rate"].default)
+                values[name] = round(default) if name == "fps" else default
         return SamplingParams(**values)
 
     def check_sampling(self, params: SamplingParams) -> None:
-        """Refuse a setting that this pipeline has no argument for, and a missing image."""
-        parameters = self._call_parameters()
+        """Refuse a setting that the pipeline has no argument for, and a missing one."""
+        name, signature = type(self.pipeline).__name__, self.signature
         defaults = self.sampling_defaults.given()
-        for name in params.given().keys() - defaults.keys() - _NOT_PASSED:
-            if _ARGUMENTS.get(name, name) not in parameters:
+        for setting in params.given().keys() - defaults.keys() - _AROUND:
+            if signature.argument_for(setting) is None and not self._is_guided(setting):
                 raise ValueError(
-                    f"{type(self.pipeline).__name__} has no use for {name}, got "
-                    f"{getattr(params, name)!r}. Leave it out."
+                    f"{name} has no use for {setting}, got {getattr(params, setting)!r}. "
+                    "Leave it out."
                 )
-        image = parameters.get("image")
-        if image is not None and image.default is image.empty and params.image_path is None:
-            raise ValueError(
-                f"{type(self.pipeline).__name__} needs an image. Pass image_path='image.png'."
-            )
+        further = dict(params.pipeline_arguments or {})
+        signature.check_further(set(further), name)
+        for argument, value in further.items():
+            check_media(argument, value)
+        given = {signature.argument_for(setting) for setting in params.given()}
+        signature.check_complete({*further, *(a for a in given if a is not None)}, name)
 
     def call_arguments(self, params: SamplingParams) -> dict[str, Any]:
         """Pass on what the pipeline's call takes."""
-        parameters = self._call_parameters()
         arguments = {}
-        for name, value in params.given().items():
-            argument = _ARGUMENTS.get(name, name)
-            if name not in _NOT_PASSED and argument in parameters:
-                arguments[argument] = load_rgb(value) if name.endswith("image_path") else value
-        return arguments
+        for setting, value in params.given().items():
+            argument = self.signature.argument_for(setting)
+            if setting not in _AROUND and argument is not None:
+                arguments[argument] = load_media(value) if setting.endswith("_path") else value
+        further = params.pipeline_arguments or {}
+        return arguments | {name: load_media(value) for name, value in further.items()}
 
-    def _call_parameters(self) -> dict[str, inspect.Parameter]:
-        return dict(inspect.signature(self.pipeline.__call__).parameters)
+    def prompt_arguments(self, prompt: str) -> dict[str, Any]:
+        """Pass the prompt where the pipeline reads one."""
+        if self.signature.takes("prompt"):
+            return {"prompt": prompt}
+        _log.info("%s reads no prompt: it only names the file.", type(self.pipeline).__name__)
+        return {}
+
+    @property
+    def signature(self) -> CallSignature:
+        """What the pipeline's call takes."""
+        return CallSignature(self._pipeline)
+
+    def _is_guided(self, setting: str) -> bool:
+        return setting == "guidance_scale" and hasattr(self._pipeline, "guider")

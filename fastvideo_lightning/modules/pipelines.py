@@ -59,9 +59,24 @@ def shifted_scheduler(pipeline: Pipeline, flow_shift: float | None) -> Iterator[
         pipeline.scheduler = scheduler
 
 
+@contextmanager
+def guided(pipeline: Pipeline, guidance_scale: float | None) -> Iterator[None]:
+    """Run with the strength of the pipeline's guider, where it has one, and put it back."""
+    guider = getattr(pipeline, "guider", None)
+    if guider is None or guidance_scale is None:
+        yield
+        return
+    pipeline.guider = guider.new(guidance_scale=guidance_scale)
+    try:
+        yield
+    finally:
+        pipeline.guider = guider
+
+
 def shift_option(pipeline: Pipeline) -> str | None:
     """Return what the pipeline's scheduler calls its flow shift, or None if it has none."""
-    config = pipeline.scheduler.config
+    scheduler = getattr(pipeline, "scheduler", None)
+    config = {} if scheduler is None else scheduler.config
     if config.get("use_dynamic_shifting"):
         return None
     return next((name for name in ("flow_shift", "shift") if name in config), None)

@@ -3,8 +3,6 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os import PathLike
-from pathlib import Path
 from typing import Any, Self
 
 from fastvideo_lightning.config import SamplingParams
@@ -54,42 +52,12 @@ class SamplingDefaults:
                 )
 
 
-def check_image(name: str, path: str | PathLike[str] | None) -> None:
-    """Raise unless `path` is None or an image that can be opened.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no image.
-    """
-    if path is None:
-        return
-    from PIL import Image
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{name}: there is no file {str(path)!r}. Pass an existing image.")
-    try:
-        with Image.open(path) as image:
-            image.verify()
-    except Exception as error:  # Pillow raises whatever a broken file leads it to, SyntaxError too
-        raise ValueError(
-            f"{name}: {str(path)!r} is no image that can be read ({error}). "
-            "Pass a PNG or JPEG file."
-        ) from error
-
-
-def load_rgb(path: str | PathLike[str]) -> Any:
-    """Return the image as diffusers loads it: RGB, turned upright."""
-    from diffusers.utils.loading_utils import load_image
-
-    return load_image(str(path))
-
-
 def check_shift(pipeline: Pipeline, flow_shift: float | None) -> None:
     """Raise ValueError where a flow shift was given to a scheduler that has none."""
     if flow_shift is not None and shift_option(pipeline) is None:
         raise ValueError(
             f"flow_shift={flow_shift} has no effect on this checkpoint's scheduler, "
-            f"{type(pipeline.scheduler).__name__}. Leave it out."
+            f"{type(getattr(pipeline, 'scheduler', None)).__name__}. Leave it out."
         )
 
 

@@ -63,8 +63,10 @@ class StepWatch:
                 stack.callback(handle.remove)
             if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
                 yield {"callback_on_step_end": self._on_step_end}
-            else:
+            elif getattr(pipeline, "scheduler", None) is not None:
                 stack.enter_context(_after_each_call(pipeline.scheduler, "step", self._end_step))
+                yield {}
+            else:  # nothing is denoised
                 yield {}
         self.stage = Stage.IDLE
 

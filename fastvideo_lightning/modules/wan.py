@@ -8,8 +8,9 @@ from diffusers import WanImageToVideoPipeline
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.base import VideoModule
+from fastvideo_lightning.modules.media import load_rgb
 from fastvideo_lightning.modules.pipelines import Pipeline, place_pipeline
-from fastvideo_lightning.modules.sampling import check_grid, load_rgb
+from fastvideo_lightning.modules.sampling import check_grid
 from fastvideo_lightning.modules.wan_defaults import wan_defaults
 
 _TEXT_TOKENS = 512  # what every Wan was trained with

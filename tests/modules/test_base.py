@@ -110,8 +110,8 @@ def test_frames_are_rounded_as_diffusers_rounds_images(checkpoint: FindCheckpoin
     import numpy as np
     from diffusers.utils import numpy_to_pil
 
-    from fastvideo_lightning.modules.base import _as_uint8
+    from fastvideo_lightning.modules.results import as_uint8
 
     frames = np.random.default_rng(0).random((2, 4, 4, 3), dtype=np.float32)
     expected = np.stack([np.asarray(picture) for picture in numpy_to_pil(frames)])
-    assert (_as_uint8(frames) == expected).all()
+    assert (as_uint8(frames) == expected).all()

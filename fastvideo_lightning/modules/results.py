@@ -1,0 +1,67 @@
+"""What a pipeline's call returns, as frames and sound."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastvideo_lightning.modules.pipelines import Pipeline
+from fastvideo_lightning.output import Audio, Frames
+
+_VISUALS = ("frames", "images")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One video out of a call.
+
+    Attributes:
+        frames: `[frames, height, width, 3] uint8`.
+        audio: The sound, or None where the pipeline makes none.
+    """
+
+    frames: Frames
+    audio: Audio | None = None
+
+
+def read_output(output: Any, pipeline: Pipeline) -> Result:
+    """Take the one video, or the one picture, out of what a call with `output_type="np"` returned.
+
+    Args:
+        output: A diffusers output with `frames` or `images`, and maybe `audio`.
+        pipeline: Who made it; it knows the sampling rate.
+    """
+    (visual,) = (field.name for field in fields(output) if field.name in _VISUALS)
+    pixels = _as_array(getattr(output, visual))
+    if pixels.ndim == 5:  # a batch of one video; a batch of one picture is a video of one frame
+        pixels = pixels[0]
+    audio = getattr(output, "audio", None)
+    return Result(as_uint8(pixels), None if audio is None else _as_audio(audio, pipeline))
+
+
+def as_uint8(frames: np.ndarray) -> Frames:
+    """Turn `[frames, height, width, 3]` floats in 0..1 into bytes, one frame at a time.
+
+    Rounds as diffusers does for PIL images; its `export_to_video` cuts off, which is darker.
+    """
+    pixels = np.empty(frames.shape, dtype=np.uint8)
+    for frame, target in zip(frames, pixels, strict=True):
+        target[...] = (frame * 255).round()
+    return pixels
+
+
+def _as_array(visual: Any) -> np.ndarray:
+    if isinstance(visual, torch.Tensor):  # [batch, frames, channels, height, width]
+        return visual.float().movedim(-3, -1).cpu().numpy()
+    return np.asarray(visual)
+
+
+def _as_audio(audio: Any, pipeline: Pipeline) -> Audio:
+    """Turn `[batch, channels, samples]` or `[batch, samples]` into one sound."""
+    if isinstance(audio, torch.Tensor):
+        audio = audio.float().cpu().numpy()
+    samples = np.atleast_2d(np.asarray(audio[0], dtype=np.float32))
+    config = getattr(getattr(pipeline, "vocoder", None), "config", {})
+    rate = config.get("output_sampling_rate") or pipeline.audio_sample_rate
+    return Audio(samples=samples, sampling_rate=int(rate))

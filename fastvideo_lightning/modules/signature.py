@@ -1,0 +1,84 @@
+"""What a pipeline's call takes, under our names for it."""
+
+import inspect
+from typing import Any
+
+from fastvideo_lightning.config import SamplingParams, nearest_name
+from fastvideo_lightning.modules.pipelines import Pipeline
+
+# What pipelines call a setting, by our name for it; the other settings bear our name.
+_SPELLINGS = {
+    "image_path": ("image", "cond_image"),
+    "last_image_path": ("last_image",),
+    "video_path": ("video",),
+    "num_frames": ("num_frames", "frames", "video_length"),
+    "fps": ("frame_rate", "fps"),
+}
+_OURS = {"self", "prompt", "generator", "output_type", "return_dict", "callback_on_step_end"}
+_EXAMPLES = {
+    "image_path": "'image.png'",
+    "last_image_path": "'last.png'",
+    "video_path": "'video.mp4'",
+}
+
+
+class CallSignature:
+    """The parameters of a pipeline's call.
+
+    Args:
+        pipeline: A pipeline or its class.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        parameters = inspect.signature(pipeline.__call__).parameters
+        self._parameters = {n: p for n, p in parameters.items() if p.kind not in kinds}
+
+    def argument_for(self, setting: str) -> str | None:
+        """Return what the pipeline calls a `SamplingParams` field, or None if it takes no such."""
+        spellings = _SPELLINGS.get(setting, (setting,))
+        return next((name for name in spellings if name in self._parameters), None)
+
+    def default_of(self, setting: str) -> Any:
+        """Return the default of a `SamplingParams` field, or None where there is none."""
+        argument = self.argument_for(setting)
+        default = None if argument is None else self._parameters[argument].default
+        return None if default is inspect.Parameter.empty else default
+
+    def takes(self, argument: str) -> bool:
+        """Whether the call has an argument of that name."""
+        return argument in self._parameters
+
+    def check_complete(self, arguments: set[str], name: str) -> None:
+        """Raise ValueError for an argument that the call cannot do without and that is missing."""
+        for argument, parameter in self._parameters.items():
+            required = parameter.default is parameter.empty and argument not in _OURS
+            if required and argument not in arguments:
+                setting = _setting_of(argument)
+                further = f"pipeline_arguments={{{argument!r}: ...}}"
+                how = _example(setting) if setting else further
+                raise ValueError(f"{name} needs {argument}. Pass {how}.")
+
+    def check_further(self, arguments: set[str], name: str) -> None:
+        """Raise ValueError for a name that cannot stand in `pipeline_arguments`."""
+        for argument in sorted(arguments):
+            if argument not in self._parameters:
+                near = nearest_name(argument, set(self._parameters) - _OURS)
+                hint = f"Did you mean {near}?" if near else "Leave it out."
+                raise ValueError(f"{name} takes no {argument}. {hint}")
+            setting = _setting_of(argument)
+            if argument in _OURS or setting is not None:
+                how = f"Pass {_example(setting)}" if setting else "Leave it out"
+                raise ValueError(f"{argument} cannot be in pipeline_arguments. {how}.")
+
+
+def _setting_of(argument: str) -> str | None:
+    """Return the `SamplingParams` field that an argument is filled from, or None."""
+    for setting, spellings in _SPELLINGS.items():
+        if argument in spellings:
+            return setting
+    return argument if argument in SamplingParams.__dataclass_fields__ else None
+
+
+def _example(setting: str) -> str:
+    return f"{setting}={_EXAMPLES.get(setting, '...')}"

@@ -1,0 +1,115 @@
+"""Every diffusers pipeline that returns frames makes the same video streamed and plain."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from checkpoints import write_image
+from diffusers.utils import load_image
+from recipes import PROMPT, RECIPES, Recipe
+from torch import nn
+
+from fastvideo_lightning import PromptDataset, VideoModule
+from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
+from fastvideo_lightning.modules.results import read_output
+from fastvideo_lightning.output import GeneratedVideo
+
+SEED = 7
+Media = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Media:
+    """The pictures and the video that recipes name."""
+    folder = tmp_path_factory.mktemp("media")
+    rng = np.random.default_rng(1)
+    frames = rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    return {
+        "image": write_image(folder / "image.png", size=(32, 32)),
+        "last_image": write_image(folder / "last.png", size=(40, 40)),
+        "video": GeneratedVideo(frames, "x", seed=0, fps=8).save(folder / "video.mp4"),
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_streamed_equals_plain(name: str, media: Media) -> None:
+    recipe = RECIPES[name]
+    plain_frames, plain_audio, plain_steps = run_plain(recipe, media)
+    module = VideoModule.from_pipeline(recipe.build())
+    placements = place(module)
+    for callback in placements:
+        callback.attach(module, "cpu")
+    batch = PromptDataset([PROMPT], seed=SEED, **recipe.ours(media))[0]
+    with recorded(module.pipeline) as steps:
+        video = module.predict_step(batch)
+    streamed = [a for a in placements if isinstance(a, LayerwiseOffload)]
+    for callback in streamed:
+        (attachment,) = callback.attachments
+        assert attachment.engine is not None
+        assert attachment.engine.units, f"{callback} streams nothing"
+    for callback in placements:
+        callback.detach()
+
+    assert len(steps) == len(plain_steps)
+    assert all(map(torch.equal, steps, plain_steps))
+    assert np.array_equal(video.frames, plain_frames)
+    assert len(np.unique(video.frames)) > 2, "a picture of nothing proves nothing"
+    if plain_audio is not None:
+        assert video.audio is not None
+        assert np.array_equal(video.audio.samples, plain_audio)
+
+
+def place(module: VideoModule) -> list[Any]:
+    """Stream the denoisers, bring the rest in for its calls, compute encoders on the CPU."""
+    return [
+        *(LayerwiseOffload(name) for name in module.denoisers),
+        *(CPUExecution(name) for name in module.text_encoders),
+        *(ModelOffload(name) for name in (*module.image_encoders, *module.vaes)),
+    ]
+
+
+def run_plain(recipe: Recipe, media: Media) -> tuple[np.ndarray, np.ndarray | None, list[Any]]:
+    """Call diffusers alone; returns the frames, the sound and what each denoiser call gave."""
+    pipeline = recipe.build()
+    pipeline.set_progress_bar_config(disable=True)
+    takes_prompt = "prompt" in inspect.signature(pipeline.__call__).parameters
+    arguments = recipe.plain(media, load)
+    with recorded(pipeline) as steps, torch.no_grad():
+        output = pipeline(
+            **({"prompt": PROMPT} if takes_prompt else {}),
+            generator=torch.Generator("cpu").manual_seed(SEED),
+            output_type="np",
+            **arguments,
+        )
+    result = read_output(output, pipeline)
+    return result.frames, None if result.audio is None else result.audio.samples, steps
+
+
+@contextmanager
+def recorded(pipeline: Any) -> Iterator[list[torch.Tensor]]:
+    """Keep the tensors that the models with a timestep return."""
+    outputs: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        values = output if isinstance(output, tuple) else tuple(output.values())
+        outputs.extend(value.clone() for value in values if isinstance(value, torch.Tensor))
+
+    models = [c for c in pipeline.components.values() if isinstance(c, nn.Module)]
+    denoisers = [m for m in models if "timestep" in inspect.signature(m.forward).parameters]
+    handles = [denoiser.register_forward_hook(keep) for denoiser in denoisers]
+    yield outputs
+    for handle in handles:
+        handle.remove()
+
+
+def load(path: Path) -> Any:
+    if path.suffix == ".png":
+        return load_image(str(path))
+    with av.open(path) as container:
+        return [frame.to_image() for frame in container.decode(video=0)]

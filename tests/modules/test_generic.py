@@ -1,0 +1,104 @@
+"""What the generic module passes on, and what it refuses before any work is done."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from recipes import RECIPES
+
+from fastvideo_lightning import SamplingParams, VideoModule
+from fastvideo_lightning.output import GeneratedVideo
+
+
+def module_of(name: str) -> VideoModule:
+    return VideoModule.from_pipeline(RECIPES[name].build())
+
+
+@pytest.fixture(scope="module")
+def text_to_video() -> VideoModule:
+    return module_of("LTXPipeline")
+
+
+@pytest.fixture(scope="module")
+def video_to_video() -> VideoModule:
+    return module_of("CogVideoXVideoToVideoPipeline")
+
+
+@pytest.fixture(scope="module")
+def upsampler() -> VideoModule:
+    return module_of("LTXLatentUpsamplePipeline")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    frames = np.zeros((9, 32, 32, 3), np.uint8)
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    return GeneratedVideo(frames, "x", seed=0, fps=8).save(path)
+
+
+def resolve(module: VideoModule, **sampling: Any) -> SamplingParams:
+    return module.resolve_sampling(SamplingParams(**sampling))
+
+
+def test_a_setting_that_the_pipeline_does_not_take_is_refused(text_to_video, video):
+    with pytest.raises(ValueError, match="LTXPipeline has no use for video_path"):
+        resolve(text_to_video, video_path=video)
+
+
+def test_further_arguments_go_to_the_call_with_files_loaded(text_to_video, video_to_video, video):
+    params = resolve(text_to_video, pipeline_arguments={"guidance_rescale": 0.5})
+    assert text_to_video.call_arguments(params)["guidance_rescale"] == 0.5
+    params = resolve(video_to_video, video_path=video, pipeline_arguments={"strength": 0.5})
+    arguments = video_to_video.call_arguments(params)
+    assert arguments["strength"] == 0.5
+    assert len(arguments["video"]) == 9
+    assert arguments["video"][0].size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"strenght": 0.5}, r"takes no strenght\. Did you mean strength\?"),
+        ({"video": "a.mp4"}, r"video cannot be .*Pass video_path='video\.mp4'"),
+        ({"output_type": "pil"}, r"output_type cannot be .*Leave it out"),
+        ({"height": 8}, r"height cannot be .*Pass height=\.\.\."),
+    ],
+)
+def test_a_wrong_further_argument_is_refused_with_what_to_type(video_to_video, further, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(video_to_video, pipeline_arguments=further)
+
+
+def test_a_missing_input_is_named_with_what_to_type(video):
+    with pytest.raises(ValueError, match=r"needs image\. Pass image_path='image\.png'"):
+        resolve(module_of("CogVideoXImageToVideoPipeline"))
+
+
+def test_a_file_that_is_not_there_or_no_video_is_refused_before_any_work(video_to_video, tmp_path):
+    with pytest.raises(FileNotFoundError, match="video_path: there is no file"):
+        resolve(video_to_video, video_path=tmp_path / "no.mp4")
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    with pytest.raises(ValueError, match="is no video that can be read"):
+        resolve(video_to_video, video_path=broken)
+    control = module_of("CogVideoXFunControlPipeline")
+    with pytest.raises(FileNotFoundError, match="control_video: there is no file"):
+        resolve(control, pipeline_arguments={"control_video": str(tmp_path / "no.mp4")})
+
+
+def test_a_pipeline_without_a_prompt_says_that_it_reads_none(upsampler, caplog):
+    caplog.set_level("INFO", logger="fastvideo_lightning")
+    assert upsampler.prompt_arguments("a red circle") == {}
+    assert "LTXLatentUpsamplePipeline reads no prompt" in caplog.text
+
+
+def test_the_strength_of_a_guider_is_set_for_the_call_alone():
+    module = module_of("HunyuanVideo15Pipeline")
+    from fastvideo_lightning.modules.pipelines import guided
+
+    before = module.pipeline.guider
+    with guided(module.pipeline, 7.0):
+        assert module.pipeline.guider.guidance_scale == 7.0
+    assert module.pipeline.guider is before
+    assert before.guidance_scale == 2.0

@@ -1,0 +1,15 @@
+"""A small random pipeline of every diffusers class that returns frames.
+
+The proportions (which width must equal which) are facts of the models; the sizes are as small as
+the models allow.
+"""
+
+from recipes import (  # noqa: F401  (each enters its recipes)
+    cogvideo,
+    hunyuan,
+    ltx,
+    mochi,
+)
+from recipes.recipe import PROMPT, RECIPES, Recipe
+
+__all__ = ["PROMPT", "RECIPES", "Recipe"]

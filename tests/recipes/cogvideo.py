@@ -1,0 +1,84 @@
+"""CogVideoX and what grew out of it."""
+
+from functools import cache
+from typing import Any
+
+import diffusers as df
+
+from recipes import texts
+from recipes.recipe import recipe
+from recipes.texts import WIDTH, seeded
+
+_DOWN, _UP = ("CogVideoXDownBlock3D",) * 4, ("CogVideoXUpBlock3D",) * 4
+_CALL: dict[str, Any] = {"guidance_scale": 6.0, "max_sequence_length": 16}
+
+
+@cache
+def vae() -> Any:
+    return seeded(
+        df.AutoencoderKLCogVideoX,
+        std=None,
+        down_block_types=_DOWN,
+        up_block_types=_UP,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+
+
+def transformer(kind: Any = df.CogVideoXTransformer3DModel, **config: Any) -> Any:
+    settings = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "time_embed_dim": 2,
+        "text_embed_dim": WIDTH,
+        "num_layers": 3,
+        "sample_width": 4,
+        "sample_height": 4,
+        "sample_frames": 5,
+        "max_text_seq_length": 16,
+    }
+    return seeded(kind, **{**settings, **config})
+
+
+def pipeline(kind: Any, **own: Any) -> Any:
+    return kind(
+        tokenizer=texts.tokenizer(),
+        text_encoder=texts.t5(),
+        vae=vae(),
+        scheduler=df.CogVideoXDDIMScheduler(),
+        **own,
+    )
+
+
+@recipe("CogVideoXPipeline", **_CALL)
+def text_to_video() -> Any:
+    return pipeline(df.CogVideoXPipeline, transformer=transformer())
+
+
+@recipe("CogVideoXImageToVideoPipeline", image_path="image", **_CALL)
+def image_to_video() -> Any:
+    model = transformer(
+        in_channels=8,
+        use_rotary_positional_embeddings=True,
+        use_learned_positional_embeddings=True,
+    )
+    return pipeline(df.CogVideoXImageToVideoPipeline, transformer=model)
+
+
+@recipe("CogVideoXVideoToVideoPipeline", num_frames=None, video_path="video", **_CALL)
+def video_to_video() -> Any:
+    return pipeline(df.CogVideoXVideoToVideoPipeline, transformer=transformer())
+
+
+@recipe(
+    "CogVideoXFunControlPipeline",
+    num_frames=None,
+    pipeline_arguments={"control_video": "video"},
+    **_CALL,
+)
+def control() -> Any:
+    return pipeline(df.CogVideoXFunControlPipeline, transformer=transformer(in_channels=8))
