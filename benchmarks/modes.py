@@ -1,60 +1,105 @@
 """Ways of running a transformer that is larger than one would like: ours and the alternatives."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.shapes import RandomWan, streamed_bytes
+from benchmarks.machine import pinned_by_torch
+from benchmarks.shapes import RandomWan, streamed_bytes, weight_bytes
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
 
-Mode = Callable[[RandomWan, torch.device], int]
-"""Sets a model up; returns the bytes that it streams in every step."""
+
+@dataclass
+class Placed:
+    """A model that a mode has set up.
+
+    Attributes:
+        streamed_bytes: what it copies to the device in every step.
+        host_bytes: what it holds on the host, pinned or mapped or as it is.
+        host_weight_bytes: bytes of the weights that are kept there.
+        close: takes it down.
+    """
+
+    streamed_bytes: int = 0
+    host_bytes: int = 0
+    host_weight_bytes: int = 0
+    close: Callable[[], None] = field(default=lambda: None)
 
 
-def place(callback: Placement, model: RandomWan, device: torch.device) -> int:
+@dataclass(frozen=True)
+class Mode:
+    """One way to run a model.
+
+    Attributes:
+        attach: sets a model up.
+        beside: the mode that it is compared with: how fast it would be with all weights there.
+        party: modes of one party are in memory at the same time, beside the resident one.
+        needs_gpu: whether it cannot be tried on a CPU.
+    """
+
+    attach: Callable[[RandomWan, torch.device], Placed]
+    beside: str = "resident"
+    party: str = "ours"
+    needs_gpu: bool = False
+
+
+def place(callback: Placement, model: RandomWan, device: torch.device) -> Placed:
     """Attach one of our callbacks, in a batch as the predict loop would have it."""
     engine = callback.attach(model, device).engine
     callback.on_predict_batch_start()
-    return sum(unit.size_bytes for unit in engine.units) if engine is not None else 0
+
+    def close() -> None:
+        callback.on_predict_batch_end()
+        callback.detach()
+
+    if engine is None:
+        return Placed(close=close)
+    names = tuple(f"{unit.fqn}." for unit in engine.units)
+    on_host = sum(
+        source.shape.numel() * source.stored_dtype.itemsize
+        for fqn, source in model.weight_sources.items()
+        if fqn.startswith(names)
+    )
+    moved = sum(unit.size_bytes for unit in engine.units)
+    return Placed(moved, engine.store.size_bytes, on_host, close)
 
 
-def resident(model: RandomWan, device: torch.device) -> int:
+def resident(model: RandomWan, device: torch.device) -> Placed:
     """All weights on the device."""
     return place(Resident(""), model, device)
 
 
-def streamed(model: RandomWan, device: torch.device) -> int:
-    """Two slots, pinned host masters."""
-    return place(LayerwiseOffload("blocks", host_memory="pinned"), model, device)
+def streamed(host_memory: str, *, resident_share: float = 0.0) -> Mode:
+    """Two slots, that kind of host memory, and a share of the blocks resident."""
+
+    def attach(model: RandomWan, device: torch.device) -> Placed:
+        count = round(resident_share * len(model.blocks))
+        callback = LayerwiseOffload("blocks", resident_blocks=count, host_memory=host_memory)
+        return place(callback, model, device)
+
+    return Mode(attach)
 
 
-def streamed_pageable(model: RandomWan, device: torch.device) -> int:
-    """Two slots, pageable host masters: ``pin_cpu_memory=False``."""
-    return place(LayerwiseOffload("blocks", host_memory="pageable"), model, device)
+def compiled(mode: Mode, *, beside: str) -> Mode:
+    """The same with every block's forward compiled; blocks of one kind share one graph."""
+
+    def attach(model: RandomWan, device: torch.device) -> Placed:
+        placed = mode.attach(model, device)
+        torch._dynamo.config.recompile_limit = 64  # one graph for each number of frames
+        for block in model.blocks:
+            block.forward = torch.compile(block.forward, dynamic=False)
+        return placed
+
+    return Mode(attach, beside=beside, party="compiled", needs_gpu=True)
 
 
-def streamed_mapped(model: RandomWan, device: torch.device) -> int:
-    """Two slots, the checkpoint file as host master."""
-    return place(LayerwiseOffload("blocks", host_memory="mapped"), model, device)
-
-
-def streamed_with_residents(share: float) -> Mode:
-    """Streaming with a share of the blocks resident."""
-
-    def attach(model: RandomWan, device: torch.device) -> int:
-        count = round(share * len(model.blocks))
-        return place(
-            LayerwiseOffload("blocks", resident_blocks=count, host_memory="pinned"), model, device
-        )
-
-    return attach
-
-
-def group_offload(*, kind: str, record_stream: bool) -> Mode:
+def group_offload(party: str, *, kind: str, record_stream: bool) -> Mode:
     """Diffusers' group offloading with a stream."""
 
-    def attach(model: RandomWan, device: torch.device) -> int:
+    def attach(model: RandomWan, device: torch.device) -> Placed:
+        before = pinned_by_torch()
         load_on_host(model)
         model.enable_group_offload(
             onload_device=device,
@@ -65,9 +110,27 @@ def group_offload(*, kind: str, record_stream: bool) -> Mode:
             record_stream=record_stream,
             non_blocking=True,
         )
-        return streamed_bytes(model)
+        return Placed(streamed_bytes(model), pinned_by_torch() - before, weight_bytes(model))
 
-    return attach
+    return Mode(attach, party=party, needs_gpu=True)
+
+
+def sequential_offload(model: RandomWan, device: torch.device) -> Placed:
+    """Accelerate's offload of every leaf for itself: ``enable_sequential_cpu_offload``."""
+    from accelerate import cpu_offload
+
+    load_on_host(model)
+    cpu_offload(model, execution_device=device)
+    return Placed(weight_bytes(model), weight_bytes(model), weight_bytes(model))
+
+
+def model_offload(model: RandomWan, device: torch.device) -> Placed:
+    """Accelerate's offload of whole models: ``enable_model_cpu_offload``; in once per video."""
+    from accelerate import cpu_offload_with_hook
+
+    load_on_host(model)
+    cpu_offload_with_hook(model, device)
+    return Placed(0, weight_bytes(model), weight_bytes(model))
 
 
 def load_on_host(model: RandomWan) -> None:
@@ -78,14 +141,19 @@ def load_on_host(model: RandomWan) -> None:
 
 
 MODES: dict[str, Mode] = {
-    "streamed": streamed,
-    "streamed-mapped": streamed_mapped,
-    "streamed-tenth-resident": streamed_with_residents(0.1),
-    "streamed-half-resident": streamed_with_residents(0.5),
-    "streamed-pageable": streamed_pageable,
-    "group-block": group_offload(kind="block_level", record_stream=False),
-    "group-block-record": group_offload(kind="block_level", record_stream=True),
-    "group-leaf": group_offload(kind="leaf_level", record_stream=False),
-    "group-leaf-record": group_offload(kind="leaf_level", record_stream=True),
-    "resident": resident,
+    "resident": Mode(resident),
+    "streamed-mapped": streamed("mapped"),
+    "streamed-pinned": streamed("pinned"),
+    "streamed-half-resident": streamed("mapped", resident_share=0.5),
+    "streamed-tenth-resident": streamed("mapped", resident_share=0.1),
+    "compiled-resident": compiled(Mode(resident), beside="compiled-resident"),
+    "compiled-streamed": compiled(streamed("mapped"), beside="compiled-resident"),
+    "group-block-record": group_offload("gbr", kind="block_level", record_stream=True),
+    "group-leaf-record": group_offload("glr", kind="leaf_level", record_stream=True),
+    "group-block": group_offload("gb", kind="block_level", record_stream=False),
+    "group-leaf": group_offload("gl", kind="leaf_level", record_stream=False),
+    "streamed-pageable": Mode(streamed("pageable").attach, party="pageable"),
+    "model-offload": Mode(model_offload, party="model"),
+    "sequential-offload": Mode(sequential_offload, party="sequential"),
 }
+"""In the order in which they are measured: what matters most comes first."""

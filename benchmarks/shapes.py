@@ -4,12 +4,13 @@ The weights are tiles of random numbers in a checkpoint file, so that 28 GB are 
 all instances of a model agree bit for bit, and loading is what it is for a real model.
 """
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
 
+from benchmarks.random_weights import Shape, write_random_weights
 from fastvideo_lightning.weights import StoredWeight, read_header
 
 CONFIGS: dict[str, dict[str, int]] = {
@@ -23,8 +24,6 @@ CONFIGS: dict[str, dict[str, int]] = {
         "text_dim": 32,
     },
 }
-
-_TILE = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(0.02)
 
 
 class RandomWan(WanTransformer3DModel):
@@ -46,8 +45,7 @@ def make_transformer(name: str, folder: Path) -> RandomWan:
         model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len
     )
     path = folder / f"{name}.safetensors"
-    if not path.exists():
-        write_checkpoint(model, path)
+    write_random_weights(path, transformer_shapes(model))
     model.weight_sources = {
         fqn: StoredWeight(tensor, tensor.dtype, tensor.dtype)
         for fqn, tensor in read_header(path).items()
@@ -55,35 +53,12 @@ def make_transformer(name: str, folder: Path) -> RandomWan:
     return model
 
 
-def write_checkpoint(model: RandomWan, path: Path) -> None:
-    """Write random weights in their run dtypes: bf16, and in fp32 what Wan keeps so."""
-    header: dict[str, object] = {}
-    end = 0
+def transformer_shapes(model: WanTransformer3DModel) -> Iterator[Shape]:
+    """The weights in their run dtypes: bf16, and in fp32 what Wan keeps so."""
     in_fp32 = set(model._keep_in_fp32_modules)
-    parameters = sorted(model.named_parameters())
-    for fqn, parameter in parameters:
+    for fqn, parameter in sorted(model.named_parameters()):
         is_fp32 = bool(in_fp32.intersection(fqn.split(".")))
-        size = parameter.numel() * (4 if is_fp32 else 2)
-        header[fqn] = {
-            "dtype": "F32" if is_fp32 else "BF16",
-            "shape": list(parameter.shape),
-            "data_offsets": [end, end + size],
-        }
-        end += size
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % 4096)
-    tiles = {"F32": _TILE, "BF16": _TILE.to(torch.bfloat16)}
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for number, (fqn, parameter) in enumerate(parameters):
-            tile = tiles[header[fqn]["dtype"]]  # type: ignore[index]
-            missing, start = parameter.numel(), number * 7919 % tile.numel()
-            while missing:
-                part = tile[start : start + missing]
-                file.write(part.view(torch.uint8).numpy())
-                missing, start = missing - part.numel(), 0
-    unfinished.rename(path)
+        yield Shape(fqn, parameter.shape, torch.float32 if is_fp32 else torch.bfloat16)
 
 
 def streamed_bytes(model: RandomWan) -> int:
@@ -101,9 +76,10 @@ def weight_bytes(model: RandomWan) -> int:
 
 
 def make_inputs(
-    model: RandomWan, frames: int, *, height: int = 480, width: int = 832, device: torch.device
+    model: RandomWan, frames: int, size: tuple[int, int], *, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Arguments of one denoising step, batch 1: ``frames`` frames of ``height`` x ``width``."""
+    """Arguments of one denoising step, batch 1: ``frames`` frames of height and width ``size``."""
+    height, width = size
     generator = torch.Generator().manual_seed(frames)
     latent = (1, model.config.in_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
     text = (1, 512, model.config.text_dim)
