@@ -13,6 +13,7 @@ from fastvideo_lightning.callbacks.placement import (
     is_within,
     weight_sources,
 )
+from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streaming
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit
@@ -41,6 +42,10 @@ class LayerwiseOffload(Placement):
         host_memory: ``"auto"``, ``"mapped"`` (the checkpoint file itself is the host's copy),
             ``"pinned"`` or ``"pageable"``; ``auto`` maps what lies in the file in its run dtype and
             pins the rest.
+        shard_transport: what ranks on one node do that stream the same blocks. ``"gather"``: each
+            brings a part over its own link and the parts are joined on the devices; ``"local"``:
+            each brings everything; ``"auto"`` measures both and takes the faster. One process alone
+            has nothing to choose.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class LayerwiseOffload(Placement):
         num_slots: int = 2,
         resident_blocks: int = 0,
         host_memory: str = "auto",
+        shard_transport: str = "auto",
     ) -> None:
         if num_slots < 1:
             raise ValueError(f"num_slots must be at least 1, got {num_slots}")
@@ -59,6 +65,7 @@ class LayerwiseOffload(Placement):
         self.num_slots = num_slots
         self.resident_blocks = resident_blocks
         self.host_memory = HostMemory(host_memory)
+        self.shard_transport = ShardTransport(shard_transport)
         self._complete: WeakSet[Attachment] = WeakSet()
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
@@ -78,6 +85,7 @@ class LayerwiseOffload(Placement):
         ]
         staying = [binding for i in sorted(stays) for binding in tensors[i]]
         staying += tensors_between(root, model, [block for _, block in blocks])
+        share_streaming(engine, self.shard_transport, units)
         engine.attach(units, sources)
         attachment.handles.append(Undo(lambda: engine.detach(units)))
         tables, staying = split_tables(staying, sources, device, larger_than=engine.ring.slot_bytes)

@@ -69,7 +69,7 @@ class OffloadEngine:
             for unit in new:
                 unit.plan(sources or {}, self.device)
             self.units.extend(new)
-            with ThreadPoolExecutor(READ_THREADS) as pool:
+            with self.store.sharing(new), ThreadPoolExecutor(READ_THREADS) as pool:
                 list(pool.map(lambda unit: unit.load(self.store), new))
             self._arrange([unit for unit in new if not unit.transient])
         except BaseException:
@@ -202,8 +202,8 @@ class OffloadEngine:
         """The model has returned or raised."""
         self._active.discard(id(model))
 
-    def refresh(self) -> None:
-        """Take over what was edited since the last run; RuntimeError where a dtype changed."""
+    def refresh(self, *, alone: bool = False) -> None:
+        """Take over edits, with the other ranks or not; RuntimeError where a dtype changed."""
         self.release_all(transient=False)  # a component may be in its call, around this one
         self._forget_contents()
         at_rest = [unit for unit in self.units if unit.state is not UnitState.RESIDENT]
@@ -212,6 +212,8 @@ class OffloadEngine:
             for unit in stale:
                 unit.revalidate(self.store)
             self._resize()
+        if not alone:
+            self.transport.agree(self.units)
 
     def release_all(self, *, transient: bool = True) -> None:
         """Release every unit, as after an exception that passed the hooks by."""
@@ -257,7 +259,7 @@ class OffloadEngine:
         assert unit.slab is not None, f"{unit.fqn} is not attached"
         if slot.holder is not unit:
             with record_function("offload::prefetch" + unit.label):
-                self.transport.copy(unit.slab.segments, slot)
+                self.transport.copy(unit.slab, slot)
             self.stats.copies += 1
             self.stats.bytes_copied += unit.size_bytes
         slot.holder = unit

@@ -202,7 +202,7 @@ def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
 
     def before() -> None:
         if engine.idle and not unit.uses:
-            engine.refresh()
+            engine.refresh(alone=True)
         engine.wait(unit)
 
     calls = hook_calls(

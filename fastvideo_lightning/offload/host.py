@@ -49,12 +49,16 @@ class HostMaster(Protocol):
         views: the tensors, in the order of ``layout.specs``.
         segments: what a copy of the unit moves.
         is_filled: which of the tensors have their bytes without being read.
+        is_shared: whether its bytes are those of files, which other processes map as well.
     """
 
     layout: SlabLayout
     views: list[torch.Tensor]
     segments: list[Segment]
     is_filled: tuple[bool, ...]
+
+    @property
+    def is_shared(self) -> bool: ...  # noqa: D102
 
     @property
     def pinned(self) -> bool:
@@ -97,6 +101,7 @@ class HostSlab:
     def __init__(self, layout: SlabLayout) -> None:
         self.layout = layout
         self.pinned = False
+        self.is_shared = False
         self.is_filled = (False,) * len(layout.specs)
         memory = _anonymous_memory(layout.size_bytes)
         self.buffer = torch.frombuffer(memory, dtype=torch.uint8)[: layout.size_bytes]

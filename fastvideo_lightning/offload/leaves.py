@@ -44,6 +44,12 @@ def addresses_of(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(leaf.data_ptr() for leaf in find_leaves(tensor, ""))
 
 
+def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one shape and dtype have the same bits."""
+    flat, flat_other = (tensor.detach().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(flat, flat_other)
+
+
 def rebuild(like: torch.Tensor, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
     """A tensor as ``like``, over other leaves; a Parameter where ``like`` is one."""
     built = _rebuild(like, list(leaves))

@@ -24,7 +24,7 @@ import torch
 
 from fastvideo_lightning.offload.host import HostSlab, Segment, register, unregister
 from fastvideo_lightning.offload.layout import SlabLayout
-from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.source import StoredBytes
 
 CHUNK_BYTES = 1 << 30
 """Memory is registered in pieces of this size: one registration of everything may be refused."""
@@ -39,19 +39,22 @@ class MappedFile:
     """A file in memory twice, see Note [Two mappings].
 
     Args:
-        path: the file.
+        path: the file; its users know it by this name.
+        at: where it can be opened now, if not there.
 
     Attributes:
         shared: ``[size] uint8``, what copies read.
         private: the mapping that parameters are views of.
+        sharers: processes that hold it together, where that is more than what a page cache does.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, at: Path | None = None) -> None:
         self.path = path
         self.users = 0
+        self.sharers = 1
         self._chunks: list[torch.Tensor] = []
         self._lock = threading.Lock()  # all units of the file register it
-        with path.open("rb") as file:
+        with (at or path).open("rb") as file:
             self.private = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             read_only = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
         with warnings.catch_warnings():
@@ -112,7 +115,7 @@ class MappedSlab:
             slot are one segment, so that a packed unit is one copy.
     """
 
-    def __init__(self, layout: SlabLayout, sources: Sequence[WeightSource | None]) -> None:
+    def __init__(self, layout: SlabLayout, sources: Sequence[StoredBytes | None]) -> None:
         self.layout = layout
         self._ranges: list[tuple[MappedFile, int, int]] = []
         fits = [
@@ -144,7 +147,7 @@ class MappedSlab:
             self.views.append(
                 torch.frombuffer(
                     file.private, dtype=spec.dtype, count=spec.shape.numel(), offset=source.offset
-                ).view(spec.shape)
+                ).as_strided(spec.shape, spec.stride)
             )
             self._ranges.append((file, source.offset, spec.size_bytes))
             self._add_segment(file, source.offset, offset, spec.size_bytes)
@@ -156,8 +159,18 @@ class MappedSlab:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes held on the host, those of the files included."""
-        return sum(size for _, _, size in self._ranges) + self._side.size_bytes
+        """Bytes held on the host, those of the files included; of shared memory the share."""
+        return sum(size // file.sharers for file, _, size in self._ranges) + self._side.size_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of them in checkpoint files."""
+        return sum(size for file, _, size in self._ranges if file.sharers == 1)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all bytes are in files."""
+        return not self._side.size_bytes
 
     def pin(self) -> None:
         """Register the files, and the slab beside them.
@@ -205,7 +218,7 @@ class MappedSlab:
         return merged
 
 
-def is_mappable(source: WeightSource | None, dtype: torch.dtype) -> bool:
+def is_mappable(source: StoredBytes | None, dtype: torch.dtype) -> bool:
     """Whether the bytes of a weight in its file are those that it runs with."""
     return (
         IS_SUPPORTED
@@ -221,12 +234,12 @@ _OPEN: dict[Path, MappedFile] = {}
 _OPEN_LOCK = threading.Lock()
 
 
-def open_file(path: Path) -> MappedFile:
+def open_file(path: Path, *, at: Path | None = None) -> MappedFile:
     """The mappings of a file, which all its users share; each calls ``close_file`` at the end."""
     with _OPEN_LOCK:
         file = _OPEN.get(path)
         if file is None:
-            file = _OPEN[path] = MappedFile(path)
+            file = _OPEN[path] = MappedFile(path, at)
         file.users += 1
         return file
 

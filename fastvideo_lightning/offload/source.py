@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 
 
-class WeightSource(Protocol):
-    """One tensor of a checkpoint: what it is, where it lies, how to read it.
+class StoredBytes(Protocol):
+    """One tensor of a file: what it is and where it lies.
 
     Attributes:
         shape: shape of the tensor.
@@ -24,6 +24,10 @@ class WeightSource(Protocol):
     def path(self) -> Path | None: ...  # noqa: D102
     @property
     def offset(self) -> int: ...  # noqa: D102
+
+
+class WeightSource(StoredBytes, Protocol):
+    """One tensor of a checkpoint, and how to read it."""
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """The dtype this weight runs in when the run's device is ``device``."""

@@ -2,14 +2,21 @@
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 from fastvideo_lightning.offload.host import HostMaster, HostMemory, HostSlab
 from fastvideo_lightning.offload.layout import SlabLayout
 from fastvideo_lightning.offload.mapped import MappedSlab, is_mappable
+from fastvideo_lightning.offload.shards import ShardGroup
+from fastvideo_lightning.offload.shared import Places, sharing
 from fastvideo_lightning.offload.source import WeightSource
+
+if TYPE_CHECKING:
+    from fastvideo_lightning.offload.unit import OffloadUnit
 
 
 class HostStore:
@@ -23,7 +30,9 @@ class HostStore:
         self._has_driver = device.type == "cuda"
         self._refused: set[type] = set()
         self._lock = threading.Lock()
+        self._places: Places = {}
         self.masters: list[HostMaster] = []
+        self.shards: ShardGroup | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -38,7 +47,20 @@ class HostStore:
     @property
     def mapped_bytes(self) -> int:
         """Bytes of them that are in checkpoint files."""
-        return sum(m.size_bytes for m in self.masters if isinstance(m, MappedSlab))
+        return sum(m.file_bytes for m in self.masters if isinstance(m, MappedSlab))
+
+    @contextmanager
+    def sharing(self, units: Sequence["OffloadUnit"]) -> Iterator[None]:
+        """Surrounds the loading of units: ranks that share them fill their memory together."""
+        streamed = [unit for unit in units if not unit.transient]
+        if self.shards is None or not streamed:
+            yield
+            return
+        with sharing(self.shards, streamed, self._maps_shared) as self._places:
+            try:
+                yield
+            finally:
+                self._places = {}
 
     def make(
         self, layout: SlabLayout, sources: Sequence[WeightSource | None], kind: HostMemory
@@ -53,7 +75,24 @@ class HostStore:
         Raises:
             ValueError: mapped memory is asked for and no weight can be.
         """
-        pairs = list(zip(layout.specs, sources, strict=True))
+        if layout in self._places:
+            master: HostMaster = MappedSlab(layout, self._places[layout])
+        elif self._maps(layout, sources, kind) and MappedSlab not in self._refused:
+            master = MappedSlab(layout, sources)
+        else:
+            master = HostSlab(layout)
+        with self._lock:
+            self.masters.append(master)
+        return master
+
+    def _maps_shared(self, unit: "OffloadUnit") -> bool:
+        return self._maps(unit.layout, unit.sources, unit.host_memory)
+
+    def _maps(
+        self, layout: SlabLayout, sources: Sequence[WeightSource | None], kind: HostMemory
+    ) -> bool:
+        """Whether what fits of a unit's file is its host copy; ValueError where nothing fits."""
+        pairs = zip(layout.specs, sources, strict=True)
         fitting = sum(s.size_bytes for s, source in pairs if is_mappable(source, s.dtype))
         maps = kind is HostMemory.MAPPED
         if maps and not fitting and layout.size_bytes:
@@ -62,12 +101,9 @@ class HostStore:
                 "that they run in, and these do not. Write such a checkpoint with "
                 "`fastvideo-lightning pack MODEL OUT`, or pass host_memory='auto'."
             )
-        if kind is HostMemory.AUTO and self._has_driver and MappedSlab not in self._refused:
+        if kind is HostMemory.AUTO and self._has_driver:
             maps = 2 * fitting >= layout.size_bytes > 0
-        master = MappedSlab(layout, sources) if maps else HostSlab(layout)
-        with self._lock:
-            self.masters.append(master)
-        return master
+        return maps
 
     def pin(self, master: HostMaster, kind: HostMemory) -> bool:
         """Pin a filled master: registering memory that was touched already is the fast way.

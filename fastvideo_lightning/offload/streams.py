@@ -12,15 +12,20 @@ from typing import Protocol
 
 import torch
 
-from fastvideo_lightning.offload.host import Segment
+from fastvideo_lightning.offload.host import HostMaster
 from fastvideo_lightning.offload.slots import DeviceSlot
+from fastvideo_lightning.offload.unit import OffloadUnit
 
 
 class Transport(Protocol):
     """Moves host bytes into slots and keeps readers and writers of a slot apart."""
 
-    def copy(self, segments: Sequence[Segment], slot: DeviceSlot) -> None:
-        """Start copying host bytes to their places in ``slot``."""
+    def agree(self, units: Sequence[OffloadUnit]) -> None:
+        """Called before a run, when edits were taken over; what a run may rely on is settled."""
+        ...
+
+    def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
+        """Start bringing a unit's bytes to their places in ``slot``."""
         ...
 
     def wait(self, slot: DeviceSlot) -> None:
@@ -47,12 +52,15 @@ class CopyStream:
         self.device = device
         self.stream = torch.cuda.Stream(device)
 
-    def copy(self, segments: Sequence[Segment], slot: DeviceSlot) -> None:
+    def agree(self, units: Sequence[OffloadUnit]) -> None:
+        """Nobody to agree with."""
+
+    def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
         """Start the copies once the slot's last reader is through."""
         ready, free = slot.events()
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(free)
-            for part, offset in segments:
+            for part, offset in master.segments:
                 slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
             self.stream.record_event(ready)
 
@@ -73,9 +81,12 @@ class CopyStream:
 class InlineCopyStream:
     """The transport where there is no stream: a copy is done when the call returns."""
 
-    def copy(self, segments: Sequence[Segment], slot: DeviceSlot) -> None:
+    def agree(self, units: Sequence[OffloadUnit]) -> None:
+        """Nobody to agree with."""
+
+    def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
         """Copy at once."""
-        for part, offset in segments:
+        for part, offset in master.segments:
             slot.buffer[offset : offset + part.numel()].copy_(part)
 
     def wait(self, slot: DeviceSlot) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from fastvideo_lightning.offload.bindings import Registry, TensorBinding, split_ties
 from fastvideo_lightning.offload.host import HostMaster, HostMemory
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.leaves import addresses_of, find_leaves, rebuild
+from fastvideo_lightning.offload.leaves import addresses_of, find_leaves, rebuild, same_bytes
 from fastvideo_lightning.offload.reading import file_position, find_source, source_spec
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.store import HostStore
@@ -48,6 +48,7 @@ class OffloadUnit:
         state: see ``UnitState``.
         slot: the slot that holds the unit's bytes, or None.
         uses: calls that are in progress (a module may call itself).
+        sources: until ``load``, what each tensor is read from; None where it has its bytes.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class OffloadUnit:
         self.label = f" {fqn}"
         self.layout = SlabLayout(())
         self.slab: HostMaster | None = None
-        self._leaf_sources: list[WeightSource | None] = []
+        self.sources: list[WeightSource | None] = []
         self._hosts: list[torch.Tensor] = []
         self._shown: dict[DeviceSlot, list[tuple[Registry, str, torch.Tensor]]] = {}
         self._host_places: list[tuple[Registry, str, torch.Tensor]] = []
@@ -95,23 +96,23 @@ class OffloadUnit:
         # In the order of the file, so that neighbours there are copied as one.
         self.bindings.sort(key=lambda b: file_position(found.get(b)))
         specs: list[TensorSpec] = []
-        self._leaf_sources = []
+        self.sources = []
         for binding in self.bindings:
             if binding in found:
                 specs.append(source_spec(found[binding], run_device))
-                self._leaf_sources.append(found[binding])
+                self.sources.append(found[binding])
                 continue
             for leaf in find_leaves(binding.tensor, binding.fqn):
                 spec = TensorSpec.of(leaf)
                 specs.append(spec.at(leaf.data_ptr()) if run_device.type == "cpu" else spec)
-                self._leaf_sources.append(None)
+                self.sources.append(None)
         self.layout = SlabLayout(specs)
         self._run_device = run_device
 
     def load(self, store: HostStore) -> None:
         """Fill a host master with the tensors' bytes and let the module's tensors be it."""
-        self.slab = store.make(self.layout, self._leaf_sources, self.host_memory)
-        leaves = iter(zip(self.slab.views, self._leaf_sources, self.slab.is_filled, strict=True))
+        self.slab = store.make(self.layout, self.sources, self.host_memory)
+        leaves = iter(zip(self.slab.views, self.sources, self.slab.is_filled, strict=True))
         self._hosts = []
         for binding in self.bindings:
             tensor = binding.tensor
@@ -123,11 +124,12 @@ class OffloadUnit:
                 binding.bind(tensor)
             else:
                 for leaf in find_leaves(tensor, binding.fqn):
-                    view, _, _ = next(leaves)
-                    view.copy_(leaf.detach())
+                    view, _, is_filled = next(leaves)
+                    if not (is_filled and same_bytes(view, leaf)):
+                        view.copy_(leaf.detach())
                     leaf.data = view  # the old memory goes: each byte is held once
             self._hosts.append(tensor)
-        self._leaf_sources = []
+        self.sources = []
         self._show_as_host()
         if not store.pin(self.slab, self.host_memory):
             self._move(store)
@@ -225,8 +227,7 @@ class OffloadUnit:
             self.plan({}, self._run_device)
             self.load(store)
             return
-        views = iter(self.slab.views)
-        specs = iter(self.layout.specs)
+        views, specs = iter(self.slab.views), iter(self.layout.specs)
         for i, binding in enumerate(self.bindings):
             tensor = binding.tensor
             for leaf in find_leaves(tensor, binding.fqn):
@@ -269,8 +270,7 @@ class OffloadUnit:
         """Go from mapped files to a slab of the unit's own."""
         assert self.slab is not None
         mapped = self.slab
-        sources = [None] * len(self.layout.specs)
-        self.slab = store.make(self.layout, sources, HostMemory.PINNED)
+        self.slab = store.make(self.layout, [None] * len(self.layout.specs), HostMemory.PINNED)
         views = zip(self.slab.views, mapped.views, strict=True)
         for binding, host in zip(self.bindings, self._hosts, strict=True):
             for leaf in find_leaves(host, binding.fqn):

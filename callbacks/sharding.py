@@ -1,0 +1,106 @@
+"""What several ranks that stream the same blocks do: each a part, or each everything."""
+
+import logging
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NoReturn
+
+from fastvideo_lightning.offload import mapped
+from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.gather import Gather, make_gather
+from fastvideo_lightning.offload.link import measure_links
+from fastvideo_lightning.offload.shards import ShardGroup, find_shard_group
+from fastvideo_lightning.offload.unit import OffloadUnit
+
+_log = logging.getLogger(__name__)
+
+MAX_PROBE_BYTES = 64 << 20
+"""Enough to tell the links' speeds apart."""
+
+
+class ShardTransport(StrEnum):
+    """How blocks come to the devices of several ranks.
+
+    AUTO: the faster of the two, as measured when the first blocks are attached.
+    GATHER: each rank brings a part over its own link, an all-gather joins the parts. In a run every
+        rank must make the same calls.
+    LOCAL: each rank brings everything, and may work apart from the others.
+    """
+
+    AUTO = "auto"
+    GATHER = "gather"
+    LOCAL = "local"
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"shard_transport must be one of {', '.join(cls)}, got {value!r}")
+
+
+def share_streaming(
+    engine: OffloadEngine, choice: ShardTransport, units: Sequence[OffloadUnit]
+) -> None:
+    """Let an engine stream together with those of the other ranks, before it takes ``units`` over.
+
+    Host memory holds each weight once for all ranks of a node, whatever the choice. Where a process
+    is alone on its node, nothing changes. The first call of a process is collective over all ranks.
+
+    Raises:
+        ValueError: the engine streams already, by another choice, or this is no Linux.
+    """
+    shards = find_shard_group(engine.device)
+    if shards is None:
+        return
+    if not mapped.IS_SUPPORTED:
+        if choice is ShardTransport.GATHER:
+            raise ValueError(
+                "shard_transport='gather' needs memory that processes share, which is supported "
+                "on Linux only. Pass shard_transport='local'."
+            )
+        return
+    if engine.store.shards is not None:
+        gathers = isinstance(engine.transport, Gather)
+        current = ShardTransport.GATHER if gathers else ShardTransport.LOCAL
+        if choice not in (ShardTransport.AUTO, current):
+            raise ValueError(
+                f"Callbacks on one module share their transport: got shard_transport='{choice}' "
+                f"beside '{current}'. Give all of them the same."
+            )
+        return
+    engine.drain()
+    engine.store.shards = shards
+    if _choose(engine, choice, units, shards) is ShardTransport.GATHER:
+        engine.transport = make_gather(engine.device, shards)
+
+
+def _choose(
+    engine: OffloadEngine, choice: ShardTransport, units: Sequence[OffloadUnit], shards: ShardGroup
+) -> ShardTransport:
+    if choice is not ShardTransport.AUTO:
+        reason = "as asked for"
+    else:
+        largest = max((_size_of(unit) for unit in units), default=0)
+        probe = min(max(largest, 1), MAX_PROBE_BYTES)
+        speeds = measure_links(shards, engine.device, size_bytes=probe)
+        is_faster = speeds.gather_s < speeds.local_s
+        choice = ShardTransport.GATHER if is_faster else ShardTransport.LOCAL
+        reason = (
+            f"{probe / 2**20:.3g} MiB take {1e3 * speeds.gather_s:.3g} ms in parts and "
+            f"{1e3 * speeds.local_s:.3g} ms as a whole"
+        )
+    if shards.rank == 0:
+        what = {
+            ShardTransport.GATHER: f"each brings 1/{shards.size} of a block, an all-gather joins",
+            ShardTransport.LOCAL: "each brings every block by itself",
+        }
+        _log.info(
+            "%d ranks stream together: %s (shard_transport=%r: %s).",
+            shards.size,
+            what[choice],
+            str(choice),
+            reason,
+        )
+    return choice
+
+
+def _size_of(unit: OffloadUnit) -> int:
+    return sum(b.tensor.numel() * b.tensor.element_size() for b in unit.bindings)

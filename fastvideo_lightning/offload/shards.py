@@ -1,0 +1,123 @@
+"""ShardGroup: the processes of one node that stream the same weights together."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+# torch 2.13 renames it; 2.11 has the old name only.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
+
+class ShardGroup:
+    """The ranks that share one host copy of the weights, each bringing a part of it to its device.
+
+    Args:
+        ranks: their global ranks, in order.
+        words: a group on the CPU, for what they have to agree on.
+        weights: a group for bytes in device memory, used for nothing else: its collectives run
+            beside those of the model.
+    """
+
+    def __init__(
+        self, ranks: list[int], words: dist.ProcessGroup, weights: dist.ProcessGroup
+    ) -> None:
+        self.ranks = ranks
+        self.rank = dist.get_rank(words)
+        self.size = len(ranks)
+        self._words = words
+        self._weights = weights
+
+    def exchange(self, word: T) -> list[T]:
+        """What every rank passed, in the order of the ranks; a collective call."""
+        words: list[T | None] = [None] * self.size
+        dist.all_gather_object(words, word, group=self._words)
+        return words  # type: ignore[return-value]
+
+    def exchange_numbers(self, numbers: list[int]) -> torch.Tensor:
+        """The same for as many whole numbers on each rank: ``[ranks, numbers] int64``."""
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        all_of_them = torch.empty(self.size * len(numbers), dtype=torch.int64)
+        _all_gather(all_of_them, mine, group=self._words)
+        return all_of_them.view(self.size, -1)
+
+    def join(self, whole: torch.Tensor, part: torch.Tensor) -> None:
+        """Fill ``whole`` with the ranks' parts, in their order; a collective call.
+
+        Args:
+            whole: ``[size * bytes] uint8`` on the device.
+            part: ``[bytes] uint8``, this rank's; it lies in ``whole`` at its own place.
+        """
+        _all_gather(whole, part, group=self._weights)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let an exception on one rank be an exception on every rank.
+
+        Raises:
+            RuntimeError: it went well here, and another rank failed; says which and why.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        reasons = self.exchange(None if failure is None else f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        for rank, reason in zip(self.ranks, reasons, strict=True):
+            if reason is not None:
+                raise RuntimeError(f"Rank {rank} failed: {reason}")
+
+
+_FOUND: dict[tuple[dist.ProcessGroup, str], ShardGroup | None] = {}
+
+
+def find_shard_group(device: torch.device) -> ShardGroup | None:
+    """The ranks on this node; None where this process is alone on it.
+
+    The first call for a kind of device is collective over all ranks of all nodes.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None
+    world = dist.group.WORLD
+    assert world is not None
+    key = world, device.type
+    if key not in _FOUND:
+        _FOUND[key] = _make_shard_group(device)
+    return _FOUND[key]
+
+
+def _make_shard_group(device: torch.device) -> ShardGroup | None:
+    homes: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(homes, _home(), group=dist.new_group(backend="gloo"))
+    mine: ShardGroup | None = None
+    for home in sorted(set(homes)):
+        ranks = [rank for rank, other in enumerate(homes) if other == home]
+        if len(ranks) == 1:
+            continue
+        # Every rank takes part in making every group.
+        words = dist.new_group(ranks, backend="gloo")
+        weights = dist.new_group(ranks, backend="nccl" if device.type == "cuda" else "gloo")
+        if home == homes[dist.get_rank()]:
+            assert words is not None
+            assert weights is not None
+            mine = ShardGroup(ranks, words, weights)
+    return mine
+
+
+def _home() -> str:
+    """What processes have in common that can open each other's memory: the same for a node.
+
+    Two containers of one machine count as two nodes.
+    """
+    try:
+        return os.readlink("/proc/self/ns/pid") + socket.gethostname()
+    except OSError:
+        return socket.gethostname()

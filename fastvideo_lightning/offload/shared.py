@@ -1,0 +1,177 @@
+"""Weights that the processes of a node hold together: each byte is read once and held once.
+
+Note [One copy for a node]
+What does not lie in a checkpoint's file as it runs (it needs a cast, or it was in memory before)
+goes into a file in memory that all processes of the node map. Each fills a part, so that together
+they read each byte once. From there on it is a mapped file as any other, see Note [Two mappings]:
+every rank sees all host tensors, and what one rank writes is its own. The file has no name in any
+file system: it is gone with the last process, however that one ends.
+"""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.offload.leaves import find_leaves
+from fastvideo_lightning.offload.mapped import MappedFile, close_file, is_mappable, open_file
+from fastvideo_lightning.offload.residents import READ_THREADS
+from fastvideo_lightning.offload.shards import ShardGroup
+from fastvideo_lightning.offload.source import StoredBytes, WeightSource
+
+if TYPE_CHECKING:
+    from fastvideo_lightning.offload.unit import OffloadUnit
+
+Places = dict[SlabLayout, list[StoredBytes | None]]
+"""For each unit, known by its layout, where its tensors lie in files that all ranks map."""
+
+_numbers = count()
+
+
+@dataclass(frozen=True)
+class SharedBytes:
+    """A tensor in a file in memory."""
+
+    path: Path
+    offset: int
+    shape: torch.Size
+    stored_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A tensor to be put into the file in memory, and what it comes from."""
+
+    spec: TensorSpec
+    offset: int
+    source: WeightSource | torch.Tensor
+
+    def write_to(self, memory: torch.Tensor) -> None:
+        flat = memory[self.offset : self.offset + self.spec.size_bytes].view(self.spec.dtype)
+        out = flat.as_strided(self.spec.shape, self.spec.stride)
+        if isinstance(self.source, torch.Tensor):
+            out.copy_(self.source.detach())
+        else:
+            self.source.read_into(out)
+
+
+@contextmanager
+def sharing(
+    shards: ShardGroup,
+    units: Sequence["OffloadUnit"],
+    maps: Callable[["OffloadUnit"], bool],
+) -> Iterator[Places]:
+    """Fill shared memory with units' bytes, each rank its part; a collective call.
+
+    Args:
+        shards: the ranks that share.
+        units: planned and not yet loaded; loading them within the context maps the memory.
+        maps: whether what fits of a unit's file stays there.
+
+    Yields:
+        Where each unit's tensors are.
+
+    Raises:
+        RuntimeError: the ranks have different units, or one of them failed.
+    """
+    name = Path(f"/memory/{shards.exchange((os.getpid(), next(_numbers)))[0]}")
+    places: Places = {}
+    jobs: list[_Job] = []
+    size = 0
+    for unit in units:
+        size = _arrange(unit, name, size, places, jobs, maps=maps(unit))
+    _check_alike(shards, units, places)
+    file = _open_memory(shards, name, size, jobs) if size else None
+    try:
+        with shards.together():
+            yield places
+    finally:
+        if file is not None:
+            close_file(file)  # the units' masters have it open
+
+
+def _arrange(
+    unit: "OffloadUnit", name: Path, begin: int, places: Places, jobs: list[_Job], *, maps: bool
+) -> int:
+    """Find a place for every tensor of a unit, from ``begin`` of the file on; return the end."""
+    leaves = [leaf for b in unit.bindings for leaf in find_leaves(b.tensor, b.fqn)]
+    triples = list(zip(unit.layout.specs, unit.sources, leaves, strict=True))
+    stays = [maps and is_mappable(source, spec.dtype) for spec, source, _ in triples]
+    moving = [triple for triple, stay in zip(triples, stays, strict=True) if not stay]
+    layout = SlabLayout([spec for spec, _, _ in moving])
+    offsets = iter(layout.offsets)
+    found: list[StoredBytes | None] = []
+    for (spec, source, leaf), stay in zip(triples, stays, strict=True):
+        if stay:
+            found.append(source)
+            continue
+        offset = begin + next(offsets)
+        if not spec.size_bytes:
+            found.append(None)
+            continue
+        found.append(SharedBytes(name, offset, spec.shape, spec.dtype))
+        jobs.append(_Job(spec, offset, leaf if source is None else source))
+    places[unit.layout] = found
+    end = begin + layout.size_bytes
+    return -(-end // mmap.PAGESIZE) * mmap.PAGESIZE  # a page is written for one unit only
+
+
+def _open_memory(shards: ShardGroup, name: Path, size: int, jobs: Sequence[_Job]) -> MappedFile:
+    """Make the file in memory, fill it together, map it."""
+    descriptor = os.memfd_create("fastvideo-lightning") if shards.rank == 0 else -1
+    if descriptor >= 0:
+        os.ftruncate(descriptor, size)
+    where = Path(shards.exchange(f"/proc/{os.getpid()}/fd/{descriptor}")[0])
+    try:
+        with shards.together():
+            with where.open("r+b") as opened:
+                memory = torch.frombuffer(mmap.mmap(opened.fileno(), 0), dtype=torch.uint8)
+            with ThreadPoolExecutor(READ_THREADS) as pool:
+                mine = _share_of(shards, jobs)
+                list(pool.map(lambda job: job.write_to(memory), mine))
+            file = open_file(name, at=where)
+            file.sharers = shards.size
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return file
+
+
+def _share_of(shards: ShardGroup, jobs: Sequence[_Job]) -> list[_Job]:
+    """What this rank fills: each tensor goes to the rank that has least to do so far."""
+    loads = [0] * shards.size
+    mine = []
+    for job in jobs:
+        rank = loads.index(min(loads))
+        loads[rank] += job.spec.size_bytes
+        if rank == shards.rank:
+            mine.append(job)
+    return mine
+
+
+def _check_alike(shards: ShardGroup, units: Sequence["OffloadUnit"], places: Places) -> None:
+    """RuntimeError where a rank has other units, or other files, than the first."""
+    digest = hashlib.sha256()
+    for unit in units:
+        digest.update(repr((unit.fqn, unit.layout.specs, places[unit.layout])).encode())
+    paths = {p.path for found in places.values() for p in found if p is not None}
+    for path in sorted(path for path in paths if path is not None and path.exists()):
+        of_file = path.stat()
+        digest.update(repr((of_file.st_size, of_file.st_mtime_ns)).encode())
+    digests = shards.exchange(digest.hexdigest())
+    for rank, other in zip(shards.ranks, digests, strict=True):
+        if other != digests[0]:
+            raise RuntimeError(
+                f"Rank {rank} has other weights to stream than rank {shards.ranks[0]}. Ranks that "
+                "stream together need the same checkpoint and the same callbacks, attached in the "
+                "same order."
+            )

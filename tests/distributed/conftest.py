@@ -1,0 +1,24 @@
+"""Worlds of ranks, started once."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from distributed.worlds import World
+
+needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+WORLDS = [
+    pytest.param(("gloo", 2), id="gloo-2"),
+    pytest.param(("gloo", 4), id="gloo-4", marks=pytest.mark.slow),
+    pytest.param(("nccl", 2), id="nccl-2", marks=[pytest.mark.multi_gpu, needs_two_gpus]),
+]
+
+
+@pytest.fixture(scope="session", params=WORLDS)
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Ranks on the CPU, and on GPUs where there are enough."""
+    backend, size = request.param
+    world = World(size, backend)
+    yield world
+    world.close()

@@ -1,0 +1,112 @@
+"""Ranks that stream together: the bits of one process, a part of the memory each."""
+
+import pytest
+
+from distributed import streaming_claims as claims
+from distributed.worlds import World
+
+KINDS = {"memory": {}, "meta": {}, "file": {"host_memory": "mapped"}}
+
+
+@pytest.mark.parametrize("how", ["gather", "local"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_streaming_together_equals_plain(world: World, kind, how, tmp_path):
+    path = tmp_path / "model.safetensors"
+    misses = world.run(claims.streaming_equals_plain, kind, how, path, **KINDS[kind])
+    assert len(set(misses)) == 1
+
+
+def test_each_rank_brings_its_part_alone(world: World):
+    world.run(claims.each_brings_its_part_alone)
+
+
+def test_ranks_hold_a_part_each_and_read_each_weight_once(world: World):
+    answers = world.run(claims.held_and_read)
+    size = answers[0][1]
+    padding = 4096 * 4 + 512
+    for held, _, _, filled in answers:
+        assert held <= size / world.size + padding
+        assert abs(filled - size / world.size) < 0.2 * size / world.size
+    assert sum(held for held, *_ in answers) <= size
+    names = answers[0][2]
+    assert all(sum(reads[name] for _, _, reads, _ in answers) == 1 for name in names)
+
+
+def test_device_memory_is_the_slots_and_constant(world: World):
+    world.run(claims.device_memory_is_constant)
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_after_an_exception_on_all_ranks_they_are_right_again(world: World, in_batch):
+    world.run(claims.after_an_exception_it_is_right_again, in_batch)
+
+
+def test_residents_stay_and_the_rest_is_shared(world: World):
+    world.run(claims.residents_stay_and_the_rest_is_shared)
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+@pytest.mark.parametrize("who", ["all", "one", "each"])
+@pytest.mark.parametrize("edit", claims.EDITS)
+def test_an_edit_is_its_ranks_own_and_not_lost(world: World, edit, who, kind, tmp_path):
+    world.run(claims.edits_are_each_ranks_own, edit, who, kind, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_that_is_loaded_counts(world: World, assign):
+    world.run(claims.a_state_dict_that_is_loaded_counts, assign)
+
+
+def test_every_rank_sees_all_host_tensors_and_keeps_them(world: World, tmp_path):
+    world.run(claims.every_rank_sees_all_host_tensors, tmp_path / "model.safetensors")
+
+
+def test_weights_that_differ_at_first_stay_each_ranks_own(world: World):
+    world.run(claims.weights_that_differ_at_first_stay_each_ranks_own)
+
+
+def test_what_a_forward_writes_is_kept(world: World):
+    world.run(claims.what_a_forward_writes_is_kept)
+
+
+def test_other_blocks_on_one_rank_are_refused_on_all(world: World):
+    world.run(claims.other_blocks_on_one_rank_are_refused_on_all)
+
+
+def test_a_source_that_fails_on_one_rank_fails_on_all(world: World):
+    errors = world.run(claims.a_source_that_fails_on_one_rank_fails_on_all)
+    assert sorted(errors) == ["OSError"] + ["RuntimeError"] * (world.size - 1)
+
+
+def test_ranks_out_of_step_are_told(world: World):
+    world.run(claims.ranks_out_of_step_are_told)
+
+
+def test_ranks_that_bring_everything_work_apart(world: World):
+    world.run(claims.local_ranks_work_apart)
+
+
+def test_a_component_may_be_called_by_one_rank(world: World):
+    world.run(claims.a_component_may_be_called_by_one_rank)
+
+
+@pytest.mark.parametrize(("speeds", "gathers"), [((1e-3, 2e-3), True), ((2e-3, 1e-3), False)])
+def test_auto_takes_the_faster_and_the_first_rank_says_so(world: World, speeds, gathers):
+    answers = world.run(claims.auto_takes_the_faster, speeds)
+    assert [chosen for chosen, _ in answers] == [gathers] * world.size
+    (said,), *others = (messages for _, messages in answers)
+    assert f"{world.size} ranks stream together" in said
+    assert "1 ms" in said
+    assert others == [[]] * (world.size - 1)
+
+
+def test_what_is_measured_is_chosen_alike(world: World):
+    assert len({chosen for chosen, _ in world.run(claims.auto_takes_the_faster, None)}) == 1
+
+
+def test_two_transports_on_one_module_are_refused(world: World):
+    world.run(claims.two_transports_on_one_module_are_refused)
+
+
+def test_the_ranks_of_a_node_are_one_group(world: World):
+    world.run(claims.the_group_is_found_once)
