@@ -3,7 +3,7 @@
 import pytest
 
 from distributed import streaming_claims as claims
-from distributed.worlds import World
+from distributed.ranks import World
 
 KINDS = {"memory": {}, "meta": {}, "file": {"host_memory": "mapped"}}
 

@@ -1,4 +1,4 @@
-"""World: processes that stay up while many claims are checked in them, one after the other."""
+"""World: ranks that stay up while many claims are checked in them, one after the other."""
 
 import os
 import queue
