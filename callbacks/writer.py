@@ -32,13 +32,19 @@ class VideoWriter:
         """Check the folder before any work is done."""
         check_output_folder(self.output_path)
 
-    def on_predict_batch_start(self, batch: Mapping[str, object]) -> None:
-        """Take a free file name for the prompt."""
+    def on_predict_batch_start(
+        self, batch: Mapping[str, object], *, is_repeat: bool = False
+    ) -> None:
+        """Take a free file name for the prompt, unless another process writes the video."""
         self._drop_reservation()
+        if is_repeat:
+            return
         self._reserved = reserve_video_path(self.output_path, str(batch["prompt"]))
 
-    def on_predict_batch_end(self, outputs: GeneratedVideo) -> None:
+    def on_predict_batch_end(self, outputs: GeneratedVideo, *, is_repeat: bool = False) -> None:
         """Write the video to the name that was taken and set its `video_path`."""
+        if is_repeat:
+            return
         if self._reserved is None:
             self._reserved = reserve_video_path(self.output_path, outputs.prompt)
         outputs.video_path = outputs.save(self._reserved)

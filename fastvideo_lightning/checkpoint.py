@@ -15,7 +15,7 @@ from torch import nn
 from fastvideo_lightning.components import Component, RunDtypes, build_component
 from fastvideo_lightning.weights import CheckpointError, StoredWeight, read_json
 
-__all__ = ["Checkpoint", "CheckpointError", "load_pipeline", "open_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointError", "StoredWeight", "load_pipeline", "open_checkpoint"]
 
 ASSETS = Path(__file__).parent / "assets"
 

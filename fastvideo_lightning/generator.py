@@ -41,7 +41,7 @@ class VideoGenerator:
         callbacks: The user's own, called before those that the flags make.
 
     Raises:
-        ValueError: If the machine has fewer GPUs, or a flag asks for what this version lacks.
+        ValueError: If the machine has fewer GPUs.
     """
 
     def __init__(

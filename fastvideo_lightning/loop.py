@@ -1,7 +1,7 @@
 """The predict loop: prompts in, one `predict_step` each, every moment announced."""
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -9,6 +9,8 @@ import torch
 from lightning.fabric.wrappers import _FabricModule
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
+
+from fastvideo_lightning.sharing import Replica, Turn, deal, deal_in_rounds
 
 
 class PredictLoop:
@@ -18,6 +20,9 @@ class PredictLoop:
     `on_predict_batch_end` for each prompt, `on_predict_epoch_end`, `on_predict_end`. Callbacks come
     first, then the module's own hook of the same name. After an exception `on_exception` is called
     and the exception raised again. Nothing is torn down: `run` may be called again.
+
+    With several ranks a video may be made by more than one: for all but the one that keeps it,
+    `is_repeat` is true in the two hooks of its batch.
 
     Args:
         fabric: The launched Fabric whose callbacks are called.
@@ -37,8 +42,10 @@ class PredictLoop:
 
         Args:
             module: A `VideoModule`, or what `fabric.setup` made of it.
-            prompts: A map-style dataset, or a `DataLoader` whose batches hold one prompt. Rank r of
-                n takes items r, r + n, ...; a loader with a `DistributedSampler` is taken as it is.
+            prompts: A map-style dataset, or a `DataLoader` whose batches hold one prompt. Replica r
+                of n takes items r, r + n, ...; where weights are gathered over all ranks, rounds
+                of equal work (see `sharing`). A loader with a `DistributedSampler` is taken as it
+                is.
             return_predictions: Keep the videos of this rank and return them; about 97 MB each at
                 81 frames of 480x832.
 
@@ -59,36 +66,45 @@ class PredictLoop:
         return sorted(videos, key=lambda video: video.index) if return_predictions else None
 
     def _walk(self, module: Any, prompts: Any, *, keep: bool) -> list[Any]:
-        batches, num_batches = self._share(prompts)
+        turns, num_batches = self._share(prompts)
         videos = []
         self._call("on_predict_start", module, num_batches=num_batches)
         self._call("on_predict_epoch_start", module)
-        for batch_idx, batch in enumerate(batches):
-            moment = {"batch": batch, "batch_idx": batch_idx}
+        for batch_idx, turn in enumerate(turns):
+            moment = {"batch": turn.batch, "batch_idx": batch_idx, "is_repeat": turn.is_repeat}
             self._call("on_predict_batch_start", module, **moment)
-            video = module.predict_step(batch, batch_idx)
+            video = module.predict_step(turn.batch, batch_idx)
             self._call("on_predict_batch_end", module, outputs=video, **moment)
-            if keep:
+            if keep and not turn.is_repeat:
                 videos.append(video)
+        self._fabric.barrier()
         self._call("on_predict_epoch_end", module)
         self._call("on_predict_end", module)
         return videos
 
-    def _share(self, prompts: Any) -> tuple[Iterator[Any], int | None]:
-        """Return this rank's batches and their number, where it is known.
+    def _share(self, prompts: Any) -> tuple[Iterable[Turn], int | None]:
+        """Return this rank's turns and their number, where it is known.
 
-        A stride, not a `DistributedSampler`: that one repeats prompts to make the shares equal.
+        Not by a `DistributedSampler`: that one repeats prompts without saying so.
         """
-        rank, world_size = self._fabric.global_rank, self._fabric.world_size
-        if isinstance(getattr(prompts, "sampler", None), DistributedSampler):
-            rank, world_size = 0, 1
-        try:
-            num_batches = len(range(rank, len(prompts), world_size))
-        except TypeError:
-            num_batches = None
-        if isinstance(prompts, DataLoader) or not hasattr(prompts, "__getitem__"):
-            return islice(prompts, rank, None, world_size), num_batches
-        return (prompts[index] for index in range(rank, len(prompts), world_size)), num_batches
+        strategy = getattr(self._fabric, "strategy", None)
+        alone = Replica(self._fabric.global_rank, self._fabric.world_size)
+        replica: Replica = getattr(strategy, "replica", alone)
+        is_dealt = isinstance(getattr(prompts, "sampler", None), DistributedSampler)
+        if is_dealt:
+            replica = replace(replica, index=0, count=1)
+        if is_dealt or not self._in_lockstep(strategy):
+            return deal(prompts, replica), _count(prompts, replica)
+        turns = deal_in_rounds(prompts, replica)
+        if isinstance(prompts, DataLoader):
+            return turns, None
+        dealt = list(turns)
+        return dealt, len(dealt)
+
+    def _in_lockstep(self, strategy: Any) -> bool:
+        """Whether weights are gathered over all ranks, so that all must call equally often."""
+        parts = [strategy, *getattr(self._fabric, "_callbacks", ())]
+        return any(getattr(part, "lockstep", False) for part in parts)
 
     def _call(self, moment: str, module: Any, **arguments: Any) -> None:
         """Announce a moment to the callbacks, then to the module.
@@ -99,3 +115,10 @@ class PredictLoop:
         hook = getattr(module, moment, None)
         if callable(hook) and not any(callback is module for callback in self._fabric._callbacks):
             hook(**self._fabric._filter_kwargs_for_callback(hook, arguments))
+
+
+def _count(prompts: Any, replica: Replica) -> int | None:
+    try:
+        return len(range(replica.index, len(prompts), replica.count))
+    except TypeError:
+        return None

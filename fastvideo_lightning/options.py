@@ -147,7 +147,7 @@ def make_options() -> list[click.Parameter]:
     ]
     texts = {
         "dit_layerwise_offload": "Stream the denoiser's blocks through the GPU.",
-        "use_fsdp_inference": "Shard the denoiser over the GPUs; not in this version.",
+        "use_fsdp_inference": "Shard the denoiser over the GPUs with FSDP2.",
         "dit_cpu_offload": "With FSDP, keep the shards in host memory.",
         "text_encoder_cpu_offload": "Compute the text encoder on the CPU.",
         "image_encoder_cpu_offload": "Image encoder on the GPU only during its call.",

@@ -24,11 +24,11 @@ def make_placements(
             "flags have no effect."
         )
         return []
-    if config.dit_cpu_offload:
+    if config.dit_cpu_offload and not config.use_fsdp_inference:
         _say_once("dit_cpu_offload=True has no effect without use_fsdp_inference=True.")
     memory = config.host_memory if config.pin_cpu_memory else "pageable"
     placements: list[object] = []
-    for fqn in module.denoisers:
+    for fqn in module.denoisers if not config.use_fsdp_inference else ():
         stream = config.dit_layerwise_offload
         placements.append(LayerwiseOffload(fqn, host_memory=memory) if stream else Resident(fqn))
     for fqn in module.text_encoders:

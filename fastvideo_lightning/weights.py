@@ -8,7 +8,7 @@ import ctypes
 import json
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ class StoredTensor:
         """Bytes in the file."""
         return prod(self.shape) * self.dtype.itemsize
 
+    def rows(self, start: int, stop: int) -> "StoredTensor":
+        """Return the part from row `start` to before row `stop` of the first dimension."""
+        row = self.shape[1:]
+        offset = self.offset + start * prod(row) * self.dtype.itemsize
+        return replace(self, offset=offset, shape=torch.Size([stop - start, *row]))
+
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
@@ -90,6 +96,10 @@ class StoredWeight:
     def offset(self) -> int:
         """Position of the first byte in the file."""
         return self.tensor.offset
+
+    def rows(self, start: int, stop: int) -> "StoredWeight":
+        """Return the part from row `start` to before row `stop`: only its bytes are read."""
+        return replace(self, tensor=self.tensor.rows(start, stop))
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """Return the dtype this weight has when the run's device is `device`."""

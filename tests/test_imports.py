@@ -30,8 +30,12 @@ ALLOWED = {
         *("checkpoint", "components", "weights", "config", "output", "modules"),
     },
     "callbacks": {"torch", "lightning", "rich", "offload", "config", "output", "callbacks"},
-    "strategies.py": {"torch", "lightning", "config", "checkpoint", "offload.partition"},
-    "loop.py": {"torch", "lightning"},
+    "sharing.py": set(),
+    "strategies": {
+        *("torch", "lightning", "config", "checkpoint", "offload.partition"),
+        *("sharing", "strategies"),
+    },
+    "loop.py": {"torch", "lightning", "sharing"},
     "options.py": {"click", "yaml", "config"},
     "cli.py": {
         *("", "click", "options", "config", "output", "prompts"),

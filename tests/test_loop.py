@@ -118,8 +118,8 @@ def test_ranks_share_the_prompts_without_repeating_one(source: Any) -> None:
     for rank in range(2):
         # A fake: two ranks in one process, for the split alone.
         fabric = SimpleNamespace(global_rank=rank, world_size=2)
-        batches, number = PredictLoop(fabric)._share(source)  # type: ignore[arg-type]
-        share = [batch["index"] for batch in batches]
+        turns, number = PredictLoop(fabric)._share(source)  # type: ignore[arg-type]
+        share = [turn.batch["index"] for turn in turns]
         assert len(share) == number
         seen.append(share)
     assert seen == [[0, 2], [1]]

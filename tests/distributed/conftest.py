@@ -1,6 +1,7 @@
 """Worlds of ranks, started once."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,3 +23,9 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     world = World(size, backend)
     yield world
     world.close()
+
+
+@pytest.fixture(scope="session")
+def images(image: Path, last_image: Path) -> dict[str, Path]:
+    """Return the input images by the names that `references.CASES` gives them."""
+    return {"image": image, "last_image": last_image}

@@ -1,10 +1,9 @@
-"""Strategies that leave every weight on the host; callbacks place them."""
+"""The strategy that leaves every weight on the host; callbacks place them."""
 
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.plugins.precision import Precision
 from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.fabric.strategies.parallel import ParallelStrategy
 from lightning.fabric.utilities.distributed import (
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import ReduceOp
 from torch.distributed.constants import default_pg_timeout
 
-from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.strategies.precision import check_precision
 
 T = TypeVar("T")
 
@@ -83,11 +82,7 @@ class HostResidentStrategy(ParallelStrategy):
         Raises:
             ValueError: If Fabric was given a precision: it would cast behind the pipeline.
         """
-        if type(self.precision) is not Precision:
-            raise ValueError(
-                f"Fabric's precision must stay unset, got {self.precision.precision!r}: it casts "
-                "timesteps and weights behind the pipeline. Pass dtype=... to from_pretrained."
-            )
+        check_precision(self.precision)
         return module
 
     def module_to_device(self, module: nn.Module) -> None:
@@ -121,17 +116,3 @@ class HostResidentStrategy(ParallelStrategy):
             self._launcher = _SubprocessScriptLauncher(
                 self.cluster_environment, self.num_processes, self.num_nodes
             )
-
-
-def make_strategy(config: OffloadConfig) -> HostResidentStrategy:
-    """Return the strategy that a configuration asks for.
-
-    Raises:
-        ValueError: If it asks for FSDP, which this version does not have.
-    """
-    if config.use_fsdp_inference:
-        raise ValueError(
-            "use_fsdp_inference=True is not available in this version. Leave it out: "
-            "dit_layerwise_offload=True streams the denoiser instead."
-        )
-    return HostResidentStrategy()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastvideo_lightning import HostResidentStrategy, OffloadConfig, make_strategy
+from fastvideo_lightning import HostResidentStrategy
 
 
 def make_fabric(**options: object) -> L.Fabric:
@@ -38,13 +38,6 @@ def test_one_process_has_no_process_group() -> None:
 def test_a_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="precision must stay unset, got 'bf16-true'"):
         make_fabric(precision="bf16-true").setup(nn.Linear(2, 2))
-
-
-def test_fsdp_says_what_to_type_instead() -> None:
-    config = OffloadConfig(use_fsdp_inference=True, dit_layerwise_offload=False)
-    with pytest.raises(ValueError, match="dit_layerwise_offload=True"):
-        make_strategy(config)
-    assert isinstance(make_strategy(OffloadConfig()), HostResidentStrategy)
 
 
 SCRIPT = """

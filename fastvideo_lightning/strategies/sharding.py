@@ -1,0 +1,125 @@
+"""One model sharded with FSDP2, each rank reading its own part of each weight."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor
+
+from fastvideo_lightning.checkpoint import StoredWeight
+from fastvideo_lightning.offload.partition import find_block_lists
+
+
+def shard_denoiser(
+    fqn: str,
+    denoiser: nn.Module,
+    sources: Mapping[str, StoredWeight],
+    *,
+    mesh: DeviceMesh,
+    device: torch.device,
+    cpu_offload: bool,
+    pin_memory: bool,
+) -> None:
+    """Shard a model in place: a group for each block, one for what lies between.
+
+    Args:
+        fqn: Name of the model, put before its weights' to find their sources.
+        denoiser: The model; what is on meta is read, what has memory is divided.
+        sources: Where the weights on meta lie.
+        mesh: The ranks to shard over, one dimension.
+        device: This rank's device.
+        cpu_offload: Keep the parts in host memory.
+        pin_memory: Pin them there.
+    """
+    offloads = cpu_offload and device.type != "cpu"
+    policy = CPUOffloadPolicy(pin_memory=pin_memory) if offloads else OffloadPolicy()
+    denoiser.requires_grad_(False)
+    # What has no dimension has no rows to divide: it stays whole on each rank.
+    whole = {weight for weight in denoiser.parameters() if not weight.ndim}
+    for weight in whole:
+        if not weight.is_meta:
+            weight.data = weight.data.to(device)
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "reshard_after_forward": True,
+        "mp_policy": MixedPrecisionPolicy(),
+        "offload_policy": policy,
+        "ignored_params": whole,
+    }
+    blocks = [block for found in find_block_lists(denoiser) for _, block in found.blocks]
+    sharded = [fully_shard(module, **options) for module in (*blocks, denoiser)]
+    root = sharded[-1]
+    for module, following in pairwise([root, *sharded[:-1]]):
+        module.set_modules_to_forward_prefetch([following])
+    read_shards(
+        fqn, denoiser, sources, device=device, host=offloads, pin_memory=offloads and pin_memory
+    )
+    denoiser.register_forward_hook(lambda *_: reset_iteration(root), always_call=True)
+
+
+def read_shards(
+    fqn: str,
+    denoiser: nn.Module,
+    sources: Mapping[str, StoredWeight],
+    *,
+    device: torch.device,
+    host: bool,
+    pin_memory: bool,
+) -> None:
+    """Read this rank's rows of every weight that is on meta; of the rest of the file, nothing."""
+    read: dict[int, nn.Parameter] = {}
+    names: dict[str, nn.Parameter] = {}
+    for name, weight in denoiser.named_parameters(remove_duplicate=False):
+        if not weight.is_meta:
+            continue
+        if id(weight) not in read:
+            source = sources[f"{fqn}.{name}"]
+            tensor = _read_rows(weight, source, device=device, host=host, pin_memory=pin_memory)
+            read[id(weight)] = nn.Parameter(tensor, requires_grad=False)
+        names[name] = read[id(weight)]
+    # By `load_state_dict`, after which FSDP takes over what was put in the place of its own.
+    denoiser.load_state_dict(names, strict=False, assign=True)
+
+
+def _read_rows(
+    weight: nn.Parameter,
+    source: StoredWeight,
+    *,
+    device: torch.device,
+    host: bool,
+    pin_memory: bool,
+) -> torch.Tensor:
+    dtype = source.dtype_on(device)
+    if not isinstance(weight, DTensor):
+        whole = torch.empty(source.shape, dtype=dtype)
+        source.read_into(whole)
+        return whole.to(device)
+    mesh = weight.device_mesh
+    rows_each = -(-source.shape[0] // mesh.size())
+    first = min(mesh.get_local_rank() * rows_each, source.shape[0])
+    mine = source.rows(first, min(first + rows_each, source.shape[0]))
+    memory = torch.empty(mine.shape, dtype=dtype, pin_memory=pin_memory)
+    mine.read_into(memory)
+    return DTensor.from_local(
+        memory if host else memory.to(device),
+        mesh,
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )
+
+
+def reset_iteration(root: FSDPModule) -> None:
+    """Have FSDP forget a forward, which it keeps for a backward that never comes."""
+    root.reset_iter_state()
