@@ -16,6 +16,7 @@ from fastvideo_lightning.callbacks.placement import (
 from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streaming
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.offload.bindings import TensorBinding
+from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit
 from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.partition import BlockList, find_block_lists, spread
@@ -39,6 +40,9 @@ class LayerwiseOffload(Placement):
             it was measured.
         resident_blocks: at least so many blocks stay on the device, evenly spaced, so that their
             computing hides the others' copies: what a link-bound step gains time by.
+        share_residents: the model works before or after others of the same root and never along
+            with them, such as the experts of a two-expert denoiser: their resident blocks take
+            turns in the same device memory. Every one of the models needs it.
         host_memory: ``"auto"``, ``"mapped"`` (the checkpoint file itself is the host's copy),
             ``"pinned"`` or ``"pageable"``; ``auto`` maps what lies in the file in its run dtype and
             pins the rest.
@@ -54,6 +58,7 @@ class LayerwiseOffload(Placement):
         *,
         num_slots: int = 2,
         resident_blocks: int = 0,
+        share_residents: bool = False,
         host_memory: str = "auto",
         shard_transport: str = "auto",
     ) -> None:
@@ -64,6 +69,7 @@ class LayerwiseOffload(Placement):
         super().__init__(target)
         self.num_slots = num_slots
         self.resident_blocks = resident_blocks
+        self.share_residents = share_residents
         self.host_memory = HostMemory(host_memory)
         self.shard_transport = ShardTransport(shard_transport)
         self._complete: WeakSet[Attachment] = WeakSet()
@@ -76,30 +82,35 @@ class LayerwiseOffload(Placement):
         engine = attachment.engine = engine_of(root, device, num_slots=self.num_slots)
 
         tensors, _ = bindings_inside(root, [block for _, block in blocks])
-        streamed = max(len(blocks) - self.resident_blocks, 0)
-        stays = spread(len(blocks), len(blocks) - streamed + streamed % self.num_slots)
+        num_streamed = max(len(blocks) - self.resident_blocks, 0)
+        num_streamed -= num_streamed % self.num_slots
+        stays = spread(len(blocks), len(blocks) - num_streamed)
         units = [
             OffloadUnit(fqn, block, inside, host_memory=self.host_memory)
-            for i, ((fqn, block), inside) in enumerate(zip(blocks, tensors, strict=True))
-            if i not in stays
+            for (fqn, block), inside in zip(blocks, tensors, strict=True)
         ]
-        staying = [binding for i in sorted(stays) for binding in tensors[i]]
-        staying += tensors_between(root, model, [block for _, block in blocks])
-        share_streaming(engine, self.shard_transport, units)
-        engine.attach(units, sources)
-        attachment.handles.append(Undo(lambda: engine.detach(units)))
+        residents = [units[i] for i in sorted(stays)]
+        streamed = [unit for unit in units if unit not in residents]
+        group = UnitGroup(streamed, residents if self.share_residents else ())
+        staying = tensors_between(root, model, [block for _, block in blocks])
+        if not self.share_residents:
+            staying = [binding for unit in residents for binding in unit.bindings] + staying
+        share_streaming(engine, self.shard_transport, group.units)
+        engine.attach(group, sources)
+        attachment.first = group.first
+        attachment.handles.append(Undo(lambda: engine.detach(group.units)))
         tables, staying = split_tables(staying, sources, device, larger_than=engine.ring.slot_bytes)
         self._keep(attachment, staying, device, run_device=device)
         self._keep(attachment, tables, torch.device("cpu"), run_device=device)
         attachment.handles.extend(hook_tables(tables, device))
-        for unit in units:
+        for unit in group.units:
             attachment.handles.extend(hook_unit(engine, unit))
         attachment.handles.extend(
             hook_model(
                 engine,
                 model,
                 model_fqn,
-                units,
+                group,
                 on_call=lambda: self._complete_residents(attachment, model, device),
             )
         )

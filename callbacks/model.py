@@ -9,6 +9,7 @@ from fastvideo_lightning.callbacks.placement import (
     bindings_inside,
     weight_sources,
 )
+from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.hooks import Undo, hook_transient
 from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.registry import engine_of
@@ -19,7 +20,8 @@ class ModelOffload(Placement):
     """Brings the target's weights to the device for each ``forward``, ``encode`` or ``decode``.
 
     They come by one copy. After the call the device memory is given back; nothing is copied back,
-    for the host kept its bytes.
+    for the host kept its bytes. A decoder comes in while the last block of the last denoising step
+    computes, into an idle slot of the streamed blocks where it fits.
 
     Args:
         target: FQN of a component, such as ``"vae"``.
@@ -38,6 +40,7 @@ class ModelOffload(Placement):
             self.target, target, inside, transient=True, host_memory=self.host_memory
         )
         engine = attachment.engine = engine_of(attachment.root, device)
-        engine.attach([unit], weight_sources(attachment.root))
+        engine.attach(UnitGroup([unit]), weight_sources(attachment.root))
+        attachment.first = unit
         attachment.handles.append(Undo(lambda: engine.detach([unit])))
         attachment.handles.extend(hook_transient(engine, unit))

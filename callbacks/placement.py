@@ -16,6 +16,7 @@ from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.hooks import Handle, remove_all
 from fastvideo_lightning.offload.residents import ResidentSet
 from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.unit import OffloadUnit
 
 _CLAIMS: WeakKeyDictionary[nn.Module, dict[str, "Placement"]] = WeakKeyDictionary()
 
@@ -26,6 +27,7 @@ class Attachment:
     Attributes:
         engine: the engine that moves the target's weights, where one does.
         residents: weights that stay in one place.
+        first: the unit that the target's next call needs first, where units move.
     """
 
     def __init__(self, callback: "Placement", root: nn.Module) -> None:
@@ -33,7 +35,26 @@ class Attachment:
         self.root = root
         self.engine: OffloadEngine | None = None
         self.residents: list[ResidentSet] = []
+        self.first: OffloadUnit | None = None
         self.handles: list[Handle] = []
+        self._passes_per_step = 1
+        self._passes_so_far = 0
+
+    def foresee(self, step: int, *, comes_next: bool) -> None:
+        """A denoising step begins: note how many passes the last one took, say what follows it.
+
+        Args:
+            step: number of the step.
+            comes_next: whether the target is called when this step is over, and not before.
+        """
+        if self.engine is None or self.first is None:
+            return
+        passes = self.engine.stats.passes - self._passes_so_far
+        self._passes_so_far += passes
+        if step > 0:
+            self._passes_per_step = max(passes, 1)
+        if comes_next:
+            self.engine.expect(self.first, after_passes=self._passes_per_step)
 
     def remove(self) -> None:
         """Take the callback off the module, which is left with ordinary host tensors."""
@@ -118,6 +139,18 @@ class Placement(ABC):
                 residents.refresh()
             if attachment.engine is not None:
                 attachment.engine.begin_run()
+
+    def on_denoise_step_start(self, step: int, denoiser: str = "", following: str = "") -> None:
+        """Have the target's weights come in under this step's computing, where they are next.
+
+        Args:
+            step: number of the step, from 0.
+            denoiser: FQN of the model that computes this step.
+            following: FQN of the component that is called after it.
+        """
+        comes_next = following not in ("", denoiser) and is_within(self.target, following)
+        for attachment in self.attachments:
+            attachment.foresee(step, comes_next=comes_next)
 
     def on_predict_batch_end(self) -> None:
         """Finish every copy: weights may be edited."""

@@ -154,10 +154,11 @@ def make_options() -> list[click.Parameter]:
         "vae_cpu_offload": "VAE on the GPU only during its call.",
         "pin_cpu_memory": "Pin host memory: faster transfers.",
         "text_encoder_layerwise_offload": "Stream the text encoder through the GPU instead.",
+        "dit_resident_blocks": "So many of the streamed blocks stay on the GPU.",
         "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
         "host_memory": "Of the host copies; mapped: the checkpoint's file itself.",
     }
-    kinds = {"host_memory": click.Choice(HOST_MEMORY)}
+    kinds = {"host_memory": click.Choice(HOST_MEMORY), "dit_resident_blocks": click.IntRange(min=0)}
     rows += [(flag, WEIGHTS, kinds.get(flag, bool), texts[flag]) for flag in FLAGS]
     return [
         GroupedOption(name, group=group, kind=kind, text=text) for name, group, kind, text in rows

@@ -29,8 +29,7 @@ def make_placements(
     memory = config.host_memory if config.pin_cpu_memory else "pageable"
     placements: list[object] = []
     for fqn in module.denoisers if not config.use_fsdp_inference else ():
-        stream = config.dit_layerwise_offload
-        placements.append(LayerwiseOffload(fqn, host_memory=memory) if stream else Resident(fqn))
+        placements.append(_place_denoiser(fqn, module, config, memory))
     for fqn in module.text_encoders:
         placements.append(_place_text_encoder(fqn, config, memory))
     for fqns, offload in (
@@ -41,6 +40,22 @@ def make_placements(
             ModelOffload(f, host_memory=memory) if offload else Resident(f) for f in fqns
         ]
     return placements
+
+
+def _place_denoiser(fqn: str, module: VideoModule, config: OffloadConfig, memory: str) -> object:
+    if not config.dit_layerwise_offload:
+        if config.dit_resident_blocks:
+            _say_once(
+                "dit_resident_blocks has no effect without dit_layerwise_offload=True: all blocks "
+                "are resident."
+            )
+        return Resident(fqn)
+    return LayerwiseOffload(
+        fqn,
+        resident_blocks=config.dit_resident_blocks,
+        share_residents=module.denoisers_take_turns and config.dit_resident_blocks > 0,
+        host_memory=memory,
+    )
 
 
 def _place_text_encoder(fqn: str, config: OffloadConfig, memory: str) -> object:

@@ -20,6 +20,7 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "pin_cpu_memory": True,
         "host_memory": "auto",
         "text_encoder_layerwise_offload": False,
+        "dit_resident_blocks": 0,
         "vae_tiling": False,
     }
 
@@ -148,3 +149,11 @@ def test_an_unknown_flag_is_refused_with_the_nearest_known_one():
 
 def test_a_name_like_no_other_gets_no_suggestion():
     assert nearest_name("zzzzzz", ["height", "width"]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(-1, ValueError), (1.5, TypeError), (True, ValueError)]
+)
+def test_resident_blocks_are_a_whole_number(value, error):
+    with pytest.raises(error, match=r"dit_resident_blocks must be a whole number, 0 or more, got "):
+        OffloadConfig(dit_resident_blocks=value)

@@ -22,6 +22,7 @@ class OffloadConfig:
         vae_cpu_offload: Have the VAE on the device only while it encodes or decodes.
         pin_cpu_memory: Pin the host copies: faster transfers, but locked memory.
         text_encoder_layerwise_offload: Stream the text encoder instead of computing it on the CPU.
+        dit_resident_blocks: So many of a streamed denoiser's blocks, at least, stay on the device.
         vae_tiling: Decode in tiles: less memory, other bits.
         host_memory: `auto`, `mapped` (the checkpoint file itself is the host copy), `pinned` or
             `pageable`; without `pin_cpu_memory` it is pageable.
@@ -40,6 +41,7 @@ class OffloadConfig:
     vae_cpu_offload: bool = True
     pin_cpu_memory: bool = True
     text_encoder_layerwise_offload: bool = False
+    dit_resident_blocks: int = 0
     vae_tiling: bool = False
     host_memory: str = "auto"
 
@@ -54,9 +56,15 @@ class OffloadConfig:
                 f"host_memory={self.host_memory!r} is pinned memory, which pin_cpu_memory=False "
                 "forbids. Pass host_memory='pageable', or leave pin_cpu_memory on."
             )
+        blocks = self.dit_resident_blocks
+        if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 0:
+            raise (ValueError if isinstance(blocks, int) else TypeError)(
+                f"dit_resident_blocks must be a whole number, 0 or more, got {blocks!r}. "
+                "Pass one such as dit_resident_blocks=8."
+            )
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "host_memory":
+            if field.name in ("host_memory", "dit_resident_blocks"):
                 continue
             if not isinstance(value, bool):
                 raise TypeError(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from os import PathLike
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,6 +14,7 @@ from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.batches import uncollated
 from fastvideo_lightning.modules.media import check_image, check_video
+from fastvideo_lightning.modules.peak_memory import PeakMemory
 from fastvideo_lightning.modules.pipelines import (
     Pipeline,
     guided,
@@ -194,6 +195,15 @@ class VideoModule(L.LightningModule):
         """Return the pipeline that makes such a video."""
         return self.pipeline
 
+    @property
+    def denoisers_take_turns(self) -> bool:
+        """Whether of several denoisers each has a part of the steps to itself."""
+        return False
+
+    def denoiser_of_step(self, step: int) -> str:
+        """FQN of the denoiser that computes a step of the video being made."""
+        return next(iter(self.denoisers), "")
+
     def call_arguments(self, params: SamplingParams) -> dict[str, Any]:
         """Return the pipeline call's arguments, without prompt, generator and output."""
         raise NotImplementedError
@@ -218,7 +228,7 @@ class VideoModule(L.LightningModule):
         params = self.resolve_sampling(SamplingParams.from_mapping(item))
         self.check_placement()
         started = time.perf_counter()
-        with _PeakMemory(self.execution_device) as peak, torch.no_grad():
+        with PeakMemory(self.execution_device) as peak, torch.no_grad():
             result = self._sample(prompt, params)
         assert params.fps is not None
         return GeneratedVideo(
@@ -266,22 +276,17 @@ class VideoModule(L.LightningModule):
     def _announce(self, moment: str, step: int, num_steps: int) -> None:
         if self._fabric is not None:
             self._fabric.call(
-                moment, fabric=self._fabric, module=self, step=step, num_steps=num_steps
+                moment,
+                fabric=self._fabric,
+                module=self,
+                step=step,
+                num_steps=num_steps,
+                denoiser=self.denoiser_of_step(step),
+                following=self._after_step(step, num_steps),
             )
 
-
-class _PeakMemory:
-    """Measures what a GPU reserves at most inside a context; None elsewhere."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.reserved_gib: float | None = None
-        self._device = device
-
-    def __enter__(self) -> Self:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._device.type == "cuda":
-            self.reserved_gib = torch.cuda.max_memory_reserved(self._device) / 2**30
+    def _after_step(self, step: int, num_steps: int) -> str:
+        """FQN of the component that a step is followed by."""
+        if step + 1 < num_steps:
+            return self.denoiser_of_step(step + 1)
+        return next(iter(self.vaes), "")

@@ -118,6 +118,19 @@ class WanModule(VideoModule):
             self.execution_device,
         )
 
+    @property
+    def denoisers_take_turns(self) -> bool:
+        """The experts of A14B do."""
+        return self.kind.has_two_experts
+
+    def denoiser_of_step(self, step: int) -> str:
+        """The first expert down to the boundary, the second below it."""
+        if not self.kind.has_two_experts:
+            return super().denoiser_of_step(step)
+        scheduler = self.pipeline.scheduler
+        boundary = self.pipeline.config.boundary_ratio * scheduler.config.num_train_timesteps
+        return "transformer" if scheduler.timesteps[step] >= boundary else "transformer_2"
+
     def call_arguments(self, params: SamplingParams) -> dict[str, Any]:
         """Return the arguments of either Wan pipeline."""
         names = ["negative_prompt", "height", "width", "num_frames", "num_inference_steps"]

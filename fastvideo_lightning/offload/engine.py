@@ -11,14 +11,17 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
+from fastvideo_lightning.offload.device_memory import DeviceMemory
+from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.order import UnitOrder
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.slots import DeviceSlot, SlotRing
 from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.stats import OffloadStats
 from fastvideo_lightning.offload.store import HostStore
 from fastvideo_lightning.offload.streams import Transport, make_transport
-from fastvideo_lightning.offload.unit import OffloadUnit, UnitState
+from fastvideo_lightning.offload.unit import OffloadUnit
 
 
 class OffloadEngine:
@@ -45,33 +48,37 @@ class OffloadEngine:
         self.units: list[OffloadUnit] = []
         self.stats = OffloadStats()
         self.store = HostStore(self.device)
-        self.ring = SlotRing(num_slots, self.device)
+        self.memory = DeviceMemory(num_slots, self.device)
         self.transport = transport or make_transport(self.device)
         self.running = False
         self._active: set[int] = set()
         self._order = UnitOrder()
+        self._groups: list[UnitGroup] = []
         if units:
-            self.attach(units)
+            self.attach(UnitGroup(units))
 
-    def attach(
-        self, units: Sequence[OffloadUnit], sources: Mapping[str, WeightSource] | None = None
-    ) -> None:
-        """Take over units: read their bytes into host slabs and make slots that fit the largest.
+    def attach(self, group: UnitGroup, sources: Mapping[str, WeightSource] | None = None) -> None:
+        """Take over units: read their bytes into host masters and make slots that fit the largest.
 
-        Units that are not transient follow each other in the order given, and around again.
+        Those that stream follow each other in the order given, and around again.
 
         Raises:
             RuntimeError: a tensor on meta has no source. Nothing stays attached then.
         """
         self.drain()
-        new = [unit for unit in units if unit not in self.units]
+        new = [unit for unit in group.units if unit not in self.units]
         try:
             for unit in new:
                 unit.plan(sources or {}, self.device)
             self.units.extend(new)
             with self.store.sharing(new), ThreadPoolExecutor(READ_THREADS) as pool:
                 list(pool.map(lambda unit: unit.load(self.store), new))
-            self._arrange([unit for unit in new if not unit.transient])
+            self._groups.append(group)
+            streamed = [unit for unit in group.streamed if unit in new and not unit.transient]
+            for i, unit in enumerate(streamed):
+                unit.preferred_slot = i % self.memory.ring.num_slots
+            self._order.add_cycle(streamed)
+            self.memory.take_in(group, self.units)
         except BaseException:
             self.detach(new)
             raise
@@ -82,31 +89,17 @@ class OffloadEngine:
         self.drain()
         leaving = [unit for unit in (self.units if units is None else units) if unit in self.units]
         for unit in leaving:
+            self.memory.let_go(unit)
             unit.unload(self.store)
             self.units.remove(unit)
             self._order.remove(unit)
-        self._resize()
-
-    def _arrange(self, streamed: Sequence[OffloadUnit]) -> None:
-        for i, unit in enumerate(streamed):
-            unit.preferred_slot = i % self.ring.num_slots
-        self._order.add_cycle(streamed)
-        self._resize()
-
-    def _resize(self) -> None:
-        if self._largest != self.ring.slot_bytes:
-            for unit in self.units:
-                unit.forget_slots()
-            self.ring.resize(self._largest)
-
-    @property
-    def _largest(self) -> int:
-        return max((unit.size_bytes for unit in self.units if not unit.transient), default=0)
+        self._groups = [g for g in self._groups if any(unit in self.units for unit in g.units)]
+        self.memory.fit(self.units)
 
     def prefetch(self, unit: OffloadUnit) -> None:
         """Start copying a unit into a slot, unless it is there, or no slot is idle."""
         if unit.state is UnitState.OFFLOADED:
-            slot = self._slot_for(unit, evict=False)
+            slot = self.memory.find(unit, evict=False)
             if slot is not None:
                 self._fetch(unit, slot)
 
@@ -124,23 +117,19 @@ class OffloadEngine:
         if unit.state is UnitState.OFFLOADED:
             with record_function("offload::miss" + unit.label):
                 self.stats.misses += 1
-                slot = self._slot_for(unit, evict=True)
+                self._drop_all_but_from(unit)
+                slot = self.memory.find(unit, evict=True)
                 if slot is None:
                     unit.uses -= 1
-                    users = ", ".join(slot.holder.fqn for slot in self.ring.slots if slot.holder)
-                    raise RuntimeError(
-                        f"{unit.fqn} is called while every slot is in use ({users}). Blocks that "
-                        f"call each other need num_slots={self.ring.num_slots + 1}."
-                    )
+                    raise self.memory.refusal(unit)
                 self._fetch(unit, slot)
         assert unit.slot is not None
         with record_function("offload::wait" + unit.label):
             self.transport.wait(unit.slot)
             unit.show_slot()
             unit.state = UnitState.RESIDENT
-        if not unit.transient:
-            self._order.learn(unit)
-            self._prefetch_after(unit)
+        self._order.arrive(unit)
+        self._prefetch_after(unit)
 
     def release(self, unit: OffloadUnit) -> None:
         """Say that a unit's call is over: its slot is free once the kernels so far are through."""
@@ -159,8 +148,9 @@ class OffloadEngine:
                 unit.show_host()
                 self.transport.release(slot)
                 unit.state = UnitState.OFFLOADED
-                if unit.transient:
+                if not self.memory.owns(slot):
                     unit.forget_slots()
+            self._hand_over(slot)
 
     @property
     def idle(self) -> bool:
@@ -177,26 +167,41 @@ class OffloadEngine:
         self._active.clear()
         self.refresh()
         self.running = True
+        self._order.begin_run()
         if self._order.first is not None:
             self._start(self._order.first)
+        for group in self._groups:  # where several share homes, the first of them comes first
+            for resident in group.residents:
+                self.prefetch(resident)
 
     def end_run(self) -> None:
         """End a batch, also after an exception: nothing is in flight, weights may be edited."""
         self.running = False
+        self._order.end_run()
         self._active.clear()
         self.release_all()
         self.drain()
 
-    def enter(self, model: nn.Module, units: Sequence[OffloadUnit]) -> None:
-        """The model that holds ``units`` is called; outside of a batch, take over edits."""
+    def expect(self, unit: OffloadUnit, *, after_passes: int = 1) -> None:
+        """Say that ``unit`` is needed after so many more calls of models with streamed blocks.
+
+        It is prefetched while the last block of these calls computes; if its group has residents,
+        they take over their homes on the way. What is expected and does not come costs a copy.
+        """
+        self._order.expect(unit, after_passes=after_passes)
+
+    def enter(self, model: nn.Module, group: UnitGroup) -> None:
+        """The model that holds a group is called; outside of a batch, take over edits."""
         if id(model) in self._active:  # it was interrupted in a way that no hook saw
             self._active.clear()
             self.release_all()
         if self.idle:
             self.refresh()
         self._active.add(id(model))
-        if units:
-            self._start(units[0])
+        self._order.begin_pass()
+        self.stats.passes += 1
+        if group.first is not None:
+            self._start(group.first)
 
     def leave(self, model: nn.Module) -> None:
         """The model has returned or raised."""
@@ -205,13 +210,15 @@ class OffloadEngine:
     def refresh(self, *, alone: bool = False) -> None:
         """Take over edits, with the other ranks or not; RuntimeError where a dtype changed."""
         self.release_all(transient=False)  # a component may be in its call, around this one
-        self._forget_contents()
+        if any(unit.transient and unit.state is UnitState.PREFETCHING for unit in self.units):
+            self.transport.drain()  # memory of its own must not go while a copy fills it
+        self.memory.forget(self.units)
         at_rest = [unit for unit in self.units if unit.state is not UnitState.RESIDENT]
         if stale := [unit for unit in at_rest if unit.is_stale()]:
             self.drain()  # a host slab is written only when nothing copies from it
             for unit in stale:
                 unit.revalidate(self.store)
-            self._resize()
+            self.memory.fit(self.units)
         if not alone:
             self.transport.agree(self.units)
 
@@ -225,35 +232,23 @@ class OffloadEngine:
     def drain(self) -> None:
         """Wait for every copy in flight and forget what the slots hold."""
         self.transport.drain()
-        self._forget_contents()
+        self.memory.forget(self.units)
+
+    @property
+    def ring(self) -> SlotRing:
+        """The slots that streamed units take turns in."""
+        return self.memory.ring
 
     @property
     def device_bytes(self) -> int:
-        """Device memory of the slots in bytes, constant until units come or go."""
-        return self.ring.size_bytes
+        """Device memory of ring and homes in bytes, constant until units come or go."""
+        return self.memory.size_bytes
 
     def check(self) -> None:
         """Assert the invariants: states, slots and what the modules show agree."""
-        assert self.device_bytes == self.ring.num_slots * self._largest
+        self.memory.check(self.units)
         for unit in self.units:
-            held = unit.slot is not None and unit.slot.holder is unit
-            assert held or unit.state is UnitState.OFFLOADED, (
-                f"{unit.fqn} is {unit.state} without slot"
-            )
-            assert (unit.uses > 0) == (unit.state is UnitState.RESIDENT), (
-                f"{unit.fqn}: {unit.uses} uses"
-            )
             unit.check()
-        holders = [slot.holder for slot in self.ring.slots if slot.holder is not None]
-        assert len(set(holders)) == len(holders), "a unit is in two slots"
-
-    def _slot_for(self, unit: OffloadUnit, *, evict: bool) -> DeviceSlot | None:
-        if unit.transient:
-            return DeviceSlot(unit.size_bytes, self.device)
-        slot = self.ring.find(unit, evict=evict)
-        if slot is not None and slot.holder not in (None, unit):
-            self._evict(slot.holder)
-        return slot
 
     def _fetch(self, unit: OffloadUnit, slot: DeviceSlot) -> None:
         assert unit.slab is not None, f"{unit.fqn} is not attached"
@@ -262,38 +257,40 @@ class OffloadEngine:
                 self.transport.copy(unit.slab, slot)
             self.stats.copies += 1
             self.stats.bytes_copied += unit.size_bytes
+            if unit.slot is not None and unit.slot.holder is unit:
+                unit.slot.holder = None
         slot.holder = unit
         unit.slot = slot
         unit.state = UnitState.PREFETCHING
 
-    def _forget_contents(self) -> None:
-        """Nothing that is not in use counts as copied. Copies in flight precede later ones."""
-        for unit in self.units:
-            if unit.state is UnitState.PREFETCHING:
-                self._evict(unit)
-        for slot in self.ring.slots:
-            if slot.holder is not None and slot.holder.state is UnitState.OFFLOADED:
-                slot.holder = None
-
     def _start(self, unit: OffloadUnit) -> None:
-        """Prefetch from ``unit`` on, in place of what was expected."""
-        if unit.state is UnitState.OFFLOADED:
-            slot = self._slot_for(unit, evict=True)
-            if slot is not None:
-                self._fetch(unit, slot)
+        """Prefetch from ``unit`` on, in place of what was expected, and its group's residents."""
+        self._drop_all_but_from(unit)
+        self.prefetch(unit)
         self._prefetch_after(unit)
-
-    def _evict(self, unit: OffloadUnit) -> None:
-        if unit.slot is not None:
-            unit.slot.holder = None
-        unit.slot = None
-        unit.state = UnitState.OFFLOADED
+        for resident in self._residents_of(unit):
+            self.prefetch(resident)
 
     def _prefetch_after(self, unit: OffloadUnit) -> None:
         """Prefetch the successors that the other slots have room for."""
-        for _ in range(self.ring.num_slots - 1):
+        for _ in range(self.memory.ring.num_slots - 1):
             following = self._order.after(unit)
             if following is unit or (not self.running and self._order.wraps(unit, following)):
                 return
             self.prefetch(following)
             unit = following
+
+    def _drop_all_but_from(self, unit: OffloadUnit) -> None:
+        """Give up prefetches that were wrong: all but those of ``unit`` and of who follows it."""
+        if not unit.transient and unit.home is None:
+            self.memory.drop_prefetched(keep=self._order.window(unit, self.ring.num_slots))
+
+    def _hand_over(self, home: DeviceSlot) -> None:
+        """In a model's last pass, bring what is expected to live in a home next."""
+        if self._order.expected is not None:
+            for resident in self._residents_of(self._order.expected):
+                if resident.home is home:
+                    self.prefetch(resident)
+
+    def _residents_of(self, unit: OffloadUnit) -> Sequence[OffloadUnit]:
+        return next((g.residents for g in self._groups if unit is g.first), ())

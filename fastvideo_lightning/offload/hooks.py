@@ -4,7 +4,7 @@ Every function returns handles whose ``remove`` undoes what it did. Hooks are ob
 be pickled or copied: a module that carries them has memory which only its engine knows.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Generic, NoReturn, ParamSpec, Protocol, TypeVar, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_any, tree_map
 
 from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 CALLS = ("encode", "decode")
@@ -111,17 +112,17 @@ def hook_model(
     engine: OffloadEngine,
     model: nn.Module,
     fqn: str,
-    units: Sequence[OffloadUnit],
+    group: UnitGroup,
     *,
     on_call: Callable[[], None],
 ) -> list[Handle]:
     """Tell the engine when a model with streamed blocks is called; bring its inputs to the device.
 
     Args:
-        engine: streams ``units``.
+        engine: moves the group's units.
         model: holds the blocks and what lies between them.
         fqn: its name.
-        units: the streamed blocks in their order.
+        group: its blocks in their order.
         on_call: called first of all.
     """
 
@@ -129,7 +130,7 @@ def hook_model(
         module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> tuple[object, dict[str, object]] | None:
         on_call()
-        engine.enter(module, units)
+        engine.enter(module, group)
         return move_inputs(args, kwargs, engine.device)
 
     def after(module: nn.Module, args: object, output: object) -> None:

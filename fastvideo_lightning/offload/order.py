@@ -3,10 +3,16 @@
 Note [The order of units]
 Each streamed unit has a successor: whom to prefetch while it computes. At first that is the next
 block of its own list, and the list wraps around, for the next denoising step begins where this one
-did. When another unit follows twice in a row it becomes the successor; a single detour (the
-hand-over between two experts, a skipped block) is a miss and leaves the order alone.
+did. When another unit follows twice in a row it becomes the successor; a single detour (a skipped
+block) is a miss and leaves the order alone.
+
+Where a list ends, three things can tell what comes next. Whoever knows says so (``expect``): the
+last step is followed by the VAE, an expert's last step by the other expert. Otherwise it is what
+followed there in the run before, as long as this run has gone the same way: a text encoder is
+called twice and then the denoiser is. Otherwise the list begins anew.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from fastvideo_lightning.offload.unit import OffloadUnit
@@ -18,44 +24,105 @@ class UnitOrder:
     def __init__(self) -> None:
         self._successor: dict[OffloadUnit, OffloadUnit] = {}
         self._position: dict[OffloadUnit, int] = {}
+        self._tails: set[OffloadUnit] = set()
         self._doubted: dict[OffloadUnit, OffloadUnit] = {}
         self._last: OffloadUnit | None = None
+        self._first: OffloadUnit | None = None
+        self._turns: dict[OffloadUnit, list[OffloadUnit]] = defaultdict(list)
+        self._turns_before: dict[OffloadUnit, list[OffloadUnit]] = {}
+        self._expected: OffloadUnit | None = None
+        self._passes_left = 0
 
     @property
     def first(self) -> OffloadUnit | None:
-        """The unit that a run is expected to need first."""
-        return next(iter(self._successor), None)
+        """The unit that a run is expected to need first: what the last run did."""
+        return self._first or next(iter(self._successor), None)
+
+    @property
+    def expected(self) -> OffloadUnit | None:
+        """The unit that follows the pass in progress, where somebody said so."""
+        return self._expected if self._passes_left <= 0 else None
 
     def add_cycle(self, units: Sequence[OffloadUnit]) -> None:
         """Expect ``units`` one after the other, and around again."""
         for i, unit in enumerate(units):
             self._successor[unit] = units[(i + 1) % len(units)]
             self._position[unit] = len(self._position)
+        self._tails.update(units[-1:])
 
     def remove(self, unit: OffloadUnit) -> None:
         """Expect its successor in its place."""
         follower = self._successor.pop(unit, unit)
         self._position.pop(unit, None)
         self._doubted.clear()
+        self._turns.clear()
+        self._turns_before.clear()
         if self._last is unit:
             self._last = None
+        if self._first is unit:
+            self._first = None
+        if self._expected is unit:
+            self._expected = None
         for before, after in list(self._successor.items()):
             if after is unit:
                 self._successor[before] = follower if follower is not unit else before
+                if unit in self._tails:
+                    self._tails.add(before)
+        self._tails.discard(unit)
+
+    def begin_run(self) -> None:
+        """A run begins: what the last one did is what this one is expected to do."""
+        self._turns_before, self._turns = self._turns, defaultdict(list)
+        self._last = self._expected = None
+
+    def end_run(self) -> None:
+        """The run is over; what it still expected does not come."""
+        self._expected = None
+
+    def begin_pass(self) -> None:
+        """A model with streamed blocks is called."""
+        self._passes_left -= 1
+
+    def expect(self, unit: OffloadUnit, *, after_passes: int) -> None:
+        """Expect ``unit`` when the model's list ends for the ``after_passes``-th time from now."""
+        self._expected, self._passes_left = unit, after_passes
 
     def after(self, unit: OffloadUnit) -> OffloadUnit:
         """The unit expected after ``unit``; itself where none is."""
-        return self._successor.get(unit, unit)
+        following = self._successor.get(unit, unit)
+        if unit not in self._tails:
+            return following
+        if self.expected is not None:
+            return self.expected
+        so_far, before = self._turns[unit], self._turns_before.get(unit, [])
+        if len(so_far) < len(before) and before[: len(so_far)] == so_far:
+            return before[len(so_far)]
+        return following
+
+    def window(self, unit: OffloadUnit, length: int) -> list[OffloadUnit]:
+        """``unit`` and those expected after it, ``length`` in all."""
+        units = [unit]
+        while len(units) < length:
+            units.append(self.after(units[-1]))
+        return units
 
     def wraps(self, unit: OffloadUnit, following: OffloadUnit) -> bool:
         """Whether going on to ``following`` means starting over."""
-        return self._position[following] <= self._position[unit]
+        return self._position.get(following, -1) <= self._position[unit]
 
-    def learn(self, unit: OffloadUnit) -> None:
+    def arrive(self, unit: OffloadUnit) -> None:
         """Take note that ``unit`` is needed now, see Note [The order of units]."""
+        if unit is self._expected:
+            self._expected = None
+        if unit not in self._position:
+            return
         last, self._last = self._last, unit
+        if last is None:
+            self._first = unit
         if last is None or last is unit:
             return
+        if last in self._tails:
+            self._turns[last].append(unit)
         if self._successor[last] is unit:
             self._doubted.pop(last, None)
         elif self._doubted.get(last) is unit:

@@ -2,7 +2,8 @@
 
 import torch
 
-from fastvideo_lightning.offload.unit import OffloadUnit, UnitState
+from fastvideo_lightning.offload.state import UnitState
+from fastvideo_lightning.offload.unit import OffloadUnit
 
 
 class DeviceSlot:
@@ -31,6 +32,12 @@ class DeviceSlot:
     def size_bytes(self) -> int:
         """Length of the buffer in bytes."""
         return self.buffer.numel()
+
+    def is_free_for(self, unit: OffloadUnit, *, evict: bool) -> bool:
+        """Whether ``unit`` may be copied here: nothing else is in use, or, to evict, waits here."""
+        if self.holder in (None, unit) or self.holder.state is UnitState.OFFLOADED:
+            return True
+        return evict and self.holder.state is UnitState.PREFETCHING
 
     def events(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         """``(ready, free)``, see Note [Slots and events]; a slot on the CPU has none."""
@@ -80,9 +87,8 @@ class SlotRing:
             The slot, or None where the others' units are in use, or wanted and not to be evicted.
         """
         candidates = (self.slots[unit.preferred_slot], *self.slots)
-        states = (UnitState.OFFLOADED, UnitState.PREFETCHING) if evict else (UnitState.OFFLOADED,)
-        for state in states:
+        for may_evict in (False, True) if evict else (False,):
             for slot in candidates:
-                if slot.holder in (None, unit) or slot.holder.state is state:
+                if slot.is_free_for(unit, evict=may_evict):
                     return slot
         return None

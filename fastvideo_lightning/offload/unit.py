@@ -1,7 +1,6 @@
 """OffloadUnit: what moves as one, usually a transformer block."""
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,25 +12,11 @@ from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.leaves import addresses_of, find_leaves, rebuild, same_bytes
 from fastvideo_lightning.offload.reading import file_position, find_source, source_spec
 from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.store import HostStore
 
 if TYPE_CHECKING:
     from fastvideo_lightning.offload.slots import DeviceSlot
-
-
-class UnitState(Enum):
-    """Where a unit's bytes are. The engine alone changes it.
-
-    OFFLOADED: the host slab holds the bytes, the unit claims no device memory; its module shows
-        host tensors.
-    PREFETCHING: the host slab holds them and a copy into one slot is in flight or done; its module
-        still shows host tensors.
-    RESIDENT: the host slab holds them and one slot does; its module shows the slot.
-    """
-
-    OFFLOADED = "offloaded"
-    PREFETCHING = "prefetching"
-    RESIDENT = "resident"
 
 
 class OffloadUnit:
@@ -47,7 +32,8 @@ class OffloadUnit:
     Attributes:
         state: see ``UnitState``.
         slot: the slot that holds the unit's bytes, or None.
-        uses: calls that are in progress (a module may call itself).
+        home: the slot that is kept for it, or None; see Note [Homes].
+        uses: calls in progress.
         sources: until ``load``, what each tensor is read from; None where it has its bytes.
     """
 
@@ -68,6 +54,7 @@ class OffloadUnit:
         self.state = UnitState.OFFLOADED
         self.slot: DeviceSlot | None = None
         self.preferred_slot = 0
+        self.home: DeviceSlot | None = None
         self.uses = 0
         self.label = f" {fqn}"
         self.layout = SlabLayout(())

@@ -6,7 +6,9 @@ import torch
 
 from fastvideo_lightning.offload.bindings import find_bindings, split_by_owner
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.unit import OffloadUnit, UnitState
+from fastvideo_lightning.offload.group import UnitGroup
+from fastvideo_lightning.offload.state import UnitState
+from fastvideo_lightning.offload.unit import OffloadUnit
 from tests.toys import OnMeta, TensorSource, Toy, make_toy, sample
 
 
@@ -143,6 +145,13 @@ def test_a_single_detour_does_not_change_the_order(engine, units):
     assert engine.stats.misses == before
 
 
+def test_a_wrong_start_is_one_miss_and_what_was_prefetched_for_it_gives_way(engine, units):
+    engine.begin_run()
+    for i in (2, 3, 0, 1, 2, 3):
+        call(engine, units[i], sample())
+    assert engine.stats.misses == 1
+
+
 def test_a_unit_whose_bytes_are_still_in_its_slot_is_not_copied_again():
     units = make_units(make_toy(2))
     engine = OffloadEngine(units, "cpu")
@@ -211,7 +220,7 @@ def test_a_failing_source_leaves_nothing_attached(toy):
     units = make_units(toy)
     engine = OffloadEngine((), "cpu")
     with pytest.raises(RuntimeError, match=r"blocks\.3\.up\.weight is on the meta device"):
-        engine.attach(units)
+        engine.attach(UnitGroup(units))
     assert engine.units == []
     assert engine.store.size_bytes == 0
 
@@ -227,10 +236,12 @@ def test_a_source_that_cannot_be_read_leaves_nothing_attached():
     broken = toy.weight_sources["blocks.2.up.weight"].tensor
     engine = OffloadEngine((), "cpu")
     with pytest.raises(OSError, match="the file is gone"):
-        engine.attach(units, {**toy.weight_sources, "blocks.2.up.weight": Broken(broken)})
+        engine.attach(
+            UnitGroup(units), {**toy.weight_sources, "blocks.2.up.weight": Broken(broken)}
+        )
     assert engine.units == []
     assert engine.store.size_bytes == 0
-    engine.attach(units, toy.weight_sources)
+    engine.attach(UnitGroup(units), toy.weight_sources)
     assert torch.equal(call(engine, units[2], sample()), make_toy(4).blocks[2](sample()))
 
 
