@@ -133,7 +133,7 @@ def pinned_by_torch() -> int:
 
 
 def host_rss_bytes() -> int:
-    """Bytes of this process in the host's memory, those of mapped files left out."""
+    """Bytes of this process in the host's memory, those of mapped files included."""
     with open("/proc/self/status") as status:
         fields = dict(line.split(":", 1) for line in status)
-    return int(fields["RssAnon"].split()[0]) * 1024
+    return int(fields["VmRSS"].split()[0]) * 1024

@@ -1,0 +1,229 @@
+"""What the engine must reach, beside what was measured: met, missed, or not measured yet.
+
+    python -m benchmarks.targets
+
+Reads the results that `benchmarks.streaming` and `benchmarks.stages` have written and writes
+`targets.md` beside them. Ratios are of figures from one run.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from benchmarks.report import bound_ms, link_ms
+from benchmarks.stage_report import encode_ratio
+
+RESULTS = Path(__file__).parent / "results"
+STREAMED = "streamed-mapped"
+
+Facts = dict[str, dict[str, Any]]  # a result's content by its name
+Read = Callable[[Facts], float]
+
+
+class Target(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        name: what is measured.
+        bound: what it may not be past, as text.
+        limit: the same as a number; the most, or with ``is_least`` the least.
+        read: takes the figure from the results; KeyError where they lack it.
+        is_least: whether more is better.
+        form: how the figure is written.
+    """
+
+    name: str
+    bound: str
+    limit: float
+    read: Read
+    is_least: bool = False
+    form: str = "{:.3f}"
+
+
+def row_of(facts: Facts, model: str, mode: str, frames: int) -> dict[str, Any]:
+    """The row of a streaming result; KeyError where there is none."""
+    for row in facts[f"streaming-{model}"]["rows"]:
+        if (row["mode"], row["frames"]) == (mode, frames):
+            return dict(row)
+    raise KeyError(mode)
+
+
+def _over_resident(model: str, frames: int, mode: str = STREAMED) -> Read:
+    def read(facts: Facts) -> float:
+        row = row_of(facts, model, mode, frames)
+        return float(row["step_ms"] / row["beside_ms"])
+
+    return read
+
+
+def _over_bound(model: str, frames: int, mode: str) -> Read:
+    def read(facts: Facts) -> float:
+        row = row_of(facts, model, mode, frames)
+        return float(row["step_ms"] / bound_ms(facts[f"streaming-{model}"], row))
+
+    return read
+
+
+def _link_use(facts: Facts) -> float:
+    row = row_of(facts, "wan-14b", STREAMED, 1)
+    return float(link_ms(facts["streaming-wan-14b"], row) / row["step_ms"])
+
+
+def _reserved(frames: int) -> Read:
+    return lambda facts: float(row_of(facts, "wan-14b", STREAMED, frames)["reserved_gb"])
+
+
+def _host_share(mode: str) -> Read:
+    def read(facts: Facts) -> float:
+        row = row_of(facts, "wan-14b", mode, 1)
+        return float(row["host_bytes"] / row["host_weight_bytes"])
+
+    return read
+
+
+def _setup(mode: str) -> Read:
+    return lambda facts: float(row_of(facts, "wan-14b", mode, 1)["setup_s"])
+
+
+def _stage(part: str, name: str) -> Read:
+    return lambda facts: float(facts["stages"][part][name])
+
+
+def _cap(frames: int) -> Read:
+    def read(facts: Facts) -> float:
+        row = next((row for row in facts["stages"]["caps"] if row["frames"] == frames), None)
+        if row is None:
+            raise KeyError(frames)
+        return float(row["completes"] and row["equal"])
+
+    return read
+
+
+TARGETS = (
+    Target("14B, 17 frames, step / resident step", "<= 1.01", 1.01, _over_resident("wan-14b", 17)),
+    Target("14B, 81 frames, step / resident step", "<= 1.01", 1.01, _over_resident("wan-14b", 81)),
+    Target("14B, 1 frame, bytes / step / link rate", ">= 0.97", 0.97, _link_use, is_least=True),
+    Target(
+        "14B, 1 frame, half of the blocks resident, against half the bytes",
+        "<= 1.03",
+        1.03,
+        _over_bound("wan-14b", 1, "streamed-half-resident"),
+    ),
+    Target(
+        "1.3B, 1 frame, against max(resident, bytes / link)",
+        "<= 1.05",
+        1.05,
+        _over_bound("wan-1.3b", 1, STREAMED),
+    ),
+    Target("1.3B, 17 frames / resident", "<= 1.03", 1.03, _over_resident("wan-1.3b", 17)),
+    Target(
+        "1.3B, 17 frames, compiled blocks, streamed / resident compiled",
+        "<= 1.03",
+        1.03,
+        _over_resident("wan-1.3b", 17, "compiled-streamed"),
+    ),
+    Target("reserved GPU memory, 14B, 81 frames", "<= 9.2 GB", 9.2, _reserved(81), form="{:.2f}"),
+    Target("reserved GPU memory, 14B, 1 frame", "<= 2.3 GB", 2.3, _reserved(1), form="{:.2f}"),
+    Target("host bytes mapped / weight bytes", "<= 1.01", 1.01, _host_share(STREAMED)),
+    Target("host bytes pinned / weight bytes", "<= 1.01", 1.01, _host_share("streamed-pinned")),
+    Target("set-up of 28 GB, mapped", "<= 2 s", 2, _setup(STREAMED), form="{:.1f}"),
+    Target("set-up of 28 GB, pinned", "<= 10 s", 10, _setup("streamed-pinned"), form="{:.1f}"),
+    Target(
+        "UMT5-XXL streamed, 512 tokens, against its bytes / link",
+        "<= 1.10",
+        1.10,
+        lambda facts: encode_ratio(facts["stages"]),
+    ),
+    Target(
+        "UMT5-XXL streamed, reserved",
+        "<= 1.5 GB",
+        1.5,
+        lambda facts: float(facts["stages"]["encode"]["streamed"]["reserved_gb"]),
+        form="{:.2f}",
+    ),
+    Target(
+        "VAE decode after the last step, exposed wait",
+        "<= 20 ms",
+        20,
+        _stage("moments", "decode_wait_ms"),
+        form="{:.1f}",
+    ),
+    Target(
+        "two-expert hand-over step against the median step",
+        "<= +50 ms",
+        50,
+        _stage("moments", "hand_over_excess_ms"),
+        form="{:+.1f}",
+    ),
+    Target(
+        "whole video, 14B, 17 frames under 8 GiB: completes, equal",
+        "yes",
+        1,
+        _cap(17),
+        is_least=True,
+        form="{:.0f}",
+    ),
+    Target(
+        "whole video, 14B, 81 frames under 12 GiB: completes, equal",
+        "yes",
+        1,
+        _cap(81),
+        is_least=True,
+        form="{:.0f}",
+    ),
+    Target(
+        "50 videos in a row, growth of reserved memory after the third",
+        "< 1 %",
+        0.01,
+        _stage("flat", "reserved_growth"),
+        form="{:.2%}",
+    ),
+    Target(
+        "50 videos in a row, growth of host memory after the third",
+        "< 1 %",
+        0.01,
+        _stage("flat", "host_rss_growth"),
+        form="{:.2%}",
+    ),
+)
+
+
+def judge(target: Target, facts: Facts) -> tuple[str, str]:
+    """The figure as text, and `met`, `missed` or `not measured`."""
+    try:
+        figure = target.read(facts)
+    except KeyError:
+        return "-", "not measured"
+    is_met = figure >= target.limit if target.is_least else figure <= target.limit
+    return target.form.format(figure), "met" if is_met else "**missed**"
+
+
+def make_page(facts: Facts, targets: Iterable[Target] = TARGETS) -> str:
+    """The table, with where its figures come from."""
+    lines = ["# What the engine must reach", "", "Measured in:", ""]
+    for name, content in sorted(facts.items()):
+        lines.append(f"- `{name}`: {content['device']}, commit {content['commit']}")
+    lines += ["", "| | must | measured | |", "|---|---|---|---|"]
+    for target in targets:
+        figure, verdict = judge(target, facts)
+        lines.append(f"| {target.name} | {target.bound} | {figure} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(results: Path) -> None:
+    """Write the table of what must be reached."""
+    names = ("streaming-wan-14b", "streaming-wan-1.3b", "stages")
+    paths = {name: results / f"{name}.json" for name in names}
+    facts = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    page = make_page(facts)
+    (results / "targets.md").write_text(page)
+    click.echo(page)
+
+
+if __name__ == "__main__":
+    main()

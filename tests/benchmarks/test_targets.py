@@ -1,0 +1,46 @@
+"""The table of targets says met, missed or not measured, as the figures are."""
+
+import json
+
+from click.testing import CliRunner
+
+from benchmarks.targets import TARGETS, judge, main
+
+MACHINE = {"device": "Some GPU", "commit": "abc", "link_bytes_per_s": 50e9}
+
+
+def streaming(step_ms: float) -> dict:
+    row = {"mode": "streamed-mapped", "frames": 17, "step_ms": step_ms, "beside_ms": 100.0}
+    row |= {"streamed_bytes": 10**9, "reserved_gb": 1.0, "setup_s": 1.0}
+    return MACHINE | {"rows": [row]}
+
+
+def verdicts(facts: dict) -> dict[str, str]:
+    return {target.name: judge(target, facts)[1] for target in TARGETS}
+
+
+def test_a_figure_within_the_limit_is_met_and_one_past_it_is_missed():
+    name = "1.3B, 17 frames / resident"
+    assert verdicts({"streaming-wan-1.3b": streaming(102.9)})[name] == "met"
+    assert verdicts({"streaming-wan-1.3b": streaming(103.1)})[name] == "**missed**"
+
+
+def test_where_more_is_better_less_is_missed():
+    caps = [{"frames": 17, "completes": True, "equal": True}]
+    caps.append({"frames": 81, "completes": False, "error": "out of memory"})
+    found = verdicts({"stages": MACHINE | {"caps": caps}})
+    assert found["whole video, 14B, 17 frames under 8 GiB: completes, equal"] == "met"
+    assert found["whole video, 14B, 81 frames under 12 GiB: completes, equal"] == "**missed**"
+
+
+def test_what_no_result_holds_is_not_measured():
+    assert set(verdicts({}).values()) == {"not measured"}
+
+
+def test_the_page_names_the_machine_of_each_figure(tmp_path):
+    (tmp_path / "streaming-wan-1.3b.json").write_text(json.dumps(streaming(100)))
+    outcome = CliRunner().invoke(main, ["--results", str(tmp_path)], catch_exceptions=False)
+    assert outcome.exit_code == 0
+    page = (tmp_path / "targets.md").read_text()
+    assert "Some GPU, commit abc" in page
+    assert "| 1.3B, 17 frames / resident | <= 1.03 | 1.000 | met |" in page
