@@ -4,13 +4,11 @@ It reads and checks everything that was typed before it imports what takes secon
 about the model before a weight is read. stdout gets the path of the video and nothing else.
 """
 
-import logging
 import os
 import re
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvideo_lightning import __version__
+from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_batch
 from fastvideo_lightning.commands.pack import pack
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.messages import is_first_process, quieten_libraries, show_own_log
 from fastvideo_lightning.options import (
     DEFAULTS,
     FLAGS,
@@ -35,18 +35,11 @@ from fastvideo_lightning.options import (
 from fastvideo_lightning.prompts import check_prompt
 
 if TYPE_CHECKING:
+    from fastvideo_lightning.generator import VideoGenerator
     from fastvideo_lightning.output import GeneratedVideo
 
 COMMAND = "fastvideo-lightning"
-FAILED, WRONG_CHOICE, STOPPED = 1, 2, 130
-
-# Not their parents: lightning sets the level of `lightning.fabric` when it is imported.
-LIBRARY_LOGGERS = (
-    "lightning.fabric.utilities.distributed",
-    "lightning.fabric.utilities.rank_zero",
-    "lightning.pytorch.utilities.rank_zero",
-    "torch",
-)
+FAILED, WRONG_CHOICE = 1, 2
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -58,6 +51,7 @@ _EXAMPLES = f"""\b
 Examples:
   {COMMAND} generate --prompt "a red circle moves right"
   {COMMAND} generate --prompt "a blue square moves up" --num-frames 33 --seed 7
+  {COMMAND} generate --prompts prompts.txt --output-path night/
   {COMMAND} generate --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompt "..." --no-vae-cpu-offload
   {COMMAND} generate --config my-video.yaml --seed 8
 
@@ -68,9 +62,10 @@ typed wins over the file.
 
 @dataclass(frozen=True)
 class Request:
-    """One video as it was asked for, every part checked as far as that needs no model."""
+    """What was asked for, every part checked as far as that needs no model."""
 
-    prompt: str
+    prompt: str | None
+    prompts: list[dict[str, Any]] | None  # of a batch
     config: OffloadConfig
     params: SamplingParams
     choices: dict[str, Any]  # model, dtype, ...: what neither of the two above holds
@@ -78,7 +73,8 @@ class Request:
     @classmethod
     def from_options(cls, given: dict[str, Any]) -> "Request":
         """Make one from option names and values, leaving out what was not given."""
-        if "prompt" not in given:
+        prompts = read_prompts(given)
+        if "prompt" not in given and prompts is None:
             raise WrongChoiceError(
                 '--prompt is missing. Describe the video: --prompt "a red circle moves right".'
             )
@@ -89,12 +85,17 @@ class Request:
                 kind = "a video" if name == "video_path" else "an image"
                 raise WrongChoiceError(f"{name}: there is no file {path!r}. Pass {kind} file.")
         return cls(
-            prompt=check_prompt(given["prompt"]),
+            prompt=check_prompt(given["prompt"]) if prompts is None else None,
+            prompts=prompts,
             config=OffloadConfig.from_mapping({k: v for k, v in given.items() if k in FLAGS}),
             params=params,
             choices={
                 **DEFAULTS,
-                **{k: v for k, v in given.items() if k not in {"prompt", *SAMPLING, *FLAGS}},
+                **{
+                    k: v
+                    for k, v in given.items()
+                    if k not in {"prompt", "prompts", *SAMPLING, *FLAGS}
+                },
             },
         )
 
@@ -111,7 +112,7 @@ def cli(debug: bool) -> None:
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
 @click.pass_context
 def generate(context: click.Context, /, config: str | None, debug: bool, **given: Any) -> None:
-    """Make one video from a prompt, and print the path of the mp4."""
+    """Make a video from a prompt, or one from each of many, and print the path of every mp4."""
     debug = debug or bool(context.parent and context.parent.params["debug"])
     from_file = read_config_file(config, context.command.params) if config else {}
     typed = {name: value for name, value in given.items() if value is not None}
@@ -149,7 +150,8 @@ def _make_video(request: Request) -> None:
             variant=choices.get("variant"),
             device_type="cpu" if device_type == "cpu" else None,
         )
-        module.resolve_sampling(request.params)
+        if request.prompts is None:
+            module.resolve_sampling(request.params)
         generator = VideoGenerator(
             module,
             request.config,
@@ -157,6 +159,10 @@ def _make_video(request: Request) -> None:
             accelerator=choices["accelerator"],
         )
     with generator:
+        if request.prompts is not None:
+            _make_batch(generator, request, request.prompts)
+            return
+        assert request.prompt is not None
         generator.setup()
         video = generator.generate_video(
             request.prompt,
@@ -164,8 +170,21 @@ def _make_video(request: Request) -> None:
             save_video=choices["save_video"],
             **request.params.given(),
         )
-    if _is_first_process():
+    if is_first_process():
         _report(video)
+
+
+def _make_batch(
+    generator: "VideoGenerator", request: Request, prompts: list[dict[str, Any]]
+) -> None:
+    choices = request.choices
+    with users_mistakes():
+        batch = generator.generate_videos(
+            prompts,
+            **{name: choices[name] for name in ("output_path", "resume", "fail_fast")},
+            **request.params.given(),
+        )
+    report_batch(batch, choices["output_path"])
 
 
 def _report(video: "GeneratedVideo") -> None:
@@ -189,37 +208,6 @@ def users_mistakes(*also: type[Exception]) -> Iterator[None]:
         raise
     except tuple(kinds) as error:
         raise WrongChoiceError(str(error), click.get_current_context(silent=True)) from error
-
-
-def quieten_libraries() -> None:
-    """Leave stderr to our own messages: libraries log and warn about what no user can change."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    for name in LIBRARY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    ours, shown = os.path.dirname(__file__), set[str]()
-
-    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-        text = str(message)
-        if filename.startswith(ours) and text not in shown and _is_first_process():
-            shown.add(text)
-            click.echo(f"Warning: {in_command_words(text)}", err=True)
-
-    warnings.showwarning = show  # type: ignore[assignment]
-
-
-def _is_first_process() -> bool:
-    """With several processes, each runs the whole command: the first one speaks for all."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-class _StderrLog(logging.Handler):
-    """Write our records to stderr as it is at that moment: a progress bar may stand in for it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if _is_first_process():
-            click.echo(in_command_words(self.format(record)), err=True)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -272,8 +260,5 @@ def main() -> None:
     """Run the command and exit: 0, 1 (failed while running), 2 (wrong choice), 130 (Ctrl-C)."""
     # As Ctrl-C does, so that a half-made file goes before the process does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    log = logging.getLogger("fastvideo_lightning")
-    log.addHandler(_StderrLog())
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    show_own_log()
     sys.exit(run())

@@ -4,20 +4,21 @@ Nothing heavy is imported here before the choices of the user were checked.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from fastvideo_lightning.config import OffloadConfig, SamplingParams, nearest_name
+from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords
 from fastvideo_lightning.devices import check_devices
 from fastvideo_lightning.output import GeneratedVideo, check_output_folder
 from fastvideo_lightning.prompts import PromptDataset, check_prompt
+from fastvideo_lightning.saving import Saving
 
 if TYPE_CHECKING:
     import lightning as L
     import torch
 
-    from fastvideo_lightning.callbacks import VideoWriter
+    from fastvideo_lightning.batch import VideoBatch
     from fastvideo_lightning.modules import VideoModule
 
 __all__ = ["VideoGenerator", "check_devices"]
@@ -60,7 +61,7 @@ class VideoGenerator:
         self._num_gpus = num_gpus
         self._strategy = make_strategy(self.config)
         self._callbacks = list(callbacks)
-        self._saving = _Saving()
+        self._saving = Saving()
         self._module: VideoModule | None = module
         self._fabric: L.Fabric | None = None
 
@@ -94,7 +95,7 @@ class VideoGenerator:
             ValueError: If options conflict or the machine has fewer GPUs.
             FileNotFoundError, CheckpointError: If there is no such model, or it is damaged.
         """
-        _check_names(flags, known=_FLAGS, others=_LOADING, where="from_pretrained()")
+        check_keywords(flags, known=_FLAGS, others=_LOADING, where="from_pretrained()")
         config = OffloadConfig(**flags)
         device_type = check_devices(num_gpus, accelerator)
         from fastvideo_lightning.modules import VideoModule
@@ -183,12 +184,7 @@ class VideoGenerator:
             RuntimeError: If the device runs out of memory; names the stage and what would help.
         """
         module = self.module
-        _check_names(
-            sampling,
-            known=_SAMPLING,
-            others=("output_path", "save_video"),
-            where="generate_video()",
-        )
+        check_keywords(sampling, known=_SAMPLING, others=_SAVING, where="generate_video()")
         check_prompt(prompt)
         if not isinstance(save_video, bool):
             raise TypeError(
@@ -200,6 +196,46 @@ class VideoGenerator:
             check_output_folder(output_path)
         self.setup()
         return self._make_video(prompt, params, output_path if save_video else None)
+
+    def generate_videos(
+        self,
+        prompts: Iterable[str | Mapping[str, Any]],
+        *,
+        output_path: str | os.PathLike[str] = "output/",
+        resume: bool = True,
+        fail_fast: bool = False,
+        **sampling: Any,
+    ) -> "VideoBatch":
+        """Make a video of each prompt, with a manifest from which a broken run goes on.
+
+        Args:
+            prompts: Texts, or mappings with `prompt` and `SamplingParams` fields that override.
+            output_path: Folder of the videos and of `manifest.jsonl`.
+            resume: Leave out what the manifest calls done and whose file is there unchanged.
+            fail_fast: End with the first prompt that fails; else it is noted and the next follows.
+            **sampling: As in `generate_video`; the n-th prompt gets `seed + n`.
+
+        Returns:
+            An iterator over the videos that it makes, each with its `video_path`.
+
+        Raises:
+            TypeError, ValueError, OSError: For what was passed, before any work is done.
+            RuntimeError: If another batch is being written into the folder.
+        """
+        from fastvideo_lightning.batch import BatchFolder, VideoBatch
+
+        taken = ("output_path", "resume", "fail_fast")
+        check_keywords(sampling, known=_SAMPLING, others=taken, where="generate_videos()")
+        batch = PromptDataset(prompts, **sampling)
+        return VideoBatch(
+            batch,
+            BatchFolder(output_path),
+            module=self.module,
+            resume=resume,
+            fail_fast=fail_fast,
+            setup=self._launch,
+            iterate=self._iterate,
+        )
 
     def close(self) -> None:
         """Take the weights off the device and let go of the model; a second call does nothing."""
@@ -227,31 +263,25 @@ class VideoGenerator:
         self, prompt: str, params: SamplingParams, output_path: str | os.PathLike[str] | None
     ) -> GeneratedVideo:
         from fastvideo_lightning.callbacks import VideoWriter
-        from fastvideo_lightning.loop import PredictLoop
 
-        assert self._fabric is not None
-        self._saving.writer = None if output_path is None else VideoWriter(output_path)
-        try:
-            with _explained_memory(self.module, self.config):
-                videos = PredictLoop(self._fabric).run(
-                    self.module, PromptDataset([prompt], **params.given()), return_predictions=True
-                )
-        finally:
-            self._saving.writer = None
+        writer = None if output_path is None else VideoWriter(output_path)
+        videos = list(self._iterate(PromptDataset([prompt], **params.given()), writer))
         # One prompt is the first rank's; the others get its video.
-        video: Any = self._fabric.broadcast(videos[0] if videos else None)
+        video: Any = self._launch().broadcast(videos[0] if videos else None)
         assert isinstance(video, GeneratedVideo)
         return video
 
+    def _launch(self) -> "L.Fabric":
+        self.setup()
+        assert self._fabric is not None
+        return self._fabric
 
-class _Saving:
-    """Stands among the callbacks for the writer of the current video, or for none."""
+    def _iterate(self, prompts: Any, writer: Any) -> Iterator[Any]:
+        from fastvideo_lightning.loop import PredictLoop
 
-    def __init__(self) -> None:
-        self.writer: VideoWriter | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.writer, name)
+        loop, skip_failure = PredictLoop(self._launch()), getattr(writer, "skip_failure", None)
+        with self._saving.by(writer), _explained_memory(self.module, self.config):
+            yield from loop.iterate(self.module, prompts, skip_failure=skip_failure)
 
 
 @contextmanager
@@ -266,15 +296,3 @@ def _explained_memory(module: "VideoModule", config: OffloadConfig) -> Iterator[
 
         reason = str(error).partition("\n")[0]
         raise RuntimeError(f"{explain_memory(module.stage, config)} ({reason})") from error
-
-
-def _check_names(
-    given: Iterable[str], *, known: Iterable[str], others: Iterable[str], where: str
-) -> None:
-    """Raise TypeError for a keyword that nothing takes, with the nearest that something does."""
-    known = tuple(known)
-    for name in given:
-        if name not in known:
-            near = nearest_name(name, (*known, *others))
-            hint = f"Did you mean {near}?" if near else f"Known are: {', '.join(known)}."
-            raise TypeError(f"{where} does not know {name!r}. {hint}")

@@ -1,6 +1,6 @@
 """The predict loop: prompts in, one `predict_step` each, every moment announced."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +12,20 @@ from torch.utils.data.distributed import DistributedSampler
 
 from fastvideo_lightning.sharing import Replica, Turn, deal, deal_in_rounds
 
+_END = object()
+
+# Whether the run goes on after a prompt that failed.
+SkipFailure = Callable[[Mapping[str, Any], Exception], bool]
+
 
 class PredictLoop:
     """Walks the prompts and calls the hooks of Lightning's prediction loop, in its order.
 
     `on_predict_start`, `on_predict_epoch_start`, then `on_predict_batch_start`, `predict_step` and
     `on_predict_batch_end` for each prompt, `on_predict_epoch_end`, `on_predict_end`. Callbacks come
-    first, then the module's own hook of the same name. After an exception `on_exception` is called
-    and the exception raised again. Nothing is torn down: `run` may be called again.
+    first, then the module's own hook of the same name. `on_predict_batch_start` may also take
+    `next_batch`, what follows this batch or None. After an exception `on_exception` is called and
+    the exception raised again. Nothing is torn down: `run` may be called again.
 
     With several ranks a video may be made by more than one: for all but the one that keeps it,
     `is_repeat` is true in the two hooks of its batch.
@@ -52,35 +58,64 @@ class PredictLoop:
         Returns:
             This rank's videos by `index`, or None.
         """
+        videos = []
+        for video in self.iterate(module, prompts):
+            if return_predictions:
+                videos.append(video)
+        return sorted(videos, key=lambda video: video.index) if return_predictions else None
+
+    def iterate(
+        self, module: Any, prompts: Any, *, skip_failure: SkipFailure | None = None
+    ) -> Iterator[Any]:
+        """Make the videos as `run` does and give each out once `on_predict_batch_end` was called.
+
+        Args:
+            module: As in `run`.
+            prompts: As in `run`.
+            skip_failure: Asked with the batch and the exception when `predict_step` fails. Where it
+                says yes, `on_exception` is called and the next prompt follows.
+
+        Yields:
+            This rank's videos, in the order of the prompts.
+        """
         module = module.module if isinstance(module, _FabricModule) else module
         was_training = module.training
         module.eval()
+        videos = self._walk(module, prompts, skip_failure)
         try:
-            with torch.no_grad():
-                videos = self._walk(module, prompts, keep=return_predictions)
+            while True:
+                with torch.no_grad():  # not while the caller holds a video
+                    video = next(videos, _END)
+                if video is _END:
+                    return
+                yield video
         except BaseException as exception:
             self._call("on_exception", module, exception=exception)
             raise
         finally:
             module.train(was_training)
-        return sorted(videos, key=lambda video: video.index) if return_predictions else None
 
-    def _walk(self, module: Any, prompts: Any, *, keep: bool) -> list[Any]:
+    def _walk(self, module: Any, prompts: Any, skip_failure: SkipFailure | None) -> Iterator[Any]:
         turns, num_batches = self._share(prompts)
-        videos = []
         self._call("on_predict_start", module, num_batches=num_batches)
         self._call("on_predict_epoch_start", module)
-        for batch_idx, turn in enumerate(turns):
+        for batch_idx, (turn, following) in enumerate(_with_next(iter(turns))):
             moment = {"batch": turn.batch, "batch_idx": batch_idx, "is_repeat": turn.is_repeat}
-            self._call("on_predict_batch_start", module, **moment)
-            video = module.predict_step(turn.batch, batch_idx)
+            next_batch = None if following is None else following.batch
+            self._call("on_predict_batch_start", module, next_batch=next_batch, **moment)
+            try:
+                video = module.predict_step(turn.batch, batch_idx)
+            except Exception as exception:
+                if skip_failure is None or not skip_failure(turn.batch, exception):
+                    raise
+                self._call("on_exception", module, exception=exception)
+                continue
             self._call("on_predict_batch_end", module, outputs=video, **moment)
-            if keep and not turn.is_repeat:
-                videos.append(video)
+            if not turn.is_repeat:
+                yield video
         self._fabric.barrier()
         self._call("on_predict_epoch_end", module)
         self._call("on_predict_end", module)
-        return videos
 
     def _share(self, prompts: Any) -> tuple[Iterable[Turn], int | None]:
         """Return this rank's turns and their number, where it is known.
@@ -122,3 +157,12 @@ def _count(prompts: Any, replica: Replica) -> int | None:
         return len(range(replica.index, len(prompts), replica.count))
     except TypeError:
         return None
+
+
+def _with_next(turns: Iterator[Turn]) -> Iterator[tuple[Turn, Turn | None]]:
+    """Give each turn with the one that follows it, the last with None."""
+    turn = next(turns, None)
+    while turn is not None:
+        following = next(turns, None)
+        yield turn, following
+        turn = following

@@ -25,6 +25,8 @@ DEFAULTS = {
     "model": "tiny-shapes",
     "output_path": "output/",
     "save_video": True,
+    "resume": True,
+    "fail_fast": False,
     "num_gpus": 1,
     "accelerator": "auto",
     "dtype": "auto",
@@ -111,6 +113,9 @@ def make_options() -> list[click.Parameter]:
     dtypes = click.Choice(["auto", "fp32", "bf16", "fp16"])
     rows: list[tuple[str, str, Any, str]] = [
         ("prompt", PROMPT, str, "What the video shows."),
+        ("prompts", PROMPT, str, "File with many: .txt, .jsonl, .csv, or - for stdin."),
+        ("resume", PROMPT, bool, "With --prompts, leave out what the folder has already."),
+        ("fail_fast", PROMPT, bool, "With --prompts, end with the first that fails."),
         ("negative_prompt", PROMPT, str, "What it should not show."),
         ("image_path", PROMPT, str, "First frame, for models that take an image."),
         ("last_image_path", PROMPT, str, "Last frame, for models that take two."),
@@ -228,7 +233,7 @@ def _file_value(path: str, option: GroupedOption, value: Any) -> Any:
         raise WrongChoiceError(f"{path}: {option.name}: {error.message}") from error
 
 
-_NAMES = sorted({*FLAGS, *SAMPLING, *DEFAULTS, "prompt"}, key=len, reverse=True)
+_NAMES = sorted({*FLAGS, *SAMPLING, *DEFAULTS, "prompt", "prompts"}, key=len, reverse=True)
 _ANY, _LONG = "|".join(_NAMES), "|".join(name for name in _NAMES if "_" in name)
 _WITH_VALUE = re.compile(rf"\b({_ANY})=([^\s,;]*[^\s,;.:)])")
 # A short name such as `model` is a plain word too: it is an option only where it opens a sentence.

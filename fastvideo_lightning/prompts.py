@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fastvideo_lightning.config import SamplingParams, check_known
+from fastvideo_lightning.config import SamplingParams, check_known, check_text
 
 
 class PromptDataset:
@@ -51,7 +51,7 @@ def check_prompt(prompt: object, *, where: str = "prompt") -> str:
 
     Raises:
         TypeError: If it is not text.
-        ValueError: If it is empty or only white space.
+        ValueError: If it is empty, only white space or no valid text.
     """
     if not isinstance(prompt, str):
         raise TypeError(
@@ -63,6 +63,7 @@ def check_prompt(prompt: object, *, where: str = "prompt") -> str:
             f"{where} is empty: got {prompt!r}. "
             'Describe the video, for example "a red circle moves right".'
         )
+    check_text(prompt, where)
     return prompt
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastvideo_lightning
-from fastvideo_lightning.cli import LIBRARY_LOGGERS
+from fastvideo_lightning.messages import LIBRARY_LOGGERS
 from fastvideo_lightning.output import GeneratedVideo
 
 
@@ -50,6 +50,31 @@ class RecordedGenerator:
         frames = np.zeros((17, 64, 96, 3), np.uint8)
         path = Path(output_path) / "video.mp4" if save_video else None
         return GeneratedVideo(frames, prompt, 7, 16, video_path=path, generation_time_s=2.5)
+
+    def generate_videos(self, prompts, **options):
+        self.calls.append(("batch", prompts, options))
+        return RecordedBatch(options["output_path"], len(prompts))
+
+
+class RecordedBatch:
+    """Stands in for a batch that was made."""
+
+    failed = ()
+
+    def __init__(self, output_path, total):
+        self.paths = [Path(output_path) / f"{index}.mp4" for index in range(total)]
+        self.total = self.num_made = total
+        self.num_skipped = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __iter__(self):
+        frames = np.zeros((17, 64, 96, 3), np.uint8)
+        return (GeneratedVideo(frames, "a", 7, 16, video_path=path) for path in self.paths)
 
 
 def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:

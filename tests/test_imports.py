@@ -15,6 +15,12 @@ ALLOWED = {
     "config": {"config"},
     "output.py": {"numpy", "av", "PIL"},
     "prompts.py": {"config"},
+    "prompt_files.py": {"config", "prompts"},
+    "saving.py": set(),
+    "batch": {
+        *("", "lightning", "filelock", "modules", "config", "output", "prompts"),
+        *("batch", "callbacks.write_behind"),
+    },
     "weights.py": {"torch", "safetensors"},
     "components.py": {"torch", "diffusers", "transformers", "accelerate", "weights"},
     "checkpoint.py": {
@@ -37,8 +43,9 @@ ALLOWED = {
     },
     "loop.py": {"torch", "lightning", "sharing"},
     "options.py": {"click", "yaml", "config"},
+    "messages.py": {"click", "options"},
     "cli.py": {
-        *("", "click", "options", "config", "output", "prompts"),
+        *("", "click", "messages", "options", "config", "output", "prompts"),
         *("generator", "modules", "devices", "checkpoint", "weights", "commands"),
     },
     "commands": {
@@ -47,6 +54,9 @@ ALLOWED = {
         "rich",
         "torch",
         "cli",
+        "batch",
+        "messages",
+        "prompt_files",
         "pack",
         "options",
         "config",
@@ -58,7 +68,7 @@ ALLOWED = {
     },
     "generator.py": {
         *("torch", "lightning", "callbacks", "config", "devices", "loop", "modules", "output"),
-        *("placements", "prompts", "strategies"),
+        *("batch", "placements", "prompts", "saving", "strategies"),
     },
 }
 

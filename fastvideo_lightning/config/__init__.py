@@ -4,7 +4,7 @@
 nothing deeper has to.
 """
 
-from fastvideo_lightning.config.names import check_known, nearest_name
+from fastvideo_lightning.config.names import check_keywords, check_known, check_text, nearest_name
 from fastvideo_lightning.config.offload import HOST_MEMORY, OffloadConfig
 from fastvideo_lightning.config.sampling import MAX_FPS, MAX_SEED, SamplingParams
 
@@ -14,6 +14,8 @@ __all__ = [
     "MAX_SEED",
     "OffloadConfig",
     "SamplingParams",
+    "check_keywords",
     "check_known",
+    "check_text",
     "nearest_name",
 ]

@@ -1,6 +1,6 @@
 """Names that a user typed, held against those that are known."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 
@@ -18,3 +18,35 @@ def check_known(given: Collection[str], known: Collection[str], where: str) -> N
             near = nearest_name(str(name), known)
             hint = f"Did you mean {near}?" if near else f"Known are: {', '.join(known)}."
             raise ValueError(f"{where} does not know {name!r}. {hint}")
+
+
+def check_keywords(
+    given: Iterable[str], *, known: Collection[str], others: Collection[str], where: str
+) -> None:
+    """Raise TypeError for a keyword that nothing takes, with the nearest that something does.
+
+    Args:
+        given: The keywords.
+        known: What may be among them.
+        others: What the same call takes besides.
+        where: The call, as in `generate_video()`.
+    """
+    for name in given:
+        if name not in known:
+            near = nearest_name(name, (*known, *others))
+            hint = f"Did you mean {near}?" if near else f"Known are: {', '.join(known)}."
+            raise TypeError(f"{where} does not know {name!r}. {hint}")
+
+
+def check_text(text: str, where: str) -> None:
+    r"""Raise ValueError for a text with halves of characters, which no file and no terminal takes.
+
+    They come from bytes on the command line that are no UTF-8, and from JSON's `\ud800`.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} is no valid text: character {error.start + 1} is half a character, "
+            f"{text[error.start]!r}. Write it in UTF-8."
+        ) from error

@@ -7,7 +7,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any, Self
 
-from fastvideo_lightning.config.names import check_known
+from fastvideo_lightning.config.names import check_known, check_text
 
 MAX_FPS = 240
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes without wrapping around
@@ -91,6 +91,8 @@ class SamplingParams:
                 f"negative_prompt must be text, got {self.negative_prompt!r}. "
                 'Pass a string such as negative_prompt="blurry".'
             )
+        if self.negative_prompt is not None:
+            check_text(self.negative_prompt, "negative_prompt")
         for name, kind, example in _PATHS:
             value = getattr(self, name)
             if not isinstance(value, str | os.PathLike | None) or value == "":

@@ -1,3 +1,5 @@
+import threading
+
 import av
 import lightning as L
 import numpy as np
@@ -24,9 +26,11 @@ def start(fabric, prompt="a red circle"):
     announce(fabric, "on_predict_batch_start", batch={"prompt": prompt}, batch_idx=0)
 
 
-def end(fabric, video):
+def end(fabric, video, *, written=True):
     batch = {"prompt": video.prompt}
     announce(fabric, "on_predict_batch_end", outputs=video, batch=batch, batch_idx=0)
+    if written:
+        announce(fabric, "on_predict_end")
 
 
 def files(tmp_path):
@@ -98,3 +102,63 @@ def test_an_unwritable_folder_is_an_error_at_the_start_of_the_run(tmp_path):
     fabric = L.Fabric(accelerator="cpu", devices=1, callbacks=[VideoWriter(tmp_path / "taken")])
     with pytest.raises(NotADirectoryError, match="taken"):
         announce(fabric, "on_predict_start", num_batches=1)
+
+
+class Slow:
+    """Holds every write until it is told to go on."""
+
+    def __init__(self, monkeypatch):
+        self.going_on, self.written = threading.Event(), []
+        save = GeneratedVideo.save
+
+        def slowly(video, path):
+            assert self.going_on.wait(10)
+            self.written.append(video.prompt)
+            return save(video, path)
+
+        monkeypatch.setattr(GeneratedVideo, "save", slowly)
+
+
+def test_a_video_is_written_while_the_next_one_is_made(fabric, tmp_path, monkeypatch):
+    slow = Slow(monkeypatch)
+    first, second = make_video("first"), make_video("second")
+    start(fabric, "first")
+    end(fabric, first, written=False)
+    start(fabric, "second")  # and the writing of the first has not ended
+    assert (slow.written, first.video_path) == ([], None)
+    slow.going_on.set()
+    end(fabric, second, written=False)
+    assert first.video_path == tmp_path / "videos" / "first.mp4"
+    announce(fabric, "on_predict_end")
+    assert slow.written == ["first", "second"]
+    assert second.video_path.stat().st_size > 0
+
+
+@pytest.mark.parametrize("moment", ["on_predict_end", "on_exception", "teardown"])
+def test_what_was_made_is_written_however_the_run_ends(fabric, monkeypatch, moment):
+    slow = Slow(monkeypatch)
+    video = make_video()
+    start(fabric)
+    end(fabric, video, written=False)
+    slow.going_on.set()
+    announce(fabric, moment, exception=RuntimeError())
+    assert video.video_path.stat().st_size > 0
+
+
+def test_a_failed_write_is_raised_where_the_next_video_ends(fabric, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvideo_lightning.output._encode_mp4", fail)
+    start(fabric, "first")
+    end(fabric, make_video("first"), written=False)
+    start(fabric, "second")
+    with pytest.raises(OSError, match="disk full"):
+        end(fabric, make_video("second"))
+    announce(fabric, "on_exception", exception=OSError())
+    assert files(tmp_path) == []
+
+
+def test_a_write_that_fails_while_the_run_breaks_is_told_beside(fabric, monkeypatch, caplog):
+    monkeypatch.setattr("fastvideo_lightning.output._encode_mp4", fail)
+    start(fabric)
+    end(fabric, make_video(), written=False)
+    announce(fabric, "on_exception", exception=RuntimeError())
+    assert "disk full" in caplog.text

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from recorders import read_errors
 
-from fastvideo_lightning.cli import LIBRARY_LOGGERS, run
+from fastvideo_lightning.cli import run
+from fastvideo_lightning.messages import LIBRARY_LOGGERS
 
 FindCheckpoint = Callable[[str], Path]
 NOT_COUNTED = {"packing.json", "model_index.json"}

@@ -1,0 +1,143 @@
+"""The manifest of an output folder: what was made there, one line of JSON each."""
+
+import hashlib
+import json
+import logging
+import os
+import stat
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.jsonl"
+DONE, FAILED = "done", "failed"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One video that was made, or could not be.
+
+    Attributes:
+        prompt: The text.
+        seed: Of its noise.
+        status: `done` or `failed`.
+        file: The video's name in the folder, or None.
+        sha256: Of the file, or None.
+        parameters: Every sampling parameter, the defaults among them.
+        model: What it was made with.
+        versions: Of this package and of the libraries that settle the pixels.
+        time: `finished`, in ISO 8601, and `generation_s`, prompt to frames.
+        memory: `peak_gpu_gib` and `peak_host_gib`; None where it is not known.
+        error: Why it failed, or None.
+    """
+
+    prompt: str
+    seed: int
+    status: str
+    file: str | None = None
+    sha256: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    time: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, float | None] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What makes it this video and no other: model, prompt, seed and parameters."""
+        parts = [self.model, self.prompt, self.seed, self.parameters]
+        return json.dumps(parts, sort_keys=True, default=repr)
+
+
+class Manifest:
+    """Appends entries to `manifest.jsonl` so that none is lost and none half written.
+
+    An entry is one write to a file opened for appending, then synced: several processes of one run
+    may append, and a killed one leaves at most its own last line torn.
+
+    Args:
+        folder: The output folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / MANIFEST
+
+    def read(self) -> list[Entry]:
+        """Return the entries; a line that is none, such as a torn one, is passed over."""
+        try:
+            content = self._open(os.O_RDONLY)
+        except FileNotFoundError:
+            return []
+        with os.fdopen(content, "rb") as file:
+            lines = file.read().split(b"\n")
+        entries = [(number, _parse(line)) for number, line in enumerate(lines, 1) if line.strip()]
+        for number, entry in entries:
+            if entry is None and number != len(lines):
+                _log.warning(
+                    "%s, line %d is no entry and is passed over: its video counts as not made.",
+                    self.path,
+                    number,
+                )
+        return [entry for _, entry in entries if entry is not None]
+
+    def append(self, entry: Entry) -> None:
+        """Write one entry and have it on the disk.
+
+        Raises:
+            OSError: If it cannot be written; what stands in the file already stays readable.
+        """
+        line = json.dumps(asdict(entry), ensure_ascii=False, default=repr).encode() + b"\n"
+        file = self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        try:
+            if _is_torn(file):
+                line = b"\n" + line
+            written = os.write(file, line)
+            while written < len(line):  # says why: the disk is full
+                written += os.write(file, line[written:])
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+    def _open(self, flags: int) -> int:
+        """Open the file itself, never what a symlink in its place points to."""
+        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        if self.path.is_symlink():
+            raise OSError(
+                f"{str(self.path)!r} is a symlink, and nothing is written through one. Remove it, "
+                "or pass another output_path."
+            )
+        return os.open(self.path, flags, 0o666)
+
+
+def sha256_of(path: Path) -> str | None:
+    """Return the hash of a regular file's bytes, or None where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None
+
+
+def _is_torn(file: int) -> bool:
+    """Whether the last line has no end."""
+    size = os.lseek(file, 0, os.SEEK_END)
+    if size == 0:
+        return False
+    os.lseek(file, size - 1, os.SEEK_SET)
+    return os.read(file, 1) != b"\n"
+
+
+def _parse(line: bytes) -> Entry | None:
+    known = {field.name for field in fields(Entry)}
+    try:
+        values = json.loads(line)
+        entry = Entry(**{name: value for name, value in values.items() if name in known})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return entry if entry.status in (DONE, FAILED) else None

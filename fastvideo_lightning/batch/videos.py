@@ -1,0 +1,151 @@
+"""VideoBatch: the videos of many prompts, one after the other."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Self
+
+from fastvideo_lightning import __version__
+from fastvideo_lightning.batch.folder import BatchFolder
+from fastvideo_lightning.batch.manifest import Entry
+from fastvideo_lightning.batch.writer import BatchWriter
+from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.prompts import PromptDataset
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from fastvideo_lightning.modules import VideoModule
+
+# Called with the items to make and the writer; makes them, one for each step of the iterator.
+Iterate = Callable[[list[dict[str, Any]], BatchWriter], Iterator[Any]]
+
+
+class VideoBatch(Iterator[GeneratedVideo]):
+    """The videos that a call of `generate_videos` makes, each given out once its file is whole.
+
+    That is while the next one is made already: writing overlaps making. With several ranks each
+    gives out its own.
+
+    Attributes:
+        total: Prompts that were asked for.
+        num_skipped: Of them, those whose videos were in the folder already.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptDataset,
+        folder: BatchFolder,
+        *,
+        module: "VideoModule",
+        resume: bool,
+        fail_fast: bool,
+        setup: "Callable[[], L.Fabric]",
+        iterate: Iterate,
+    ) -> None:
+        self.total = len(prompts)
+        self.num_skipped = 0
+        self._folder = folder
+        self._items = list(prompts)
+        self._entries = {item["index"]: _describe(item, module) for item in self._items}
+        self._writer = BatchWriter(folder, self._entries, fail_fast=fail_fast)
+        self._setup, self._iterate = setup, iterate
+        self._rank = _rank_from_environment()
+        if not self._rank:
+            done = folder.open()
+            self._items = self._remaining(done if resume else Counter())
+        self._videos = self._make()
+
+    @property
+    def num_made(self) -> int:
+        """Videos that this process has written."""
+        return self._writer.num_written
+
+    @property
+    def failed(self) -> list[Entry]:
+        """Entries of this process's prompts that failed."""
+        return self._writer.failed
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> GeneratedVideo:
+        return next(self._videos)
+
+    def close(self) -> None:
+        """End the batch where it is; what is being written becomes whole."""
+        self._videos.close()
+        self._folder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _make(self) -> Generator[GeneratedVideo]:
+        try:
+            if not self._items and self._rank is None:
+                return  # and no weight is read
+            fabric = self._setup()
+            # The first rank has looked at the folder and says what is left.
+            self._items = fabric.broadcast(self._items)
+            self.num_skipped = self.total - len(self._items)
+            for _ in self._iterate(self._items, self._writer):
+                yield from self._writer.take_written()
+            yield from self._writer.take_written()
+            fabric.barrier()
+        finally:
+            self._folder.close()
+
+    def _remaining(self, done: Counter[str]) -> list[dict[str, Any]]:
+        """Return the prompts whose videos are not there; one asked for twice is made twice."""
+        remaining = []
+        for item in self._items:
+            identity = self._entries[item["index"]].identity
+            if done[identity]:
+                done[identity] -= 1
+            else:
+                remaining.append(item)
+        self.num_skipped = self.total - len(remaining)
+        return remaining
+
+
+def _describe(item: Mapping[str, Any], module: "VideoModule") -> Entry:
+    """Return what is known of a video before it is made; checks that the model can make it."""
+    given = {name: value for name, value in item.items() if name not in ("index", "prompt")}
+    parameters = module.resolve_sampling(SamplingParams.from_mapping(given)).given()
+    seed = parameters.pop("seed")
+    pipeline = module.pipeline
+    return Entry(
+        prompt=item["prompt"],
+        seed=seed,
+        status="",
+        parameters={
+            name: os.fspath(value) if isinstance(value, os.PathLike) else value
+            for name, value in parameters.items()
+        },
+        model=str(pipeline.config.get("_name_or_path") or type(pipeline).__name__),
+        versions=_versions(),
+    )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    versions = {"fastvideo-lightning": __version__}
+    for library in ("torch", "diffusers", "transformers", "lightning"):
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:  # on the path, not installed
+            continue
+    return versions
+
+
+def _rank_from_environment() -> int | None:
+    """Return this process's rank as whoever launched it says; None for a process on its own."""
+    from lightning.fabric.utilities.rank_zero import _get_rank
+
+    return _get_rank()

@@ -1,0 +1,118 @@
+"""BatchWriter: every video of a batch becomes a file and an entry, every failure an entry."""
+
+import logging
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from fastvideo_lightning.batch.folder import BatchFolder, StorageError
+from fastvideo_lightning.batch.manifest import FAILED, Entry
+from fastvideo_lightning.callbacks.write_behind import WriteBehind
+from fastvideo_lightning.output import GeneratedVideo
+
+_log = logging.getLogger(__name__)
+
+
+class BatchWriter:
+    """A callback that writes each video while the next one is made.
+
+    Args:
+        folder: Where to.
+        entries: For each prompt, by its index, what is known of its entry before it is made.
+        fail_fast: End the run with the first prompt that fails.
+    """
+
+    def __init__(
+        self, folder: BatchFolder, entries: Mapping[int, Entry], *, fail_fast: bool
+    ) -> None:
+        self.failed: list[Entry] = []
+        self.num_written = 0
+        self._folder = folder
+        self._entries = entries
+        self._fail_fast = fail_fast
+        self._is_repeat = False
+        self._written: deque[GeneratedVideo] = deque()
+        self._writes = WriteBehind()
+
+    def on_predict_batch_start(self, *, is_repeat: bool = False) -> None:
+        """Remember whether another process keeps this video."""
+        self._is_repeat = is_repeat
+
+    def on_predict_batch_end(self, outputs: GeneratedVideo, batch: Mapping[str, Any]) -> None:
+        """Begin to write the video; raises StorageError if the one before could not be written."""
+        if self._is_repeat:
+            return
+        self._writes.put(partial(self._keep, outputs, self._entries[batch["index"]]))
+
+    def on_predict_end(self) -> None:
+        """Wait until the last video is written."""
+        self._writes.finish()
+
+    def on_exception(self) -> None:
+        """Finish the video before."""
+        try:
+            self._writes.finish()
+        except Exception as error:
+            # The exception that ends the run is on its way; this one must not take its place.
+            _log.error("%s", error)
+
+    def take_written(self) -> Iterator[GeneratedVideo]:
+        """Give out the videos whose files are whole, each once, in the order of the prompts."""
+        while self._written:
+            yield self._written.popleft()
+
+    def skip_failure(self, batch: Mapping[str, Any], error: Exception) -> bool:
+        """Note a prompt that failed, after the video before; True where the run goes on."""
+        self._writes.finish()
+        if not self._is_repeat:
+            self._note_failure(self._entries[batch["index"]], error)
+        return not self._fail_fast
+
+    def _keep(self, video: GeneratedVideo, entry: Entry) -> None:
+        entry = replace(
+            entry,
+            time={"finished": _now(), "generation_s": round(video.generation_time_s, 3)},
+            memory={
+                "peak_gpu_gib": video.peak_gpu_memory_gib,
+                "peak_host_gib": _peak_host_gib(),
+            },
+        )
+        try:
+            video.video_path = self._folder.keep(video, entry)
+        except Exception as error:
+            self._note_failure(entry, error)
+            if self._fail_fast or isinstance(error, StorageError):
+                raise
+        else:
+            self.num_written += 1
+            self._written.append(video)
+
+    def _note_failure(self, entry: Entry, error: Exception) -> None:
+        what = str(error).partition("\n")[0] or type(error).__name__
+        if not isinstance(error, RuntimeError | ValueError | OSError):
+            what = f"{type(error).__name__}: {what}"
+        entry = replace(entry, status=FAILED, error=what, time={"finished": _now()})
+        self.failed.append(entry)
+        _log.warning("Failed: %.60r: %s", entry.prompt, what)
+        try:
+            self._folder.manifest.append(entry)
+        except OSError as unwritable:
+            raise self._folder.explain(unwritable, entry.prompt) from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _peak_host_gib() -> float | None:
+    """Return the most memory that the process has had; None on Windows, which does not count it."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**30 if sys.platform == "darwin" else 2**20), 3)

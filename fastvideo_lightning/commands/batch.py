@@ -1,0 +1,75 @@
+"""`generate --prompts`: many videos, and what the command says about them."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fastvideo_lightning.batch import VideoBatch
+
+STOPPED = 130
+
+
+def read_prompts(given: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the prompts of `--prompts` with what stands beside them, or None without it.
+
+    Raises:
+        ValueError, OSError: If options do not go together or the file is wrong; names its line.
+    """
+    if "prompts" not in given:
+        return None
+    if "prompt" in given:
+        raise ValueError("prompt and prompts are both given. Keep one of the two.")
+    if given.get("save_video") is False:
+        raise ValueError("prompts always writes its videos. Leave save_video=False out.")
+    if given["prompts"] == "-" and given.get("num_gpus", 1) > 1:
+        raise ValueError(
+            "prompts from stdin reach one process only, got num_gpus="
+            f"{given['num_gpus']}. Write them to a file and pass that."
+        )
+    from fastvideo_lightning.prompt_files import read_prompt_file
+
+    return read_prompt_file(given["prompts"])
+
+
+def report_batch(batch: "VideoBatch", output_path: str) -> None:
+    """Make the videos of a batch, print the path of each, and say what became of them.
+
+    Raises:
+        RuntimeError: If any failed.
+        click.exceptions.Exit: After Ctrl-C.
+    """
+    if 0 < batch.num_skipped < batch.total:
+        _say(f"{_count(batch.num_skipped, batch.total)} in {output_path} already.")
+    try:
+        with batch:
+            for video in batch:
+                click.echo(video.video_path)
+    except BaseException as stop:
+        there = _count(batch.num_skipped + batch.num_made, batch.total)
+        again = "Run the same command again to make the others."
+        _say(f"Stopped: {there} in {output_path}. {again}")
+        if isinstance(stop, KeyboardInterrupt):
+            raise click.exceptions.Exit(STOPPED) from None
+        raise
+    if batch.failed:
+        raise RuntimeError(_describe_failures(batch.failed, batch.total, output_path))
+    _say(f"{_count(batch.num_skipped + batch.num_made, batch.total)} in {output_path}.")
+
+
+def _describe_failures(failed: Sequence[object], total: int, output_path: str) -> str:
+    manifest = os.path.join(output_path, "manifest.jsonl")
+    return (
+        f"{len(failed)} of {total} videos failed, as {manifest} says. "
+        "Run the same command again to try them once more."
+    )
+
+
+def _count(number: int, total: int) -> str:
+    return f"{number} of {total} videos {'is' if number == 1 else 'are'}"
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

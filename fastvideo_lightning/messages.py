@@ -1,0 +1,57 @@
+"""What the command says on stderr: its own messages, and nothing of the libraries."""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import click
+
+from fastvideo_lightning.options import in_command_words
+
+# Not their parents: lightning sets the level of `lightning.fabric` when it is imported.
+LIBRARY_LOGGERS = (
+    "lightning.fabric.utilities.distributed",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.utilities.rank_zero",
+    "torch",
+)
+
+
+def quieten_libraries() -> None:
+    """Leave stderr to our own messages: libraries log and warn about what no user can change."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    for name in LIBRARY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ours, shown = os.path.dirname(__file__), set[str]()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+        text = str(message)
+        if filename.startswith(ours) and text not in shown and is_first_process():
+            shown.add(text)
+            click.echo(f"Warning: {in_command_words(text)}", err=True)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+def is_first_process() -> bool:
+    """With several processes, each runs the whole command: the first one speaks for all."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+class _StderrLog(logging.Handler):
+    """Write our records to stderr as it is at that moment: a progress bar may stand in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if is_first_process():
+            click.echo(in_command_words(self.format(record)), err=True)
+
+
+def show_own_log() -> None:
+    """Have what the package logs, from INFO on, written to stderr as plain lines."""
+    log = logging.getLogger("fastvideo_lightning")
+    log.addHandler(_StderrLog())
+    log.setLevel(logging.INFO)
+    log.propagate = False

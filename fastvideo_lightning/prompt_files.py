@@ -1,0 +1,205 @@
+"""Prompt files: text, JSON lines or CSV, one video each line.
+
+Whatever is wrong with a file is found here, with the number of its line, before a model is loaded.
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+from fastvideo_lightning.config import SamplingParams, check_known
+from fastvideo_lightning.prompts import check_prompt
+
+STDIN = "-"
+
+# A line's number, counted from 1, and what it says about one video.
+Line = tuple[int, dict[str, Any]]
+
+_FIELDS = SamplingParams.__dataclass_fields__
+_JSONL_EXAMPLE = 'Write one object a line, as in {"prompt": "a red circle", "seed": 7}.'
+
+
+def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    r"""Read the prompts of a file, each with the sampling parameters that stand beside it.
+
+    `.txt` holds a prompt a line; `.jsonl` an object a line, as in
+    `{"prompt": "a red circle", "seed": 7}`; `.csv` a header line that names the columns, `prompt`
+    one of them. UTF-8 with or without BOM, lines ending in `\n`, `\r\n` or `\r`; empty lines are
+    passed over.
+
+    Args:
+        path: The file; `-` is stdin, JSON lines where it begins with `{` and text otherwise.
+
+    Returns:
+        For each video a dictionary with `prompt` and `SamplingParams` fields, as `PromptDataset`
+        takes them.
+
+    Raises:
+        ValueError: If the file is of another kind, has no prompts or a line is wrong; names it.
+        OSError: If it cannot be read.
+    """
+    name = "stdin" if path == STDIN else os.fspath(path)
+    read = None if path == STDIN else _reader_for(name)
+    text = _decode(_read_bytes(path), name)
+    if read is None:
+        read = _read_jsonl if text.lstrip().startswith("{") else _read_txt
+    prompts = []
+    for number, values in read(text, name):
+        with _at_line(name, number):
+            prompts.append(_check(values))
+    if not prompts:
+        raise ValueError(f"{name} holds no prompts. Write one a line.")
+    return prompts
+
+
+def _reader_for(name: str) -> Callable[[str, str], Iterator[Line]]:
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv}
+    suffix = Path(name).suffix.lower()
+    if suffix not in readers:
+        raise ValueError(
+            f"prompts must be a file that ends in {', '.join(readers)}, or - for stdin, got "
+            f"{name!r}. Pass a file such as prompts.txt with a prompt a line."
+        )
+    return readers[suffix]
+
+
+def _read_bytes(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
+        kind = type(error) if isinstance(error, OSError) else ValueError
+        raise kind(
+            f"prompts: {os.fspath(path)!r} cannot be read: {reason}. Pass an existing file."
+        ) from error
+
+
+def _decode(content: bytes, name: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{name}, line {number}: this is not UTF-8 text. Save the file as UTF-8."
+        ) from error
+
+
+@contextmanager
+def _at_line(name: str, number: int) -> Iterator[None]:
+    """Put the place before what is wrong with a line."""
+    try:
+        yield
+    except (TypeError, ValueError, RecursionError, csv.Error) as error:
+        raise ValueError(f"{name}, line {number}: {error}") from error
+
+
+def _read_txt(text: str, name: str) -> Iterator[Line]:
+    for number, line in _lines(text):
+        yield number, {"prompt": line.strip()}
+
+
+def _read_jsonl(text: str, name: str) -> Iterator[Line]:
+    for number, line in _lines(text):
+        with _at_line(name, number):
+            values = _read_object(line)
+        yield number, values
+
+
+def _read_object(line: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line, object_pairs_hook=_join_pairs)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"not JSON: {error.msg} at column {error.colno}. {_JSONL_EXAMPLE}"
+        ) from error
+    if not isinstance(values, dict):
+        raise ValueError(f"expected an object, got a {type(values).__name__}. {_JSONL_EXAMPLE}")
+    return values
+
+
+def _join_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(zip(_field_names(name for name, _ in pairs), (v for _, v in pairs), strict=True))
+
+
+def _read_csv(text: str, name: str) -> Iterator[Line]:
+    first, _, _ = text.lstrip("\r\n").partition("\n")
+    # European spreadsheets write semicolons; the names of the columns hold none of the three.
+    delimiter = max(",;\t", key=first.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        number = rows.line_num + 1
+        with _at_line(name, number):
+            cells = next(rows, None)
+            if cells is None:
+                return
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = _read_header(cells)
+                continue
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"expected {len(header)} columns as in the header, got {len(cells)}. "
+                    "Quote texts with commas."
+                )
+            pairs = zip(header, cells, strict=True)
+            values = {field: _read_cell(field, cell) for field, cell in pairs if cell.strip()}
+        yield number, values
+
+
+def _read_header(cells: list[str]) -> list[str]:
+    header = _field_names(cell.strip() for cell in cells)
+    check_known(header, ("prompt", *_FIELDS), "the header")
+    if "prompt" not in header:
+        raise ValueError(f"the header names no column prompt, got {', '.join(header)}. Add one.")
+    return header
+
+
+def _read_cell(field: str, cell: str) -> object:
+    """Turn a cell into what the field holds; what it cannot be is left for the field to refuse."""
+    kind = _FIELDS[field].type if field in _FIELDS else str
+    kinds = (kind, *get_args(kind))
+    try:
+        if int in kinds:
+            return int(cell)
+        if float in kinds:
+            return float(cell)
+    except ValueError:
+        pass
+    return cell.strip()
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Number the lines, leaving out the empty ones; only what ends lines in files ends one here."""
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if line.strip():
+            yield number, line.removesuffix("\n")
+
+
+def _field_names(given: Iterable[str]) -> list[str]:
+    """Return names with underscores; one that comes twice is a ValueError."""
+    names = [name.replace("-", "_") for name in given]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice. Keep one of the two.")
+    return names
+
+
+def _check(values: dict[str, Any]) -> dict[str, Any]:
+    """Check a line's values as `PromptDataset` would, here where the line is known."""
+    given = {name: value for name, value in values.items() if value is not None}
+    prompt = check_prompt(given.pop("prompt", ""))
+    check_known(given, tuple(_FIELDS), "a prompt")
+    params = SamplingParams.from_mapping(given)
+    for field in ("image_path", "last_image_path", "video_path"):
+        path = getattr(params, field)
+        if path is not None and not os.path.isfile(path):
+            raise ValueError(f"{field}: there is no file {path!r}. Pass an existing one.")
+    return {"prompt": prompt, **given}

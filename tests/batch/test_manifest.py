@@ -1,0 +1,128 @@
+import errno
+import json
+import os
+
+import pytest
+
+from fastvideo_lightning.batch.manifest import DONE, FAILED, Entry, Manifest, sha256_of
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return Manifest(tmp_path)
+
+
+def entry(prompt="a red circle", **fields):
+    return Entry(prompt=prompt, seed=7, status=DONE, file="a.mp4", sha256="00", **fields)
+
+
+def test_an_entry_comes_back_as_it_was_written(manifest):
+    full = entry(
+        "a 😀\n" + "x" * 10_000,
+        parameters={"height": 64, "guidance_scale": 2.0},
+        model="m",
+        versions={"torch": "2"},
+        time={"finished": "2030-01-01T00:00:00+00:00", "generation_s": 1.5},
+        memory={"peak_gpu_gib": None},
+    )
+    manifest.append(full)
+    assert manifest.read() == [full]
+    assert manifest.path.read_text(encoding="utf-8").count("\n") == 1
+
+
+def test_a_line_names_what_a_reader_looks_for(manifest):
+    manifest.append(entry())
+    line = json.loads(manifest.path.read_text())
+    asked = {"prompt", "seed", "status", "file", "sha256", "parameters", "versions", "time"}
+    assert asked | {"memory"} <= line.keys()
+
+
+def test_a_folder_without_a_manifest_has_no_entries(manifest):
+    assert manifest.read() == []
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"prompt": "b", "se', "{", '{"prompt": "b", "seed": 1}', "\0" * 9]
+)
+def test_a_torn_last_line_is_passed_over_and_the_next_entry_stands_on_its_own(
+    manifest, torn, caplog
+):
+    manifest.append(entry("a"))
+    with manifest.path.open("a") as file:
+        file.write(torn)
+    assert [e.prompt for e in manifest.read()] == ["a"]
+    assert not caplog.records
+    manifest.append(entry("c"))
+    assert [e.prompt for e in manifest.read()] == ["a", "c"]
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "nonsense", '{"prompt": "a"}', "[" * 100_000])
+def test_a_line_that_is_no_entry_is_told_by_its_number(manifest, line, caplog):
+    manifest.path.write_text(line + "\n\n")
+    manifest.append(entry())
+    assert len(manifest.read()) == 1
+    assert "line 1 is no entry" in caplog.text
+
+
+def test_what_a_later_version_adds_to_an_entry_is_no_obstacle(manifest):
+    manifest.append(entry())
+    line = json.loads(manifest.path.read_text())
+    manifest.path.write_text(json.dumps({**line, "new": 1}) + "\n")
+    assert manifest.read() == [entry()]
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_line_costs_that_line_only(manifest, monkeypatch):
+    manifest.append(entry("a"))
+    write = os.write
+
+    def fill_up(file, content):
+        if not content.startswith(b"{"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, content[:10])
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", fill_up)
+        with pytest.raises(OSError, match="No space left") as caught:
+            manifest.append(entry("b"))
+    assert caught.value.errno == errno.ENOSPC
+    manifest.append(entry("c"))
+    assert [e.prompt for e in manifest.read()] == ["a", "c"]
+
+
+def test_an_entry_is_on_the_disk_before_append_returns(manifest, monkeypatch):
+    synced = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file)), sync(file)))
+    manifest.append(entry())
+    assert [stat.st_ino for stat in synced] == [manifest.path.stat().st_ino]
+    assert synced[0].st_size == manifest.path.stat().st_size
+
+
+def test_a_symlink_in_its_place_is_not_written_through(manifest, tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine")
+    manifest.path.symlink_to(outside)
+    for use in (manifest.read, lambda: manifest.append(entry())):
+        with pytest.raises(OSError, match="is a symlink"):
+            use()
+    assert outside.read_text() == "mine"
+
+
+def test_what_makes_a_video_another_one_is_in_its_identity():
+    one = entry(parameters={"height": 64, "width": 64}, model="m")
+    same = Entry("a red circle", 7, FAILED, parameters={"width": 64, "height": 64}, model="m")
+    assert one.identity == same.identity
+    others = [
+        entry("b", parameters=one.parameters, model="m"),
+        entry(parameters={"height": 32, "width": 64}, model="m"),
+        entry(parameters=one.parameters, model="n"),
+        Entry("a red circle", 8, DONE, parameters=one.parameters, model="m"),
+    ]
+    assert one.identity not in {other.identity for other in others}
+
+
+def test_only_a_regular_file_has_a_hash(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a").startswith("ba7816bf")
+    assert sha256_of(tmp_path) is None
+    assert sha256_of(tmp_path / "none") is None

@@ -1,0 +1,185 @@
+import json
+
+import pytest
+from checkpoints import PROMPT, SIZE
+
+from fastvideo_lightning import VideoGenerator
+from fastvideo_lightning.batch.folder import StorageError
+from fastvideo_lightning.output import GeneratedVideo
+
+PROMPTS = [PROMPT, {"prompt": "a blue square", "seed": 9, "num_frames": 1}, "a green circle"]
+
+
+@pytest.fixture(scope="module")
+def generator(checkpoint):
+    with VideoGenerator.from_pretrained(checkpoint("t2v"), accelerator="cpu") as generator:
+        yield generator
+
+
+def read_manifest(path):
+    return [json.loads(line) for line in (path / "manifest.jsonl").read_text().splitlines()]
+
+
+def fail_on(generator, *prompts, error=None):
+    """Have the text encoder fail for these prompts."""
+    pipeline = generator.module.pipeline
+    encode = type(pipeline).encode_prompt
+
+    def encode_or_fail(self, prompt, *args, **kwargs):
+        if prompt in prompts:
+            raise error or RuntimeError(f"no {prompt}\nmore")
+        return encode(self, prompt, *args, **kwargs)
+
+    return type(pipeline), "encode_prompt", encode_or_fail
+
+
+def test_each_video_is_the_one_that_is_made_alone(generator, tmp_path):
+    batch = generator.generate_videos(PROMPTS, output_path=tmp_path, seed=5, **SIZE)
+    videos = list(batch)
+    assert [(v.index, v.seed, v.frames.shape[0]) for v in videos] == [
+        (0, 5, 5),
+        (1, 9, 1),
+        (2, 7, 5),
+    ]
+    assert (batch.total, batch.num_skipped, batch.num_made, batch.failed) == (3, 0, 3, [])
+    alone = generator.generate_video("a green circle", save_video=False, seed=7, **SIZE)
+    assert (videos[2].frames == alone.frames).all()
+    for video, line in zip(videos, read_manifest(tmp_path), strict=True):
+        assert tmp_path / line["file"] == video.video_path
+        assert (line["prompt"], line["seed"], line["status"]) == (video.prompt, video.seed, "done")
+        assert line["parameters"]["num_inference_steps"] == SIZE["num_inference_steps"]
+        assert line["time"]["generation_s"] > 0
+
+
+def test_a_video_is_given_out_once_its_file_is_whole_and_the_next_is_made(generator, tmp_path):
+    made = []
+
+    class Listener:
+        def on_predict_batch_end(self, batch):
+            made.append(batch["index"])
+
+    fabric = generator._fabric
+    fabric._callbacks.insert(0, Listener())
+    try:
+        for video in generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE):
+            assert video.video_path.stat().st_size > 0
+            assert len(made) <= video.index + 2, "made further ahead than one"
+    finally:
+        del fabric._callbacks[0]
+    assert made == [0, 1, 2]
+
+
+def test_what_is_done_is_not_made_again_and_what_is_new_is(generator, tmp_path):
+    assert len(list(generator.generate_videos(PROMPTS[:2], output_path=tmp_path, **SIZE))) == 2
+    again = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    assert (again.total, again.num_skipped) == (3, 2)
+    assert [video.prompt for video in again] == ["a green circle"]
+    other_steps = {**SIZE, "num_inference_steps": 1}
+    assert len(list(generator.generate_videos(PROMPTS, output_path=tmp_path, **other_steps))) == 3
+    assert len(list(tmp_path.glob("*.mp4"))) == 6
+
+
+def test_without_resume_all_are_made_again_under_new_names(generator, tmp_path):
+    for _ in range(2):
+        batch = generator.generate_videos([PROMPT], output_path=tmp_path, resume=False, **SIZE)
+        assert len(list(batch)) == 1
+    assert len(list(tmp_path.glob("*.mp4"))) == 2
+
+
+def test_the_same_prompt_and_seed_twice_are_two_videos(generator, tmp_path):
+    twice = [{"prompt": PROMPT, "seed": 3}] * 2
+    first = generator.generate_videos(twice, output_path=tmp_path, **SIZE)
+    next(first)
+    first.close()
+    made = len(list(tmp_path.glob("*.mp4")))
+    rest = generator.generate_videos(twice, output_path=tmp_path, **SIZE)
+    assert len(list(rest)) == 2 - made
+    assert len(list(tmp_path.glob("*.mp4"))) == 2
+
+
+def test_a_prompt_that_fails_is_noted_and_the_others_are_made(generator, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(*fail_on(generator, "a blue square"))
+        batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+        assert [video.index for video in batch] == [0, 2]
+    assert [(entry.prompt, entry.error) for entry in batch.failed] == [
+        ("a blue square", "no a blue square")
+    ]
+    statuses = {line["prompt"]: line["status"] for line in read_manifest(tmp_path)}
+    assert statuses == {PROMPT: "done", "a blue square": "failed", "a green circle": "done"}
+    again = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    assert [video.prompt for video in again] == ["a blue square"]
+
+
+def test_with_fail_fast_the_first_failure_ends_the_batch(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(*fail_on(generator, "a blue square", error=KeyError("x")))
+    batch = generator.generate_videos(PROMPTS, output_path=tmp_path, fail_fast=True, **SIZE)
+    with pytest.raises(KeyError):
+        list(batch)
+    assert batch.num_made == 1, "the one before is written"
+    assert [line["status"] for line in read_manifest(tmp_path)][-1] == "failed"
+    assert read_manifest(tmp_path)[-1]["error"] == "KeyError: 'x'"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_a_stopped_batch_keeps_what_was_made_and_leaves_nothing_half(
+    generator, tmp_path, monkeypatch, stop
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(*fail_on(generator, "a blue square", error=stop))
+        batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+        with pytest.raises(type(stop)):
+            list(batch)
+    assert batch.num_made == 1
+    assert [line["status"] for line in read_manifest(tmp_path)] == ["done"]
+    assert not (tmp_path / ".partial").exists()
+    assert len(list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))) == 2
+
+
+def test_a_batch_that_is_not_read_to_its_end_makes_no_more_and_lets_go(generator, tmp_path):
+    with generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE) as batch:
+        assert next(batch).index == 0
+        with pytest.raises(RuntimeError, match="in the middle of a batch"):
+            generator.generate_video(PROMPT, save_video=False, **SIZE)
+    assert len(list(tmp_path.glob("*.mp4"))) == 2, "the one that was made is written"
+    generator.generate_video(PROMPT, save_video=False, **SIZE)
+    list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))
+
+
+def test_a_folder_that_takes_no_more_ends_the_batch(generator, tmp_path, monkeypatch):
+    def fill_up(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(GeneratedVideo, "save", fill_up)
+        batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+        with pytest.raises(StorageError, match="Free some space"):
+            list(batch)
+    assert [line["status"] for line in read_manifest(tmp_path)] == ["failed"]
+    assert not list(tmp_path.glob("*.mp4"))
+    assert len(list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))) == 3
+
+
+def test_wrong_prompts_are_found_before_any_work(generator, tmp_path):
+    wrong = [
+        ([{"prompt": "a", "num_frames": 4}], ValueError, "num_frames"),
+        ([""], ValueError, "is empty"),
+        (["a", 3], TypeError, "must be text"),
+        ("a", TypeError, "must be a list"),
+    ]
+    for prompts, error, message in wrong:
+        with pytest.raises(error, match=message):
+            generator.generate_videos(prompts, output_path=tmp_path, **SIZE)
+    with pytest.raises(TypeError, match="Did you mean num_frames"):
+        generator.generate_videos(["a"], output_path=tmp_path, num_framez=5)
+    assert not (tmp_path / "manifest.jsonl").exists()
+
+
+def test_what_is_done_needs_no_weights(generator, checkpoint, tmp_path):
+    list(generator.generate_videos([PROMPT], output_path=tmp_path, **SIZE))
+    from fastvideo_lightning import VideoModule
+
+    fresh = VideoGenerator(VideoModule.from_pretrained(checkpoint("t2v")), accelerator="cpu")
+    with fresh:
+        assert list(fresh.generate_videos([PROMPT], output_path=tmp_path, **SIZE)) == []
+        assert fresh._fabric is None

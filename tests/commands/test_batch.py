@@ -1,0 +1,122 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recorders import RecordedBatch, read_errors, record_calls
+
+import fastvideo_lightning
+from fastvideo_lightning.batch import Entry, StorageError
+from fastvideo_lightning.cli import run
+from fastvideo_lightning.output import GeneratedVideo
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """What the command asks of the model and the generator, in order."""
+    monkeypatch.chdir(tmp_path)
+    return record_calls(monkeypatch)
+
+
+WRONG = [
+    (["--prompts", "p.txt", "--prompt", "a"], "--prompt and prompts are both given.", "Keep one"),
+    (["--prompts", "no.txt"], "--prompts: 'no.txt' cannot be read: No such file", "existing"),
+    (["--prompts", "p.doc"], "--prompts must be a file that ends in .txt, .jsonl, .csv", "Pass a"),
+    (["--prompts", "p.txt", "--no-save-video"], "--prompts always writes its videos.", "Leave"),
+    (["--prompts", "-", "--num-gpus", "2"], "--prompts from stdin reach one process", "Write them"),
+    (["--prompts", "bad.jsonl"], "bad.jsonl, line 2: not JSON", "Write one object a line"),
+]
+
+
+@pytest.mark.parametrize(("options", "first", "second"), WRONG)
+def test_a_wrong_choice_is_told_before_a_model_is_loaded(calls, capsys, options, first, second):
+    Path("p.txt").write_text("a")
+    Path("bad.jsonl").write_text('{"prompt": "a"}\n{"prompt"')
+    assert run(["generate", *options]) == 2
+    lines = read_errors(capsys)
+    assert lines[0].startswith(f"Error: {first}")
+    assert second in lines[1]
+    assert calls == []
+
+
+def test_prompts_and_options_reach_the_generator(calls, capsys):
+    Path("p.jsonl").write_text('{"prompt": "a", "seed": 3}\n{"prompt": "b"}\n')
+    words = "--prompts p.jsonl --seed 5 --fps 8 --no-resume --fail-fast --output-path there"
+    assert run(["generate", *words.split()]) == 0
+    asked = next(call for call in calls if call[0] == "batch")
+    assert asked[1] == [{"prompt": "a", "seed": 3}, {"prompt": "b"}]
+    assert asked[2] == {
+        **{"output_path": "there", "resume": False, "fail_fast": True},
+        **{"seed": 5, "fps": 8},
+    }
+    captured = capsys.readouterr()
+    assert captured.out == "there/0.mp4\nthere/1.mp4\n"
+    assert captured.err == "2 of 2 videos are in there.\n"
+
+
+def stop_after_one(error):
+    def iterate(batch):
+        batch.num_made = 1
+        yield GeneratedVideo(np.zeros((1, 2, 2, 3), np.uint8), "a", 7, 16, video_path="there/0.mp4")
+        if error:
+            raise error
+
+    return iterate
+
+
+def test_ctrl_c_says_what_was_made_and_how_to_go_on(calls, capsys, monkeypatch):
+    Path("p.txt").write_text("a\nb\nc")
+    monkeypatch.setattr(RecordedBatch, "__iter__", stop_after_one(KeyboardInterrupt()))
+    assert run(["generate", "--prompts", "p.txt", "--output-path", "there"]) == 130
+    captured = capsys.readouterr()
+    assert captured.out == "there/0.mp4\n"
+    assert captured.err == (
+        "Stopped: 1 of 3 videos is in there. Run the same command again to make the others.\n"
+    )
+    assert calls[-1] == ("close",)
+
+
+def test_what_ends_a_batch_is_told_beside_what_was_made(calls, capsys, monkeypatch):
+    Path("p.txt").write_text("a\nb")
+    error = StorageError("a.mp4 could not be written: No space left. Free some space.")
+    monkeypatch.setattr(RecordedBatch, "__iter__", stop_after_one(error))
+    assert run(["generate", "--prompts", "p.txt", "--output-path", "there"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "Stopped: 1 of 2 videos is in there. Run the same command again to make the others.",
+        "Error: a.mp4 could not be written: No space left.",
+        "Free some space.",
+    ]
+
+
+def test_failures_are_counted_and_end_with_one(calls, capsys, monkeypatch):
+    Path("p.txt").write_text("a\nb")
+    monkeypatch.setattr(RecordedBatch, "__iter__", stop_after_one(None))
+    monkeypatch.setattr(RecordedBatch, "failed", [Entry("b", 8, "failed")], raising=False)
+    assert run(["generate", "--prompts", "p.txt", "--output-path", "there/"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "Error: 1 of 2 videos failed, as there/manifest.jsonl says.",
+        "Run the same command again to try them once more.",
+    ]
+
+
+PROMPTS = "".join(f"a {colour} circle moves right\n" for colour in ("red", "green", "blue"))
+
+
+@pytest.mark.slow
+def test_a_batch_that_was_killed_is_finished_by_the_same_command(tmp_path):
+    (tmp_path / "p.txt").write_text(PROMPTS)
+    words = [sys.executable, "-m", "fastvideo_lightning", "generate", "--accelerator", "cpu"]
+    words += ["--prompts", "p.txt", "--num-inference-steps", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(fastvideo_lightning.__file__).parents[1])}
+    with subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"output/a_red_circle_moves_right.mp4\n"
+        process.kill()
+    made = sorted((tmp_path / "output").glob("*.mp4"))
+    before = {path: path.stat().st_mtime_ns for path in made}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3 - len(made)), done.stderr
+    assert f"{len(made)} of 3 videos" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in made} == before
+    assert len(list((tmp_path / "output").glob("*.mp4"))) == 3

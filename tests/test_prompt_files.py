@@ -1,0 +1,130 @@
+import io
+import json
+import sys
+
+import pytest
+
+from fastvideo_lightning.prompt_files import read_prompt_file
+from fastvideo_lightning.prompts import PromptDataset
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write_file
+
+
+def prompts(path):
+    return [item["prompt"] for item in read_prompt_file(path)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("bom", [b"", BOM])
+def test_lines_of_text_are_prompts_whatever_ends_them(write, end, bom):
+    text = end.join(["a red circle", "", "   ", "  a blue square ", "a 😀 moves"])
+    assert prompts(write("p.txt", bom + text.encode())) == [
+        "a red circle",
+        "a blue square",
+        "a 😀 moves",
+    ]
+
+
+STRANGE = ["x" * 10_000, "../../etc/passwd", "/", "a\0b", "CON", "a\u2028b\x0bc", "'\"{}[],;\t%s"]
+
+
+@pytest.mark.parametrize("prompt", STRANGE)
+def test_a_strange_prompt_comes_out_as_it_went_in(write, prompt):
+    assert prompts(write("p.txt", prompt)) == [prompt]
+    assert prompts(write("p.jsonl", json.dumps({"prompt": prompt}, ensure_ascii=False)))
+    quoted = prompt.replace('"', '""')
+    assert prompts(write("p.csv", f'prompt\n"{quoted}"\n')) == [prompt]
+
+
+def test_a_line_may_hold_any_sampling_parameter(write):
+    jsonl = write(
+        "p.jsonl",
+        '{"prompt": "a", "num-frames": 33, "guidance_scale": 2.5, "seed": 3, "height": null}\r\n'
+        "\r\n"
+        '{"prompt": "b"}',
+    )
+    csv = write(
+        "p.csv",
+        BOM + b'prompt, num-frames, guidance_scale,seed\r\na,33,2.5,3\r\n,,,\r\n"b",,,\r\n',
+    )
+    expected = [
+        {"prompt": "a", "num_frames": 33, "guidance_scale": 2.5, "seed": 3},
+        {"prompt": "b"},
+    ]
+    assert read_prompt_file(jsonl) == read_prompt_file(csv) == expected
+    assert PromptDataset(expected)[0]["num_frames"] == 33
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_the_columns_of_a_csv_may_be_split_as_other_spreadsheets_do(write, delimiter):
+    path = write("p.csv", f'seed{delimiter}prompt\n7{delimiter}"a, b; c"\n')
+    assert read_prompt_file(path) == [{"seed": 7, "prompt": "a, b; c"}]
+
+
+def test_a_quoted_prompt_may_run_over_lines_and_the_count_goes_on_behind_it(write):
+    path = write("p.csv", 'prompt,seed\n"a\nred\ncircle",1\nb,x\n')
+    with pytest.raises(ValueError, match="line 5: seed must be a whole number"):
+        read_prompt_file(path)
+
+
+WRONG = [
+    ("p.txt", b"fine\n\xff\xfe", "line 2: this is not UTF-8 text"),
+    ("p.txt", "\n \n", "holds no prompts"),
+    ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": "b",}', "line 3: not JSON: .* column 16"),
+    ("p.jsonl", '["a"]', "line 1: expected an object, got a list"),
+    ("p.jsonl", '{"seed": 3}', "line 1: prompt is empty"),
+    ("p.jsonl", '{"prompt": 3}', "line 1: prompt must be text, got int"),
+    ("p.jsonl", '{"prompt": "a", "sed": 3}', r"line 1: .*'sed'. Did you mean seed\?"),
+    ("p.jsonl", '{"prompt": "a", "seed": 1.5}', "line 1: seed must be a whole number"),
+    ("p.jsonl", '{"prompt": "a", "guidance_scale": NaN}', "line 1: guidance_scale must be"),
+    ("p.jsonl", '{"prompt": "a", "seed": 1, "seed": 2}', "line 1: seed is given twice"),
+    ("p.jsonl", '{"prompt": "a", "num-frames": 1, "num_frames": 2}', "num_frames is given twice"),
+    ("p.jsonl", '{"prompt": "\\ud800"}', "line 1: prompt is no valid text"),
+    ("p.jsonl", '{"prompt": "a", "negative_prompt": "\\ud800"}', "negative_prompt is no valid"),
+    ("p.jsonl", '{"prompt": "a", "image_path": "no.png"}', "line 1: image_path: there is no file"),
+    ("p.jsonl", '{"prompt": "a", "image_path": "a\\u0000"}', "line 1: image_path: there is no"),
+    ("p.jsonl", "[" * 100_000, "line 1: "),
+    ("p.jsonl", '{"prompt": "a", "seed": 1' + "0" * 5000 + "}", "line 1: "),
+    ("p.csv", "seed\n1\n", "line 1: the header names no column prompt, got seed"),
+    ("p.csv", "prompt,sed\na,1\n", "line 1: the header does not know 'sed'"),
+    ("p.csv", "prompt,seed\na,1\nb\n", "line 3: expected 2 columns as in the header, got 1"),
+    ("p.csv", "prompt\na, b\n", "line 2: expected 1 columns .* Quote texts with commas"),
+    ("p.csv", 'prompt\n"a', "line 2: unexpected end of data"),
+    ("p.csv", "prompt,num_frames\na,many\n", "line 2: num_frames must be a whole number"),
+    ("p.doc", "a", "must be a file that ends in .txt, .jsonl, .csv"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), WRONG)
+def test_what_is_wrong_is_told_with_its_line(write, name, content, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_prompt_file(write(name, content))
+    assert name in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_told_by_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no.txt' cannot be read: No such file"):
+        read_prompt_file(tmp_path / "no.txt")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_prompt_file("a\0.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"a red circle\nb\n", ["a red circle", "b"]), (b'\n{"prompt": "a"}\n', ["a"])],
+)
+def test_stdin_is_json_lines_where_it_begins_like_them_and_text_otherwise(
+    monkeypatch, content, expected
+):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert prompts("-") == expected
