@@ -17,7 +17,7 @@ from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streami
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.group import UnitGroup
-from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit
+from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit, refuse_whole_compile
 from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.partition import BlockList, find_block_lists, spread
 from fastvideo_lightning.offload.registry import engine_of
@@ -79,6 +79,7 @@ class LayerwiseOffload(Placement):
         blocks = [block for found in self._find_lists(target) for block in found.blocks]
         model_fqn = self._enclosing_model(target)
         model = root.get_submodule(model_fqn)
+        refuse_whole_compile(model, model_fqn)
         engine = attachment.engine = engine_of(root, device, num_slots=self.num_slots)
 
         tensors, _ = bindings_inside(root, [block for _, block in blocks])

@@ -132,6 +132,7 @@ class VideoGenerator:
         import lightning as L
 
         from fastvideo_lightning.callbacks import ProgressBar
+        from fastvideo_lightning.compiling import compile_blocks
         from fastvideo_lightning.placements import make_placements
 
         placements = make_placements(
@@ -151,6 +152,9 @@ class VideoGenerator:
         try:
             with _explained_memory(module, self.config):
                 fabric.setup(module)
+            if self.config.compile:
+                for fqn in module.denoisers:
+                    compile_blocks(module, fqn)
         except BaseException:
             fabric.call("teardown")
             raise

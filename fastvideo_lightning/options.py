@@ -160,6 +160,7 @@ def make_options() -> list[click.Parameter]:
         "pin_cpu_memory": "Pin host memory: faster transfers.",
         "text_encoder_layerwise_offload": "Stream the text encoder through the GPU instead.",
         "dit_resident_blocks": "So many of the streamed blocks stay on the GPU.",
+        "compile": "Compile the denoiser's blocks: slower to start, faster steps.",
         "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
         "host_memory": "Of the host copies; mapped: the checkpoint's file itself.",
     }

@@ -21,6 +21,7 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "host_memory": "auto",
         "text_encoder_layerwise_offload": False,
         "dit_resident_blocks": 0,
+        "compile": False,
         "vae_tiling": False,
     }
 

@@ -41,6 +41,7 @@ ALLOWED = {
         *("torch", "lightning", "config", "checkpoint", "offload.partition"),
         *("sharing", "strategies"),
     },
+    "compiling.py": {"torch", "offload.partition"},
     "loop.py": {"torch", "lightning", "sharing"},
     "options.py": {"click", "yaml", "config"},
     "messages.py": {"click", "options"},
@@ -68,7 +69,7 @@ ALLOWED = {
     },
     "generator.py": {
         *("torch", "lightning", "callbacks", "config", "devices", "loop", "modules", "output"),
-        *("batch", "placements", "prompts", "saving", "strategies"),
+        *("batch", "compiling", "placements", "prompts", "saving", "strategies"),
     },
 }
 

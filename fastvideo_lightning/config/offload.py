@@ -23,6 +23,7 @@ class OffloadConfig:
         pin_cpu_memory: Pin the host copies: faster transfers, but locked memory.
         text_encoder_layerwise_offload: Stream the text encoder instead of computing it on the CPU.
         dit_resident_blocks: So many of a streamed denoiser's blocks, at least, stay on the device.
+        compile: Compile the denoisers' blocks.
         vae_tiling: Decode in tiles: less memory, other bits.
         host_memory: `auto`, `mapped` (the checkpoint file itself is the host copy), `pinned` or
             `pageable`; without `pin_cpu_memory` it is pageable.
@@ -42,6 +43,7 @@ class OffloadConfig:
     pin_cpu_memory: bool = True
     text_encoder_layerwise_offload: bool = False
     dit_resident_blocks: int = 0
+    compile: bool = False
     vae_tiling: bool = False
     host_memory: str = "auto"
 

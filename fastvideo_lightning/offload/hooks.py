@@ -5,14 +5,15 @@ be pickled or copied: a module that carries them has memory which only its engin
 """
 
 from collections.abc import Callable, Iterable
-from typing import Generic, NoReturn, ParamSpec, Protocol, TypeVar, cast
+from typing import Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_any, tree_map
+from torch._dynamo.eval_frame import OptimizedModule
 
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.group import UnitGroup
+from fastvideo_lightning.offload.transfers import move_inputs, move_tensors
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 CALLS = ("encode", "decode")
@@ -43,8 +44,9 @@ class Hook(Generic[P, R]):
         self.function = function
         self.fqn = fqn or "The module"
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function."""
+        """Call the function; a compiler leaves it alone, and compiles what lies between hooks."""
         return self.function(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -129,6 +131,7 @@ def hook_model(
     def before(
         module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> tuple[object, dict[str, object]] | None:
+        refuse_whole_compile(module, fqn)
         on_call()
         engine.enter(module, group)
         return move_inputs(args, kwargs, engine.device)
@@ -216,6 +219,20 @@ def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     return [*calls, _show_host_values(unit), refuse_conversion(unit.module, unit.fqn)]
 
 
+def refuse_whole_compile(model: nn.Module, fqn: str) -> None:
+    """Refuse a model that is compiled as a whole, with the blocks that are to stream in it.
+
+    Raises:
+        RuntimeError: it is.
+    """
+    if model._compiled_call_impl is not None or isinstance(model, OptimizedModule):
+        raise RuntimeError(
+            f"{fqn or type(model).__name__} is compiled as a whole, so the hooks that bring its "
+            "blocks in would be compiled away. Compile block by block: pass compile=True to the "
+            "generator, or call `block.compile()` for each block of a list."
+        )
+
+
 def refuse_conversion(module: nn.Module, fqn: str) -> Handle:
     """Refuse ``.to(...)``, ``.half()``, ``.cuda()`` and the like while a module is offloaded."""
 
@@ -234,39 +251,6 @@ def remove_all(handles: Iterable[Handle]) -> None:
     """Undo registrations, the last first."""
     for handle in reversed(list(handles)):
         handle.remove()
-
-
-def move_inputs(
-    args: tuple[object, ...], kwargs: dict[str, object], device: torch.device
-) -> tuple[tuple[object, ...], dict[str, object]] | None:
-    """Arguments with their tensors on ``device``; None where they are there already."""
-    if not tree_any(lambda leaf: _is_elsewhere(leaf, device), (args, kwargs)):
-        return None
-    moved = tree_map(lambda leaf: _move_leaf(leaf, device), (args, kwargs))
-    return cast("tuple[tuple[object, ...], dict[str, object]]", moved)
-
-
-def move_tensors(tree: object, device: torch.device) -> object:
-    """A nest of containers and outputs with its tensors on ``device``."""
-    return tree_map(lambda leaf: _move_leaf(leaf, device), tree)
-
-
-def _is_elsewhere(leaf: object, device: torch.device) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.device != device
-
-
-def _move_leaf(leaf: object, device: torch.device) -> object:
-    if isinstance(leaf, torch.Tensor):
-        return leaf.to(device)
-    attributes = getattr(leaf, "__dict__", None)
-    if isinstance(leaf, nn.Module) or not attributes:
-        return leaf
-    if any(isinstance(value, torch.Tensor) for value in attributes.values()):
-        # An object that carries tensors, such as the latent distribution of a VAE.
-        for name, value in attributes.items():
-            if isinstance(value, torch.Tensor | torch.device):
-                attributes[name] = value.to(device) if isinstance(value, torch.Tensor) else device
-    return leaf
 
 
 def _show_on_host(model: nn.Module, fqn: str) -> Handle:
