@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.components import Component, RunDtypes, build_component
+from fastvideo_lightning.trust import check_code
 from fastvideo_lightning.weights import CheckpointError, StoredWeight, read_json
 
 __all__ = ["Checkpoint", "CheckpointError", "StoredWeight", "load_pipeline", "open_checkpoint"]
@@ -39,6 +40,7 @@ class Checkpoint:
         components: Library and class of each part that is not null, by name.
         sampling: What `sampling.json` beside the weights says, or nothing.
         variant: Variant of the weight files, such as `fp16`.
+        allow_pickle: Whether pickled weights may be loaded.
     """
 
     folder: Path
@@ -46,10 +48,15 @@ class Checkpoint:
     components: dict[str, tuple[str, str]]
     sampling: dict[str, Any] = field(default_factory=dict)
     variant: str | None = None
+    allow_pickle: bool = False
 
 
 def open_checkpoint(
-    path: str | PathLike[str], *, revision: str | None = None, variant: str | None = None
+    path: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
 ) -> Checkpoint:
     """Find a checkpoint and read its index.
 
@@ -58,6 +65,7 @@ def open_checkpoint(
             or the name of a model inside this package such as `tiny-shapes`.
         revision: Branch, tag or commit on the hub.
         variant: Variant of the weight files.
+        allow_pickle: Load pickled weights where there are no others.
 
     Raises:
         FileNotFoundError: If there is no such folder or hub id.
@@ -90,7 +98,12 @@ def open_checkpoint(
             )
     sampling = folder / "sampling.json"
     return Checkpoint(
-        folder, class_name, components, read_json(sampling) if sampling.is_file() else {}, variant
+        folder,
+        class_name,
+        components,
+        read_json(sampling) if sampling.is_file() else {},
+        variant,
+        allow_pickle,
     )
 
 
@@ -138,6 +151,7 @@ def load_pipeline(
             dtypes=dtypes,
             device_type=device_type,
             variant=checkpoint.variant,
+            allow_pickle=checkpoint.allow_pickle,
         )
     pipeline = _join(checkpoint, {name: component.module for name, component in built.items()})
     sources = {
@@ -229,6 +243,7 @@ def _component_class(checkpoint: Checkpoint, name: str) -> Any:
     )
 
     library, class_name = checkpoint.components[name]
+    check_code(checkpoint.folder, name, library, class_name)
     try:
         found, _ = get_class_obj_and_candidates(
             library, class_name, ALL_IMPORTABLE_CLASSES, pipelines, hasattr(pipelines, library)

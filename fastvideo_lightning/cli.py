@@ -148,6 +148,7 @@ def _make_video(request: Request) -> None:
             dtype=choices["dtype"],
             revision=choices.get("revision"),
             variant=choices.get("variant"),
+            allow_pickle=choices["allow_pickle"],
             device_type="cpu" if device_type == "cpu" else None,
         )
         if request.prompts is None:

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import nn
 
+from fastvideo_lightning.trust import check_pickle
 from fastvideo_lightning.weights import (
     CheckpointError,
     StoredTensor,
@@ -58,6 +61,7 @@ def build_component(
     dtypes: RunDtypes,
     device_type: str,
     variant: str | None,
+    allow_pickle: bool = False,
 ) -> Component:
     """Build a model from its configuration and find its weights, reading only headers.
 
@@ -68,6 +72,7 @@ def build_component(
         device_type: Where it will likely run; buffers that `__init__` makes take that dtype.
         variant: The variant of its files, such as `fp16`; files without it are used where
             the component has none with it.
+        allow_pickle: Load pickled weights where there are no others.
 
     Raises:
         CheckpointError: If weights are missing, damaged or of another shape than the model's.
@@ -81,11 +86,14 @@ def build_component(
             f"No weights in {folder}: expected {stem}.safetensors or its shards there. "
             "Download the checkpoint again."
         )
+    if tensors is None:
+        check_pickle(folder, allow_pickle=allow_pickle)
     component = None
     if tensors is not None and not read_json(folder / "config.json").get("quantization_config"):
         component = _build_without_weights(model_class, folder, tensors, dtypes, dtype)
     if component is None:
-        component = Component(_load_by_library(model_class, folder, dtype, variant))
+        kind = {"variant": variant, "use_safetensors": tensors is not None}
+        component = Component(_load_by_library(model_class, folder, dtype, kind))
     component.module.requires_grad_(False)
     component.module.eval()
     return component
@@ -230,15 +238,15 @@ def _read_buffer(module: nn.Module, fqn: str, source: StoredWeight, dtype: torch
 
 
 def _load_by_library(
-    model_class: type[nn.Module], folder: Path, dtype: torch.dtype, variant: str | None
+    model_class: type[nn.Module], folder: Path, dtype: torch.dtype, kind: Mapping[str, Any]
 ) -> nn.Module:
     """Load on the host with the library's own `from_pretrained`."""
     module: nn.Module
     try:
         module, report = model_class.from_pretrained(  # type: ignore[attr-defined]
-            folder, variant=variant, output_loading_info=True, dtype=dtype
+            folder, output_loading_info=True, dtype=dtype, **kind
         )
-    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         raise CheckpointError(
             f"{model_class.__name__} cannot load the weights in {folder}: {error}"
         ) from error

@@ -26,7 +26,7 @@ __all__ = ["VideoGenerator", "check_devices"]
 _FLAGS = tuple(OffloadConfig.__dataclass_fields__)
 _SAMPLING = tuple(SamplingParams.__dataclass_fields__)
 _SAVING = ("output_path", "save_video")
-_LOADING = ("num_gpus", "accelerator", "dtype", "callbacks", "revision", "variant")
+_LOADING = ("num_gpus", "accelerator", "dtype", "callbacks", "revision", "variant", "allow_pickle")
 
 
 class VideoGenerator:
@@ -76,6 +76,7 @@ class VideoGenerator:
         callbacks: Iterable[object] = (),
         revision: str | None = None,
         variant: str | None = None,
+        allow_pickle: bool = False,
         **flags: Any,
     ) -> Self:
         """Load a model, ready to make videos.
@@ -88,6 +89,7 @@ class VideoGenerator:
             callbacks: The user's own, beside those the flags make.
             revision: Branch, tag or commit on the hub.
             variant: Variant of the weight files, such as `fp16`.
+            allow_pickle: Load pickled weights where there are no others; they can run code.
             **flags: Fields of `OffloadConfig`.
 
         Raises:
@@ -105,6 +107,7 @@ class VideoGenerator:
             dtype=dtype,
             revision=revision,
             variant=variant,
+            allow_pickle=allow_pickle,
             device_type="cpu" if device_type == "cpu" else None,
         )
         generator = cls(
@@ -230,9 +233,8 @@ class VideoGenerator:
 
         taken = ("output_path", "resume", "fail_fast")
         check_keywords(sampling, known=_SAMPLING, others=taken, where="generate_videos()")
-        batch = PromptDataset(prompts, **sampling)
         return VideoBatch(
-            batch,
+            PromptDataset(prompts, **sampling),
             BatchFolder(output_path),
             module=self.module,
             resume=resume,

@@ -27,6 +27,7 @@ DEFAULTS = {
     "save_video": True,
     "resume": True,
     "fail_fast": False,
+    "allow_pickle": False,
     "num_gpus": 1,
     "accelerator": "auto",
     "dtype": "auto",
@@ -124,6 +125,7 @@ def make_options() -> list[click.Parameter]:
         ("save_video", PROMPT, bool, "Write the video."),
         ("model", MODEL, str, "Folder of a diffusers pipeline, hub id, or tiny-shapes."),
         ("revision", MODEL, str, "Branch, tag or commit on the hub."),
+        ("allow_pickle", MODEL, bool, "Load pickled weights, which can run code, if need be."),
         ("variant", MODEL, str, "Variant of the weight files, such as fp16."),
         (
             "dtype",

@@ -22,13 +22,15 @@ ALLOWED = {
         *("batch", "callbacks.write_behind"),
     },
     "weights.py": {"torch", "safetensors"},
-    "components.py": {"torch", "diffusers", "transformers", "accelerate", "weights"},
+    "trust.py": {"diffusers", "weights"},
+    "components.py": {"torch", "diffusers", "transformers", "accelerate", "trust", "weights"},
     "checkpoint.py": {
         "torch",
         "diffusers",
         "transformers",
         "huggingface_hub",
         "components",
+        "trust",
         "weights",
     },
     "modules": {

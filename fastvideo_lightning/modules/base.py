@@ -70,6 +70,7 @@ class VideoModule(L.LightningModule):
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         variant: str | None = None,
+        allow_pickle: bool = False,
         device_type: str | None = None,
     ) -> "VideoModule":
         """Build the module of a checkpoint's family; only headers are read.
@@ -80,6 +81,7 @@ class VideoModule(L.LightningModule):
                 `fp16`, `fp32`: all components in it, the VAE too, as diffusers' `torch_dtype` does.
             revision: Branch, tag or commit on the hub.
             variant: Variant of the weight files, such as `fp16`.
+            allow_pickle: Load pickled weights where there are no others; they can run code.
             device_type: Where it will run, `cpu` or `cuda`; by default `cuda` where there is one.
 
         Raises:
@@ -89,7 +91,9 @@ class VideoModule(L.LightningModule):
         """
         from fastvideo_lightning.modules import find_family
 
-        checkpoint = open_checkpoint(path, revision=revision, variant=variant)
+        checkpoint = open_checkpoint(
+            path, revision=revision, variant=variant, allow_pickle=allow_pickle
+        )
         family = find_family(checkpoint.class_name) if cls is VideoModule else cls
         pipeline, sources = load_pipeline(
             checkpoint,

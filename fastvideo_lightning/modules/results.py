@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastvideo_lightning.modules.finite import check_frames
 from fastvideo_lightning.modules.pipelines import Pipeline
 from fastvideo_lightning.output import Audio, Frames
 
@@ -36,6 +37,7 @@ def read_output(output: Any, pipeline: Pipeline) -> Result:
     pixels = _as_array(getattr(output, visual))
     if pixels.ndim == 5:  # a batch of one video; a batch of one picture is a video of one frame
         pixels = pixels[0]
+    check_frames(pixels)
     audio = getattr(output, "audio", None)
     return Result(as_uint8(pixels), None if audio is None else _as_audio(audio, pipeline))
 

@@ -1,13 +1,14 @@
 """When each denoising step starts and ends, seen from outside the pipeline."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any
 
 from torch import nn
 
+from fastvideo_lightning.modules.finite import LatentsWatch
 from fastvideo_lightning.modules.pipelines import Pipeline
 
 # Called with the name of a moment, the step and the number of steps.
@@ -44,6 +45,7 @@ class StepWatch:
         self._announce = announce
         self._num_steps = num_steps
         self._step = 0
+        self._latents = LatentsWatch()
 
     @contextmanager
     def watch(self, pipeline: Pipeline, denoisers: Iterable[nn.Module]) -> Iterator[dict[str, Any]]:
@@ -64,33 +66,42 @@ class StepWatch:
             if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
                 yield {"callback_on_step_end": self._on_step_end}
             elif getattr(pipeline, "scheduler", None) is not None:
-                stack.enter_context(_after_each_call(pipeline.scheduler, "step", self._end_step))
+                stack.enter_context(
+                    _after_each_call(pipeline.scheduler, "step", self._on_scheduler_step)
+                )
                 yield {}
             else:  # nothing is denoised
                 yield {}
         self.stage = Stage.IDLE
 
-    def _on_step_end(self, *_: object) -> dict[str, Any]:
-        self._end_step()
+    def _on_step_end(
+        self, pipeline: Pipeline, step: int, timestep: Any, tensors: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        self._end_step(tensors.get("latents"))
         return {}
 
-    def _end_step(self) -> None:
+    def _on_scheduler_step(self, output: Any) -> None:
+        self._end_step(output[0] if isinstance(output, tuple) else output.prev_sample)
+
+    def _end_step(self, latents: object) -> None:
+        self._latents.note(latents)
         self._announce("on_denoise_step_end", self._step, self._num_steps)
         self._step += 1
         if self._step < self._num_steps:
             self._announce("on_denoise_step_start", self._step, self._num_steps)
         else:
+            self._latents.check(self._num_steps)
             self.stage = Stage.DECODE
 
 
 @contextmanager
-def _after_each_call(owner: object, name: str, then: Callable[[], None]) -> Iterator[None]:
-    """Have `then` run after every call of a method, until the context ends."""
+def _after_each_call(owner: object, name: str, then: Callable[[Any], None]) -> Iterator[None]:
+    """Have `then` see the result of every call of a method, until the context ends."""
     method = getattr(owner, name)
 
     def called(*args: Any, **kwargs: Any) -> Any:
         result = method(*args, **kwargs)
-        then()
+        then(result)
         return result
 
     setattr(owner, name, called)

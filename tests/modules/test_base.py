@@ -82,8 +82,8 @@ def test_a_component_nothing_has_placed_is_named(checkpoint: FindCheckpoint) -> 
 
 def test_steps_are_announced_by_the_scheduler_where_a_pipeline_has_no_callback() -> None:
     class Scheduler:
-        def step(self) -> int:
-            return 1
+        def step(self) -> tuple[int]:
+            return (1,)
 
     class Pipeline:
         scheduler = Scheduler()
@@ -92,7 +92,7 @@ def test_steps_are_announced_by_the_scheduler_where_a_pipeline_has_no_callback()
             for _ in range(2):
                 denoiser(torch.ones(1))
                 denoiser(torch.ones(1))
-                assert self.scheduler.step() == 1
+                assert self.scheduler.step() == (1,)
 
     denoiser, heard = torch.nn.Identity(), []
     watch = StepWatch(lambda *moment: heard.append(moment), num_steps=2)
