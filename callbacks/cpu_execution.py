@@ -3,14 +3,9 @@
 import torch
 from torch import nn
 
-from fastvideo_lightning.callbacks.placement import (
-    Attachment,
-    Placement,
-    bindings_inside,
-    weight_sources,
-)
+from fastvideo_lightning.callbacks.attachment import Attachment
+from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.offload.hooks import hook_calls
-from fastvideo_lightning.offload.residents import ResidentSet
 
 
 class CPUExecution(Placement):
@@ -25,9 +20,7 @@ class CPUExecution(Placement):
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
         (inside,), _ = bindings_inside(attachment.root, [target])
-        residents = ResidentSet(inside, torch.device("cpu"), run_device=device)
-        attachment.residents.append(residents)
-        residents.load(weight_sources(attachment.root))
+        attachment.keep(inside, torch.device("cpu"), run_device=device)
         attachment.handles.extend(
             hook_calls(
                 target,

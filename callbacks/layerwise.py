@@ -5,14 +5,13 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from fastvideo_lightning.callbacks.placement import (
+from fastvideo_lightning.callbacks.attachment import (
     Attachment,
-    Placement,
-    bindings_inside,
     claimed_by_others,
     is_within,
     weight_sources,
 )
+from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streaming
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.offload.bindings import TensorBinding
@@ -21,7 +20,6 @@ from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit, refus
 from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.partition import BlockList, find_block_lists, spread
 from fastvideo_lightning.offload.registry import engine_of
-from fastvideo_lightning.offload.residents import ResidentSet
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 
@@ -78,7 +76,7 @@ class LayerwiseOffload(Placement):
         root, sources = attachment.root, weight_sources(attachment.root)
         blocks = [block for found in self._find_lists(target) for block in found.blocks]
         model_fqn = self._enclosing_model(target)
-        model = root.get_submodule(model_fqn)
+        model = attachment.model = root.get_submodule(model_fqn)
         refuse_whole_compile(model, model_fqn)
         engine = attachment.engine = engine_of(root, device, num_slots=self.num_slots)
 
@@ -98,7 +96,7 @@ class LayerwiseOffload(Placement):
             staying = [binding for unit in residents for binding in unit.bindings] + staying
         share_streaming(engine, self.shard_transport, group.units)
         engine.attach(group, sources)
-        attachment.first = group.first
+        attachment.first, attachment.units = group.first, group.units
         attachment.handles.append(Undo(lambda: engine.detach(group.units)))
         tables, staying = split_tables(staying, sources, device, larger_than=engine.ring.slot_bytes)
         self._keep(attachment, staying, device, run_device=device)
@@ -126,10 +124,7 @@ class LayerwiseOffload(Placement):
     ) -> None:
         others = claimed_by_others(attachment.root, self)
         mine = [b for b in bindings if not any(is_within(b.fqn, fqn) for fqn in others)]
-        residents = ResidentSet(mine, device, run_device=run_device)
-        attachment.residents.append(residents)
-        attachment.handles.append(Undo(residents.unload))
-        residents.load(weight_sources(attachment.root))
+        attachment.keep(mine, device, run_device=run_device)
 
     def _complete_residents(
         self, attachment: Attachment, model: nn.Module, device: torch.device

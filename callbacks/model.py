@@ -3,12 +3,8 @@
 import torch
 from torch import nn
 
-from fastvideo_lightning.callbacks.placement import (
-    Attachment,
-    Placement,
-    bindings_inside,
-    weight_sources,
-)
+from fastvideo_lightning.callbacks.attachment import Attachment, weight_sources
+from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.hooks import Undo, hook_transient
 from fastvideo_lightning.offload.host import HostMemory
@@ -41,6 +37,6 @@ class ModelOffload(Placement):
         )
         engine = attachment.engine = engine_of(attachment.root, device)
         engine.attach(UnitGroup([unit]), weight_sources(attachment.root))
-        attachment.first = unit
+        attachment.first, attachment.units = unit, (unit,)
         attachment.handles.append(Undo(lambda: engine.detach([unit])))
         attachment.handles.extend(hook_transient(engine, unit))

@@ -2,72 +2,15 @@
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricModule
 from torch import nn
 
+from fastvideo_lightning.callbacks.attachment import CLAIMS, Attachment, is_within
 from fastvideo_lightning.offload.bindings import TensorBinding, find_bindings, split_by_owner
-from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.hooks import Handle, remove_all
-from fastvideo_lightning.offload.residents import ResidentSet
-from fastvideo_lightning.offload.source import WeightSource
-from fastvideo_lightning.offload.unit import OffloadUnit
-
-_CLAIMS: WeakKeyDictionary[nn.Module, dict[str, "Placement"]] = WeakKeyDictionary()
-
-
-class Attachment:
-    """One callback on one root module: what undoes it.
-
-    Attributes:
-        engine: the engine that moves the target's weights, where one does.
-        residents: weights that stay in one place.
-        first: the unit that the target's next call needs first, where units move.
-    """
-
-    def __init__(self, callback: "Placement", root: nn.Module) -> None:
-        self.callback = callback
-        self.root = root
-        self.engine: OffloadEngine | None = None
-        self.residents: list[ResidentSet] = []
-        self.first: OffloadUnit | None = None
-        self.handles: list[Handle] = []
-        self._passes_per_step = 1
-        self._passes_so_far = 0
-
-    def foresee(self, step: int, *, comes_next: bool) -> None:
-        """A denoising step begins: note how many passes the last one took, say what follows it.
-
-        Args:
-            step: number of the step.
-            comes_next: whether the target is called when this step is over, and not before.
-        """
-        if self.engine is None or self.first is None:
-            return
-        passes = self.engine.stats.passes - self._passes_so_far
-        self._passes_so_far += passes
-        if step > 0:
-            self._passes_per_step = max(passes, 1)
-        if comes_next:
-            self.engine.expect(self.first, after_passes=self._passes_per_step)
-
-    def remove(self) -> None:
-        """Take the callback off the module, which is left with ordinary host tensors."""
-        if self not in self.callback.attachments:
-            return
-        self.callback.attachments.remove(self)
-        claims = _CLAIMS.get(self.root, {})
-        if claims.get(self.callback.target) is self.callback:
-            del claims[self.callback.target]
-        if self.engine is not None:
-            self.engine.end_run()
-        remove_all(self.handles)
-        self.handles.clear()
 
 
 @runtime_checkable
@@ -112,10 +55,11 @@ class Placement(ABC):
         target = find_target(module, self.target, by=repr(self))
         device = canonical_device(device)
         self._claim(module)
-        attachment = Attachment(self, module)
+        attachment = Attachment(self, module, target)
         self.attachments.append(attachment)
         try:
             self._place(attachment, target, device)
+            attachment.watch()
         except BaseException:
             attachment.remove()
             raise
@@ -135,6 +79,7 @@ class Placement(ABC):
     def on_predict_batch_start(self) -> None:
         """Take over edits of weights; from here to the end of the batch they stay as they are."""
         for attachment in self.attachments:
+            attachment.adapt()
             for residents in attachment.residents:
                 residents.refresh()
             if attachment.engine is not None:
@@ -171,7 +116,7 @@ class Placement(ABC):
         """Put ``target``'s weights where they belong; ``attachment`` keeps what undoes it."""
 
     def _claim(self, root: nn.Module) -> None:
-        claims = _CLAIMS.setdefault(root, {})
+        claims = CLAIMS.setdefault(root, {})
         for fqn, other in claims.items():
             if is_within(fqn, self.target) or is_within(self.target, fqn):
                 raise ValueError(
@@ -218,19 +163,3 @@ def bindings_inside(
 ) -> tuple[list[list[TensorBinding]], list[TensorBinding]]:
     """The tensors that each of ``modules`` alone holds, and all others of ``root``."""
     return split_by_owner(find_bindings(root), modules)
-
-
-def claimed_by_others(root: nn.Module, callback: Placement) -> list[str]:
-    """FQNs of ``root`` that other callbacks place."""
-    return [fqn for fqn, other in _CLAIMS.get(root, {}).items() if other is not callback]
-
-
-def is_within(name: str, fqn: str) -> bool:
-    """Whether ``name`` is the module ``fqn`` or lies in it."""
-    return not fqn or name == fqn or name.startswith(f"{fqn}.")
-
-
-def weight_sources(root: nn.Module) -> Mapping[str, WeightSource]:
-    """Where the bytes of ``root``'s parameters on meta are, if it says so."""
-    sources: Mapping[str, WeightSource] = getattr(root, "weight_sources", {})
-    return sources

@@ -3,14 +3,9 @@
 import torch
 from torch import nn
 
-from fastvideo_lightning.callbacks.placement import (
-    Attachment,
-    Placement,
-    bindings_inside,
-    weight_sources,
-)
-from fastvideo_lightning.offload.hooks import Undo, hook_calls
-from fastvideo_lightning.offload.residents import ResidentSet
+from fastvideo_lightning.callbacks.attachment import Attachment
+from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
+from fastvideo_lightning.offload.hooks import hook_calls
 
 
 class Resident(Placement):
@@ -22,8 +17,5 @@ class Resident(Placement):
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
         (inside,), _ = bindings_inside(attachment.root, [target])
-        residents = ResidentSet(inside, device, run_device=device)
-        attachment.residents.append(residents)
-        attachment.handles.append(Undo(residents.unload))
-        residents.load(weight_sources(attachment.root))
+        attachment.keep(inside, device, run_device=device)
         attachment.handles.extend(hook_calls(target, self.target, inputs_to=device))

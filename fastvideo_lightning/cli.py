@@ -165,6 +165,9 @@ def _make_video(request: Request) -> None:
             return
         assert request.prompt is not None
         generator.setup()
+        with users_mistakes(ImportError):
+            for lora in choices.get("lora", ()):
+                generator.load_lora(lora.path, weight=lora.weight)
         video = generator.generate_video(
             request.prompt,
             output_path=choices["output_path"],

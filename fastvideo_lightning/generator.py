@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords
 from fastvideo_lightning.devices import check_devices
+from fastvideo_lightning.lora import GeneratesWithLora
 from fastvideo_lightning.output import GeneratedVideo, check_output_folder
 from fastvideo_lightning.prompts import PromptDataset, check_prompt
 from fastvideo_lightning.saving import Saving
@@ -29,7 +30,7 @@ _SAVING = ("output_path", "save_video")
 _LOADING = ("num_gpus", "accelerator", "dtype", "callbacks", "revision", "variant", "allow_pickle")
 
 
-class VideoGenerator:
+class VideoGenerator(GeneratesWithLora):
     """Makes videos with one model, whose weights are where the flags say.
 
     Usually made by `from_pretrained`; the constructor takes the pieces, and `setup` reads weights.

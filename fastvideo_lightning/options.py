@@ -14,6 +14,7 @@ import click
 from fastvideo_lightning.config import (
     HOST_MEMORY,
     MAX_FPS,
+    LoraChoice,
     OffloadConfig,
     SamplingParams,
     nearest_name,
@@ -71,7 +72,9 @@ class GroupedOption(click.Option):
     Its value is None where it was not given: what was not typed leaves room for the file's.
     """
 
-    def __init__(self, name: str, *, group: str, kind: Any = str, text: str) -> None:
+    def __init__(
+        self, name: str, *, group: str, kind: Any = str, text: str, multiple: bool = False
+    ) -> None:
         stem = name.replace("_", "-")
         default = {**DEFAULTS, **FLAGS}.get(name)
         is_flag = isinstance(default, bool)
@@ -81,7 +84,12 @@ class GroupedOption(click.Option):
             text += f" [default: {default}]"
         declaration = f"--{stem}/--no-{stem}" if is_flag else f"--{stem}"
         super().__init__(
-            [declaration, name], type=None if is_flag else kind, default=None, help=text
+            [declaration, name],
+            type=None if is_flag else kind,
+            default=None,
+            help=text,
+            multiple=multiple,
+            callback=lambda ctx, param, value: None if value == () else value,
         )
         self.group = group
 
@@ -91,6 +99,21 @@ class GroupedOption(click.Option):
         if record is None or not self.secondary_opts:
             return record
         return f"--[no-]{self.opts[0].removeprefix('--')}", record[1]
+
+
+class LoraType(click.ParamType[LoraChoice]):
+    """A LoRA on the command line: `PATH` or `PATH:WEIGHT`."""
+
+    name = "path[:weight]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> LoraChoice:
+        """Read one, checking that it is there."""
+        try:
+            return LoraChoice.parse(str(value))
+        except (ValueError, OSError) as error:
+            raise WrongChoiceError(str(error)) from error
 
 
 class GroupedCommand(click.Command):
@@ -127,6 +150,7 @@ def make_options() -> list[click.Parameter]:
         ("revision", MODEL, str, "Branch, tag or commit on the hub."),
         ("allow_pickle", MODEL, bool, "Load pickled weights, which can run code, if need be."),
         ("variant", MODEL, str, "Variant of the weight files, such as fp16."),
+        ("lora", MODEL, LoraType(), "LoRA file, folder or hub id; may be given several times."),
         (
             "dtype",
             MODEL,
@@ -168,8 +192,10 @@ def make_options() -> list[click.Parameter]:
     }
     kinds = {"host_memory": click.Choice(HOST_MEMORY), "dit_resident_blocks": click.IntRange(min=0)}
     rows += [(flag, WEIGHTS, kinds.get(flag, bool), texts[flag]) for flag in FLAGS]
+    repeatable = {"lora"}
     return [
-        GroupedOption(name, group=group, kind=kind, text=text) for name, group, kind, text in rows
+        GroupedOption(name, group=group, kind=kind, text=text, multiple=name in repeatable)
+        for name, group, kind, text in rows
     ]
 
 
@@ -217,6 +243,13 @@ def _read_yaml(path: str) -> Mapping[Any, Any]:
 
 
 def _file_value(path: str, option: GroupedOption, value: Any) -> Any:
+    if option.multiple:
+        several = value if isinstance(value, list) else [value]
+        return tuple(_one_value(path, option, one) for one in several)
+    return _one_value(path, option, value)
+
+
+def _one_value(path: str, option: GroupedOption, value: Any) -> Any:
     kinds: list[tuple[type[click.ParamType[Any]], tuple[type, ...], str]] = [
         (click.types.BoolParamType, (bool,), "true or false"),
         (click.types.IntParamType, (int,), "a whole number"),

@@ -45,6 +45,9 @@ class RecordedGenerator:
     def setup(self):
         self.calls.append(("setup",))
 
+    def load_lora(self, path, *, weight):
+        self.calls.append(("lora", path, weight))
+
     def generate_video(self, prompt, *, output_path, save_video, **sampling):
         self.calls.append(("generate", prompt, output_path, save_video, sampling))
         frames = np.zeros((17, 64, 96, 3), np.uint8)

@@ -45,6 +45,7 @@ ALLOWED = {
     },
     "compiling.py": {"torch", "offload.partition"},
     "loop.py": {"torch", "lightning", "sharing"},
+    "lora.py": set(),
     "options.py": {"click", "yaml", "config"},
     "messages.py": {"click", "options"},
     "cli.py": {
@@ -71,7 +72,7 @@ ALLOWED = {
     },
     "generator.py": {
         *("torch", "lightning", "callbacks", "config", "devices", "loop", "modules", "output"),
-        *("batch", "compiling", "placements", "prompts", "saving", "strategies"),
+        *("batch", "compiling", "lora", "placements", "prompts", "saving", "strategies"),
     },
 }
 

@@ -4,6 +4,7 @@
 nothing deeper has to.
 """
 
+from fastvideo_lightning.config.lora import LoraChoice
 from fastvideo_lightning.config.names import check_keywords, check_known, check_text, nearest_name
 from fastvideo_lightning.config.offload import HOST_MEMORY, OffloadConfig
 from fastvideo_lightning.config.sampling import MAX_FPS, MAX_SEED, SamplingParams
@@ -12,6 +13,7 @@ __all__ = [
     "HOST_MEMORY",
     "MAX_FPS",
     "MAX_SEED",
+    "LoraChoice",
     "OffloadConfig",
     "SamplingParams",
     "check_keywords",

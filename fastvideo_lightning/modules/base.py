@@ -13,6 +13,7 @@ from torch import nn
 from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.batches import uncollated
+from fastvideo_lightning.modules.lora import TakesLora
 from fastvideo_lightning.modules.media import check_image, check_video
 from fastvideo_lightning.modules.peak_memory import PeakMemory
 from fastvideo_lightning.modules.pipelines import (
@@ -30,7 +31,7 @@ from fastvideo_lightning.output import GeneratedVideo
 from fastvideo_lightning.weights import StoredWeight
 
 
-class VideoModule(L.LightningModule):
+class VideoModule(TakesLora, L.LightningModule):
     """One diffusers video pipeline as a LightningModule.
 
     The pipeline's models are submodules under their own names, so a weight's FQN reads

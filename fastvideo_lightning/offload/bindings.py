@@ -81,6 +81,20 @@ def find_bindings(root: nn.Module, prefix: str = "") -> list[TensorBinding]:
     return list(bindings.values())
 
 
+def places_in(module: nn.Module) -> list[tuple[int, str]]:
+    """Which tensors a module has, whatever they are: the same as before unless some came or went.
+
+    True only as long as somebody keeps the modules that were there, as bindings do.
+    """
+    return [
+        (id(registry), name)
+        for owner in module.modules()
+        for registry in (owner._parameters, owner._buffers)
+        for name, tensor in registry.items()
+        if tensor is not None
+    ]
+
+
 def split_ties(bindings: list[TensorBinding]) -> list[TensorBinding]:
     """The same bindings, but one more for each place that was given a tensor of its own."""
     split: list[TensorBinding] = []

@@ -4,7 +4,7 @@ One engine serves one root module on one device, however many callbacks register
 slots, copy stream and order are shared. It is told what to move and never chooses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -51,6 +51,7 @@ class OffloadEngine:
         self.memory = DeviceMemory(num_slots, self.device)
         self.transport = transport or make_transport(self.device)
         self.running = False
+        self.before_refresh: list[Callable[[], None]] = []
         self._active: set[int] = set()
         self._order = UnitOrder()
         self._groups: list[UnitGroup] = []
@@ -209,6 +210,8 @@ class OffloadEngine:
 
     def refresh(self, *, alone: bool = False) -> None:
         """Take over edits, with the other ranks or not; RuntimeError where a dtype changed."""
+        for listener in self.before_refresh:
+            listener()
         self.release_all(transient=False)  # a component may be in its call, around this one
         if any(unit.transient and unit.state is UnitState.PREFETCHING for unit in self.units):
             self.transport.drain()  # memory of its own must not go while a copy fills it

@@ -4,7 +4,8 @@ Note [Parts and chunks]
 A slab is cut into chunks, and each chunk into one part per rank, in the order of the ranks. A rank
 copies its part to where it lies in the slot; the all-gather of the chunk then fills in the others'
 parts, in place. While one chunk is joined the next is copied. The last few bytes, which do not
-divide, are copied by every rank, so that a slot is no longer than its unit.
+divide, are copied by every rank, so that a slot is no longer than its unit; so is what came to the
+unit later, such as an adapter.
 
 Note [Agreement]
 Parts can only be joined where all ranks have the same bytes. Before each run the ranks tell each
@@ -20,6 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from fastvideo_lightning.offload.host import HostMaster, Segment
+from fastvideo_lightning.offload.joined import JoinedMaster
 from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.slots import DeviceSlot
@@ -58,7 +60,8 @@ class Cut(NamedTuple):
 def cut(master: HostMaster, *, rank: int, num_ranks: int) -> Cut:
     """Divide a unit among the ranks, see Note [Parts and chunks]."""
     align = ALIGNMENT_BYTES
-    parts = master.layout.size_bytes // (num_ranks * align)  # of this many bytes for each rank
+    common = master.base if isinstance(master, JoinedMaster) else master
+    parts = common.layout.size_bytes // (num_ranks * align)  # of this many bytes for each rank
     per_chunk = max(CHUNK_BYTES // (num_ranks * align), 1)
     chunks = []
     for first in range(0, parts, per_chunk):

@@ -260,7 +260,7 @@ def _show_on_host(model: nn.Module, fqn: str) -> Handle:
         module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, metadata: object
     ) -> None:
         for key, value in state_dict.items():
-            if key.startswith(prefix):
+            if key.startswith(prefix) and not value.is_meta:  # an adapter may be on its way
                 state_dict[key] = value.cpu()
 
     handle: Handle = model.register_state_dict_post_hook(Hook(show, fqn))

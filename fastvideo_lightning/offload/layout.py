@@ -80,6 +80,20 @@ class SlabLayout:
         self.offsets = tuple(offsets)
         self.size_bytes = end
 
+    def followed_by(self, other: "SlabLayout") -> "SlabLayout":
+        """This layout with ``other`` behind it; the tensors of both keep their distances."""
+        joined = SlabLayout(())
+        start = self.start_behind
+        joined.specs = (*self.specs, *other.specs)
+        joined.offsets = (*self.offsets, *(start + offset for offset in other.offsets))
+        joined.size_bytes = start + other.size_bytes
+        return joined
+
+    @property
+    def start_behind(self) -> int:
+        """Where a layout that follows this one begins."""
+        return -(-self.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
     def views(self, slab: torch.Tensor) -> list[torch.Tensor]:
         """The tensors as views of a slab.
 

@@ -59,6 +59,11 @@ class ResidentSet:
                 if leaf.device != self.device:
                     leaf.data = leaf.detach().to(self.device)
 
+    def keep_only(self, found: dict[int, TensorBinding]) -> None:
+        """Go on with those of ``found``, by the tensor's id, that are in the set; take them out."""
+        mine = {id(p.registry.get(p.name)) for binding in self.bindings for p in binding.places}
+        self.bindings = [found.pop(key) for key in list(found) if key in mine]
+
     def unload(self) -> None:
         """Leave ordinary host tensors in the module."""
         for binding in self.bindings:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastvideo_lightning.offload.host import HostMaster, HostMemory, HostSlab
+from fastvideo_lightning.offload.joined import JoinedMaster
 from fastvideo_lightning.offload.layout import SlabLayout
 from fastvideo_lightning.offload.mapped import MappedSlab, is_mappable
 from fastvideo_lightning.offload.shards import ShardGroup
@@ -47,7 +48,8 @@ class HostStore:
     @property
     def mapped_bytes(self) -> int:
         """Bytes of them that are in checkpoint files."""
-        return sum(m.file_bytes for m in self.masters if isinstance(m, MappedSlab))
+        bases = map(_base, self.masters)
+        return sum(base.file_bytes for base in bases if isinstance(base, MappedSlab))
 
     @contextmanager
     def sharing(self, units: Sequence["OffloadUnit"]) -> Iterator[None]:
@@ -115,20 +117,51 @@ class HostStore:
         """
         if not self._has_driver or kind is HostMemory.PAGEABLE:
             return True
-        if type(master) not in self._refused:
+        kind_of_master = type(_base(master))
+        if kind_of_master not in self._refused:
             try:
                 master.pin()
             except RuntimeError as error:
                 with self._lock:
-                    if type(master) not in self._refused:
-                        self._refused.add(type(master))
+                    if kind_of_master not in self._refused:
+                        self._refused.add(kind_of_master)
                         _warn_of_refusal(master, error)
         return master.pinned or not isinstance(master, MappedSlab)
+
+    def join(self, base: HostMaster, added: HostMaster) -> JoinedMaster:
+        """Let two masters be one from here on."""
+        joined = JoinedMaster(base, added)
+        self.masters[self.masters.index(base)] = joined
+        self.masters.remove(added)
+        return joined
+
+    def cut(self, master: HostMaster) -> HostMaster:
+        """Free what was joined to a master, and return the master."""
+        if not isinstance(master, JoinedMaster):
+            return master
+        self.masters[self.masters.index(master)] = master.base
+        master.added.close()
+        return master.base
+
+    def take_out(self, master: HostMaster) -> HostMaster:
+        """Copy what a master has in mapped files to memory of our own; let go of the files."""
+        mapped = _base(master)
+        own = HostSlab(mapped.layout)
+        for view, mapped_view in zip(own.views, mapped.views, strict=True):
+            view.copy_(mapped_view)
+        mapped.close()
+        taken = JoinedMaster(own, master.added) if isinstance(master, JoinedMaster) else own
+        self.masters[self.masters.index(master)] = taken
+        return taken
 
     def free(self, master: HostMaster) -> None:
         """Close a master and forget it."""
         master.close()
         self.masters.remove(master)
+
+
+def _base(master: HostMaster) -> HostMaster:
+    return master.base if isinstance(master, JoinedMaster) else master
 
 
 def _warn_of_refusal(master: HostMaster, error: RuntimeError) -> None:

@@ -35,6 +35,7 @@ class OffloadUnit:
         home: the slot that is kept for it, or None; see Note [Homes].
         uses: calls in progress.
         sources: until ``load``, what each tensor is read from; None where it has its bytes.
+        hosts: the tensors on the host, one for each of ``bindings``.
     """
 
     def __init__(
@@ -60,12 +61,12 @@ class OffloadUnit:
         self.layout = SlabLayout(())
         self.slab: HostMaster | None = None
         self.sources: list[WeightSource | None] = []
-        self._hosts: list[torch.Tensor] = []
+        self.hosts: list[torch.Tensor] = []
         self._shown: dict[DeviceSlot, list[tuple[Registry, str, torch.Tensor]]] = {}
         self._host_places: list[tuple[Registry, str, torch.Tensor]] = []
         self._host_addresses: list[tuple[int, ...]] = []
         self._version_shown = 0
-        self._run_device = torch.device("cpu")
+        self.run_device = torch.device("cpu")
 
     @property
     def size_bytes(self) -> int:
@@ -94,16 +95,15 @@ class OffloadUnit:
                 specs.append(spec.at(leaf.data_ptr()) if run_device.type == "cpu" else spec)
                 self.sources.append(None)
         self.layout = SlabLayout(specs)
-        self._run_device = run_device
+        self.run_device = run_device
 
     def load(self, store: HostStore) -> None:
         """Fill a host master with the tensors' bytes and let the module's tensors be it."""
         self.slab = store.make(self.layout, self.sources, self.host_memory)
         leaves = iter(zip(self.slab.views, self.sources, self.slab.is_filled, strict=True))
-        self._hosts = []
+        self.hosts = []
         for binding in self.bindings:
-            tensor = binding.tensor
-            if tensor.is_meta:
+            if (tensor := binding.tensor).is_meta:
                 view, source, is_filled = next(leaves)
                 if source is not None and not is_filled:
                     source.read_into(view)
@@ -115,9 +115,9 @@ class OffloadUnit:
                     if not (is_filled and same_bytes(view, leaf)):
                         view.copy_(leaf.detach())
                     leaf.data = view  # the old memory goes: each byte is held once
-            self._hosts.append(tensor)
+            self.hosts.append(tensor)
         self.sources = []
-        self._show_as_host()
+        self.show_as_host()
         if not store.pin(self.slab, self.host_memory):
             self._move(store)
 
@@ -131,13 +131,21 @@ class OffloadUnit:
             store.free(self.slab)
             self.slab = None
 
+    def start_over(self, bindings: list[TensorBinding], store: HostStore) -> None:
+        """Lay out and load the unit anew, from tensors that are in memory."""
+        self.unload(store, restore=False)
+        self.bindings = bindings
+        if self.host_memory is HostMemory.MAPPED:
+            self.host_memory = HostMemory.PINNED
+        self.plan({}, self.run_device)
+        self.load(store)
+
     def show_slot(self) -> None:
         """Let the module see the tensors in the unit's slot."""
         assert self.slot is not None, f"{self.fqn} has no slot"
-        shown = self._shown.get(self.slot)
-        if shown is None:
-            shown = self._shown[self.slot] = self._places(self._on_device(self.slot))
-        for registry, name, tensor in shown:
+        if self.slot not in self._shown:
+            self._shown[self.slot] = self._places(self._on_device(self.slot))
+        for registry, name, tensor in self._shown[self.slot]:
             registry[name] = tensor
         self._version_shown = self.slot.buffer._version
 
@@ -209,10 +217,7 @@ class OffloadUnit:
         assert self.slab is not None
         apart = split_ties(self.bindings)
         if len(apart) > len(self.bindings):  # a tied tensor was replaced in one of its places
-            self.unload(store, restore=False)
-            self.bindings = apart
-            self.plan({}, self._run_device)
-            self.load(store)
+            self.start_over(apart, store)
             return
         views, specs = iter(self.slab.views), iter(self.layout.specs)
         for i, binding in enumerate(self.bindings):
@@ -230,10 +235,10 @@ class OffloadUnit:
                     )
                 view.copy_(leaf.detach())
                 leaf.data = view
-            if tensor is not self._hosts[i]:
-                self._hosts[i] = tensor
+            if tensor is not self.hosts[i]:
+                self.hosts[i] = tensor
                 self._shown.clear()
-        self._show_as_host()
+        self.show_as_host()
         if self.slab.is_written():
             self._move(store)
 
@@ -247,35 +252,30 @@ class OffloadUnit:
 
     def host_tensors(self) -> dict[str, torch.Tensor]:
         """The host master by FQN, every alias included."""
-        return {
-            name: host
-            for binding, host in zip(self.bindings, self._hosts, strict=True)
-            for name in binding.names
-        }
+        pairs = zip(self.bindings, self.hosts, strict=True)
+        return {name: host for binding, host in pairs for name in binding.names}
 
     def _move(self, store: HostStore) -> None:
         """Go from mapped files to a slab of the unit's own."""
         assert self.slab is not None
-        mapped = self.slab
-        self.slab = store.make(self.layout, [None] * len(self.layout.specs), HostMemory.PINNED)
-        views = zip(self.slab.views, mapped.views, strict=True)
-        for binding, host in zip(self.bindings, self._hosts, strict=True):
+        self.slab = store.take_out(self.slab)
+        views = iter(self.slab.views)
+        for binding, host in zip(self.bindings, self.hosts, strict=True):
             for leaf in find_leaves(host, binding.fqn):
-                view, mapped_view = next(views)
-                leaf.data = view.copy_(mapped_view)
-        self._show_as_host()
-        store.free(mapped)
+                leaf.data = next(views)
+        self.show_as_host()
         store.pin(self.slab, self.host_memory)
 
     def _on_device(self, slot: "DeviceSlot") -> list[torch.Tensor]:
         views = iter(self.layout.views(slot.buffer))
         return [
             rebuild(host, [next(views) for _ in find_leaves(host, binding.fqn)])
-            for binding, host in zip(self.bindings, self._hosts, strict=True)
+            for binding, host in zip(self.bindings, self.hosts, strict=True)
         ]
 
-    def _show_as_host(self) -> None:
-        self._host_places = self._places(self._hosts)
+    def show_as_host(self) -> None:
+        """Take the host tensors, where and as they are, for what the module shows at rest."""
+        self._host_places = self._places(self.hosts)
         self._host_addresses = [addresses_of(host) for _, _, host in self._host_places]
 
     def _places(self, tensors: list[torch.Tensor]) -> list[tuple[Registry, str, torch.Tensor]]:

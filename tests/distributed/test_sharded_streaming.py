@@ -2,6 +2,7 @@
 
 import pytest
 
+from distributed import adapter_claims
 from distributed import streaming_claims as claims
 from distributed.ranks import World
 
@@ -110,3 +111,8 @@ def test_two_transports_on_one_module_are_refused(world: World):
 
 def test_the_ranks_of_a_node_are_one_group(world: World):
     world.run(claims.the_group_is_found_once)
+
+
+@pytest.mark.parametrize("who", ["all", "one"])
+def test_adapters_are_each_ranks_own_and_the_blocks_bytes_are_still_shared(world: World, who):
+    world.run(adapter_claims.adapters_are_each_ranks_own, who)

@@ -1,0 +1,208 @@
+"""LoRA adapters of a video module, by diffusers' own loaders and PEFT."""
+
+import os
+from collections.abc import Mapping
+from math import isfinite
+from numbers import Real
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from fastvideo_lightning.config.lora import find_lora, name_of_lora
+
+
+class TakesLora:
+    """What a video module can do with LoRA adapters.
+
+    An adapter may come and go while the model is placed, between two videos: the placement
+    callbacks take over its tensors before the next one. A model whose blocks are streamed streams
+    the adapters' parts with them, those that are switched off too.
+    """
+
+    pipeline: Any
+    denoisers: Any
+    _lora_weights: Mapping[str, float] = MappingProxyType({})
+
+    @property
+    def loras(self) -> dict[str, float]:
+        """Weight of each loaded adapter by its name; 0 where it is switched off."""
+        loaded = {name for names in _loaded(self.pipeline).values() for name in names}
+        return {name: self._lora_weights.get(name, 0.0) for name in sorted(loaded)}
+
+    def load_lora(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        weight: float = 1.0,
+        name: str | None = None,
+        denoiser: str | None = None,
+    ) -> str:
+        """Load an adapter beside those that are there.
+
+        Args:
+            path: A safetensors file, a folder with one, or a hub id.
+            weight: How strongly it counts; see `set_loras`.
+            name: What to call it; by default as its file, or as the folder of a file named
+                `pytorch_lora_weights`.
+            denoiser: FQN of the model it belongs to, where there are two experts; by default the
+                first.
+
+        Returns:
+            The name.
+
+        Raises:
+            ImportError: If PEFT is not installed.
+            FileNotFoundError: If there is no such file, or none in the folder.
+            ValueError: If the name is taken, the weight not a finite number, the pipeline takes no
+                LoRA, or the file is not one for it.
+            RuntimeError: If the model's weights have not been read yet.
+        """
+        pipeline = _check_pipeline(self.pipeline)
+        _check_weight("weight", weight)
+        found = find_lora(path)
+        name = name or name_of_lora(path if found is None else found)
+        if name in self.loras:
+            raise ValueError(
+                f"A LoRA named {name!r} is loaded already. Pass another one, name={name + '_2'!r}, "
+                f"or call unload_lora({name!r}) first."
+            )
+        self._check_weights_read()
+        kwargs = {} if found is None else {"weight_name": found.name}
+        kwargs |= self._expert_arguments(denoiser)
+        before = self.loras
+        pipeline.load_lora_weights(
+            os.fspath(path) if found is None else str(found.parent), adapter_name=name, **kwargs
+        )
+        if name not in (names := {n for some in _loaded(pipeline).values() for n in some}):
+            raise ValueError(
+                f"{os.fspath(path)} holds no LoRA weights for {type(pipeline).__name__} (loaded "
+                f"are: {', '.join(sorted(names)) or 'none'}). Pass one that was made for it."
+            )
+        self.set_loras({**before, name: weight})
+        return name
+
+    def set_loras(self, weights: Mapping[str, float]) -> None:
+        """Switch adapters on and off: those given count with their weights, all others not at all.
+
+        Args:
+            weights: Weight by name, such as `{"style": 0.8}`; 1 is as it was trained.
+
+        Raises:
+            ValueError: If a name is not loaded, or a weight not a finite number.
+        """
+        loaded = self.loras
+        for name, weight in weights.items():
+            if name not in loaded:
+                raise ValueError(
+                    f"No LoRA named {name!r} is loaded (loaded are: {', '.join(loaded) or 'none'})."
+                )
+            _check_weight(f"The weight of {name!r}", weight)
+        pipeline = self.pipeline
+        active = {name: float(weight) for name, weight in weights.items() if weight}
+        if active:
+            pipeline.enable_lora()
+            pipeline.set_adapters(list(active), list(active.values()))
+        elif loaded:
+            pipeline.disable_lora()
+        self._lora_weights = active
+
+    def fuse_lora(self, *, scale: float = 1.0) -> None:
+        """Add the active adapters to the weights: a step then computes no more than without them.
+
+        Args:
+            scale: Multiplies the adapters' own weights.
+
+        Raises:
+            ValueError: If none is loaded.
+        """
+        self._check_loaded()
+        _check_weight("scale", scale)
+        self.pipeline.fuse_lora(components=list(_loaded(self.pipeline)), lora_scale=scale)
+
+    def unfuse_lora(self) -> None:
+        """Take fused adapters out of the weights, up to rounding, as diffusers does."""
+        self._check_loaded()
+        self.pipeline.unfuse_lora(components=list(_loaded(self.pipeline)))
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Remove an adapter, or all of them; what was fused stays in the weights.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        loaded = self.loras
+        if name is None:
+            if loaded:
+                self.pipeline.unload_lora_weights()
+        elif name not in loaded:
+            raise ValueError(
+                f"No LoRA named {name!r} is loaded (loaded are: {', '.join(loaded) or 'none'})."
+            )
+        elif len(loaded) == 1:
+            self.pipeline.unload_lora_weights()
+        else:
+            self.pipeline.delete_adapters(name)
+        left = {n: w for n, w in loaded.items() if name is not None and n != name}
+        self.set_loras(left)
+
+    def _check_loaded(self) -> None:
+        if not self.loras:
+            raise ValueError("No LoRA is loaded. Call load_lora(path) first.")
+
+    def _check_weights_read(self) -> None:
+        """An adapter is put around weights: they have to be there."""
+        fabric = getattr(self, "_fabric", None)
+        if fabric is not None:
+            self.check_placement()  # type: ignore[attr-defined]
+            return
+        assert isinstance(self, nn.Module)
+        for fqn in self.denoisers:
+            if any(weight.is_meta for weight in self.get_submodule(fqn).parameters()):
+                raise RuntimeError(
+                    f"The weights of {fqn} have not been read yet. Call load_lora after "
+                    "fabric.setup(module), or after the placement callbacks' attach()."
+                )
+
+    def _expert_arguments(self, denoiser: str | None) -> dict[str, Any]:
+        """What tells diffusers' loader which of two denoisers is meant."""
+        names = self.denoisers
+        if denoiser is None or denoiser == names[0]:
+            return {}
+        if denoiser not in names or denoiser != "transformer_2":
+            raise ValueError(
+                f"denoiser must be one of {', '.join(names)}, got {denoiser!r}. Leave it out for "
+                f"{names[0]}."
+            )
+        return {"load_into_transformer_2": True}
+
+
+def _loaded(pipeline: Any) -> dict[str, list[str]]:
+    """Names of the adapters by component."""
+    if not hasattr(pipeline, "get_list_adapters") or not _has_peft():
+        return {}
+    found: dict[str, list[str]] = pipeline.get_list_adapters()
+    return {component: names for component, names in found.items() if names}
+
+
+def _check_pipeline(pipeline: Any) -> Any:
+    if not _has_peft():
+        raise ImportError(
+            'LoRA needs PEFT. Install it: pip install "fastvideo-lightning[lora]" (or peft).'
+        )
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ValueError(
+            f"{type(pipeline).__name__} takes no LoRA: diffusers has no loader for it."
+        )
+    return pipeline
+
+
+def _has_peft() -> bool:
+    import diffusers.utils
+
+    return bool(diffusers.utils.USE_PEFT_BACKEND)  # type: ignore[attr-defined]
+
+
+def _check_weight(what: str, weight: object) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not isfinite(weight):
+        raise ValueError(f"{what} must be a finite number, got {weight!r}. Pass one such as 0.8.")

@@ -1,0 +1,58 @@
+"""LoRA files as one names them on the command line and in a file of options."""
+
+from pathlib import Path
+
+import pytest
+from recorders import read_errors, record_calls
+
+from fastvideo_lightning.cli import run
+from fastvideo_lightning.config import LoraChoice
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.safetensors", "b:c.safetensors"):
+        Path(name).touch()
+    return record_calls(monkeypatch)
+
+
+def loras(calls):
+    return [call[1:] for call in calls if call[0] == "lora"]
+
+
+def test_several_loras_reach_the_generator_in_order_once_it_is_set_up(calls):
+    options = ["--lora", "a.safetensors:0.8", "--lora", "hub/id:-1", "--lora", "b:c.safetensors"]
+    assert run(["generate", "--prompt", "a", *options]) == 0
+    assert loras(calls) == [("a.safetensors", 0.8), ("hub/id", -1.0), ("b:c.safetensors", 1.0)]
+    assert [call[0] for call in calls][-6:] == ["setup", *["lora"] * 3, "generate", "close"]
+
+
+@pytest.mark.parametrize("written", ["[a.safetensors:0.5, hub/id]", "a.safetensors:0.5"])
+def test_a_file_of_options_may_hold_one_or_several(calls, written):
+    Path("c.yaml").write_text(f"prompt: a\nlora: {written}\n")
+    assert run(["generate", "--config", "c.yaml"]) == 0
+    assert loras(calls)[0] == ("a.safetensors", 0.5)
+    calls.clear()
+    assert run(["generate", "--config", "c.yaml", "--lora", "other/one"]) == 0
+    assert loras(calls) == [("other/one", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nowhere.safetensors:0.5", "There is no LoRA 'nowhere.safetensors'."),
+        ("a.safetensors:nan", "must be a finite number, got nan."),
+        (".", "must hold pytorch_lora_weights.safetensors or one other safetensors file"),
+    ],
+)
+def test_a_wrong_one_is_refused_before_the_model_is_looked_for(calls, capsys, text, message):
+    assert run(["generate", "--prompt", "a", "--lora", text]) == 2
+    assert message in read_errors(capsys)[0]
+    assert calls == []
+
+
+def test_a_folder_means_its_one_file(tmp_path):
+    for name in ("only.safetensors", "readme.md"):
+        (tmp_path / name).touch()
+    assert LoraChoice.parse(f"{tmp_path}:0.25").weight == 0.25
