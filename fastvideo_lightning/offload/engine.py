@@ -231,6 +231,9 @@ class OffloadEngine:
             if unit.state is UnitState.RESIDENT and (transient or not unit.transient):
                 unit.uses = 1
                 self.release(unit)
+            elif unit.uses and unit.state is not UnitState.RESIDENT:  # a wait was interrupted
+                unit.uses = 0
+                unit.show_host()
 
     def drain(self) -> None:
         """Wait for every copy in flight and forget what the slots hold."""
