@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastvideo_lightning.loop import PredictLoop
     from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.output import GeneratedVideo
+    from fastvideo_lightning.plan import Plan, make_plan
     from fastvideo_lightning.prompts import PromptDataset
     from fastvideo_lightning.strategies import HostResidentStrategy, make_strategy
 
@@ -23,11 +24,13 @@ _HOME = {
     "GeneratedVideo": "output",
     "HostResidentStrategy": "strategies",
     "OffloadConfig": "config",
+    "Plan": "plan",
     "PredictLoop": "loop",
     "PromptDataset": "prompts",
     "SamplingParams": "config",
     "VideoGenerator": "generator",
     "VideoModule": "modules",
+    "make_plan": "plan",
     "make_strategy": "strategies",
 }
 
@@ -36,11 +39,13 @@ __all__ = [
     "GeneratedVideo",
     "HostResidentStrategy",
     "OffloadConfig",
+    "Plan",
     "PredictLoop",
     "PromptDataset",
     "SamplingParams",
     "VideoGenerator",
     "VideoModule",
+    "make_plan",
     "make_strategy",
 ]
 

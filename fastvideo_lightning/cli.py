@@ -20,6 +20,8 @@ import click
 from fastvideo_lightning import __version__
 from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_batch
 from fastvideo_lightning.commands.pack import pack
+from fastvideo_lightning.commands.plan import plan
+from fastvideo_lightning.commands.probe import probe
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.messages import is_first_process, quieten_libraries, show_own_log
 from fastvideo_lightning.options import (
@@ -124,6 +126,8 @@ def generate(context: click.Context, /, config: str | None, debug: bool, **given
 
 
 cli.add_command(pack)
+cli.add_command(plan)
+cli.add_command(probe)
 
 
 def _make_video(request: Request) -> None:

@@ -14,6 +14,7 @@ import click
 from fastvideo_lightning.config import (
     HOST_MEMORY,
     MAX_FPS,
+    ON_OOM,
     LoraChoice,
     OffloadConfig,
     SamplingParams,
@@ -64,6 +65,23 @@ class MappingType(click.ParamType[Any]):
         if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping):
             self.fail(f"must look like '{{strength: 0.7, mask: mask.mp4}}', got {value!r}.", param)
         return mapping
+
+
+class BudgetType(click.ParamType[float | str]):
+    """A number of GiB, or `auto`."""
+
+    name = "gib"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        """Return the number, or `auto`."""
+        if value == "auto":
+            return "auto"
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is neither a number of GiB nor auto.", param, ctx)
 
 
 class GroupedOption(click.Option):
@@ -189,8 +207,15 @@ def make_options() -> list[click.Parameter]:
         "compile": "Compile the denoiser's blocks: slower to start, faster steps.",
         "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
         "host_memory": "Of the host copies; mapped: the checkpoint's file itself.",
+        "gpu_memory_budget": "GiB that the GPU may reserve, or auto: chooses the flags left out.",
+        "on_oom": "Out of GPU memory: raise, or replan with less on the GPU and try again.",
     }
-    kinds = {"host_memory": click.Choice(HOST_MEMORY), "dit_resident_blocks": click.IntRange(min=0)}
+    kinds = {
+        "host_memory": click.Choice(HOST_MEMORY),
+        "dit_resident_blocks": click.IntRange(min=0),
+        "gpu_memory_budget": BudgetType(),
+        "on_oom": click.Choice(ON_OOM),
+    }
     rows += [(flag, WEIGHTS, kinds.get(flag, bool), texts[flag]) for flag in FLAGS]
     repeatable = {"lora"}
     return [
@@ -254,6 +279,7 @@ def _one_value(path: str, option: GroupedOption, value: Any) -> Any:
         (click.types.BoolParamType, (bool,), "true or false"),
         (click.types.IntParamType, (int,), "a whole number"),
         (click.types.FloatParamType, (int, float), "a number"),
+        (BudgetType, (int, float, str), "a number of GiB, or auto"),
         (MappingType, (dict,), "names and values, as in `{strength: 0.7}`"),
     ]
     wanted: tuple[tuple[type, ...], str] = ((str,), "text; put it in quotes")

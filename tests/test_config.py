@@ -1,4 +1,6 @@
-from dataclasses import FrozenInstanceError, fields
+import copy
+import pickle
+from dataclasses import FrozenInstanceError, asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ COUNTS = ["height", "width", "num_frames", "num_inference_steps", "max_sequence_
 
 
 def test_flag_defaults_are_those_of_the_reference_page():
-    assert vars(OffloadConfig()) == {
+    assert asdict(OffloadConfig()) == {
         "dit_layerwise_offload": True,
         "use_fsdp_inference": False,
         "dit_cpu_offload": True,
@@ -23,6 +25,8 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "dit_resident_blocks": 0,
         "compile": False,
         "vae_tiling": False,
+        "gpu_memory_budget": None,
+        "on_oom": "raise",
     }
 
 
@@ -158,3 +162,39 @@ def test_a_name_like_no_other_gets_no_suggestion():
 def test_resident_blocks_are_a_whole_number(value, error):
     with pytest.raises(error, match=r"dit_resident_blocks must be a whole number, 0 or more, got "):
         OffloadConfig(dit_resident_blocks=value)
+
+
+def test_a_configuration_remembers_which_flags_were_passed():
+    config = OffloadConfig(True, vae_cpu_offload=True)
+    assert config.given == {"dit_layerwise_offload", "vae_cpu_offload"}
+    assert OffloadConfig().given == set()
+    assert OffloadConfig() == config
+    assert pickle.loads(pickle.dumps(config)).given == copy.copy(config).given == config.given
+
+
+@pytest.mark.parametrize("budget", [None, "auto", 12, 0.5])
+def test_budgets_that_can_be(budget):
+    assert OffloadConfig(gpu_memory_budget=budget).gpu_memory_budget == budget
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ({"gpu_memory_budget": 0}, ValueError),
+        ({"gpu_memory_budget": -1.5}, ValueError),
+        ({"gpu_memory_budget": float("nan")}, ValueError),
+        ({"gpu_memory_budget": "much"}, ValueError),
+        ({"gpu_memory_budget": True}, TypeError),
+        ({"gpu_memory_budget": [1]}, TypeError),
+        ({"on_oom": "retry"}, ValueError),
+    ],
+)
+def test_impossible_budgets_are_refused_by_name(flags, error):
+    with pytest.raises(error, match=next(iter(flags))):
+        OffloadConfig(**flags)
+
+
+def test_a_budget_cannot_be_kept_with_fsdp():
+    flags = {"use_fsdp_inference": True, "dit_layerwise_offload": False}
+    with pytest.raises(ValueError, match="gpu_memory_budget=8 cannot be combined"):
+        OffloadConfig(gpu_memory_budget=8, **flags)

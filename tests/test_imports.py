@@ -52,8 +52,14 @@ ALLOWED = {
         *("", "click", "messages", "options", "config", "output", "prompts"),
         *("generator", "modules", "devices", "checkpoint", "weights", "commands"),
     },
+    "plan": {
+        *("torch", "rich", "psutil", "platformdirs"),
+        *("config", "modules", "offload", "plan"),
+    },
     "commands": {
         "",
+        "modules",
+        "plan",
         "click",
         "rich",
         "torch",

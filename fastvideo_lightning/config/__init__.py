@@ -6,7 +6,7 @@ nothing deeper has to.
 
 from fastvideo_lightning.config.lora import LoraChoice
 from fastvideo_lightning.config.names import check_keywords, check_known, check_text, nearest_name
-from fastvideo_lightning.config.offload import HOST_MEMORY, OffloadConfig
+from fastvideo_lightning.config.offload import HOST_MEMORY, ON_OOM, OffloadConfig
 from fastvideo_lightning.config.sampling import MAX_FPS, MAX_SEED, SamplingParams
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "MAX_FPS",
     "MAX_SEED",
     "LoraChoice",
+    "ON_OOM",
     "OffloadConfig",
     "SamplingParams",
     "check_keywords",

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import isfinite
+from numbers import Real
 from typing import Any, Self
 
 from fastvideo_lightning.config.names import check_known
 
 HOST_MEMORY = ("auto", "mapped", "pinned", "pageable")
+ON_OOM = ("raise", "replan")
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,15 @@ class OffloadConfig:
         vae_tiling: Decode in tiles: less memory, other bits.
         host_memory: `auto`, `mapped` (the checkpoint file itself is the host copy), `pinned` or
             `pageable`; without `pin_cpu_memory` it is pageable.
+        gpu_memory_budget: GiB that may be reserved on the device, or `auto`: what is free, less a
+            margin. The flags that were not passed are then chosen, see `docs/planning.md`.
+        on_oom: When the device runs out of memory, `raise` or `replan`: make the video again with
+            less on the device, twice at most.
 
     Raises:
         TypeError: If a flag is not a bool.
-        ValueError: If `use_fsdp_inference` meets `dit_layerwise_offload`, or `pin_cpu_memory=False`
-            a kind of host memory that is pinned.
+        ValueError: If `use_fsdp_inference` meets `dit_layerwise_offload` or a budget, or
+            `pin_cpu_memory=False` a kind of host memory that is pinned.
     """
 
     dit_layerwise_offload: bool = True
@@ -46,6 +53,15 @@ class OffloadConfig:
     compile: bool = False
     vae_tiling: bool = False
     host_memory: str = "auto"
+    gpu_memory_budget: float | str | None = None
+    on_oom: str = "raise"
+
+    def __new__(cls, *args: Any, **flags: Any) -> Self:
+        """Remember which flags are passed: a plan keeps those."""
+        self = super().__new__(cls)
+        named = (*list(cls.__dataclass_fields__)[: len(args)], *flags)
+        object.__setattr__(self, "_given", frozenset(named))
+        return self
 
     def __post_init__(self) -> None:
         if self.host_memory not in HOST_MEMORY:
@@ -64,9 +80,10 @@ class OffloadConfig:
                 f"dit_resident_blocks must be a whole number, 0 or more, got {blocks!r}. "
                 "Pass one such as dit_resident_blocks=8."
             )
+        self._check_budget()
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("host_memory", "dit_resident_blocks"):
+            if not isinstance(field.default, bool):
                 continue
             if not isinstance(value, bool):
                 raise TypeError(
@@ -80,8 +97,34 @@ class OffloadConfig:
                 "Pass dit_layerwise_offload=False, or leave FSDP off."
             )
 
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the flags that were passed, whether or not they differ from the default."""
+        names: frozenset[str] = vars(self)["_given"]
+        return names
+
     @classmethod
     def from_mapping(cls, flags: Mapping[str, Any]) -> Self:
         """Make one from names and values; an unknown name is a ValueError with its nearest."""
         check_known(flags, [field.name for field in fields(cls)], cls.__name__)
         return cls(**flags)
+
+    def _check_budget(self) -> None:
+        budget = self.gpu_memory_budget
+        wanted = "gpu_memory_budget must be a number of GiB above 0, or 'auto'"
+        if isinstance(budget, str) and budget != "auto":
+            raise ValueError(f"{wanted}, got {budget!r}. Pass gpu_memory_budget='auto'.")
+        if isinstance(budget, bool) or not isinstance(budget, Real | str | None):
+            raise TypeError(f"{wanted}, got {budget!r}. Pass one such as gpu_memory_budget=12.")
+        if isinstance(budget, Real) and not (isfinite(budget) and budget > 0):
+            raise ValueError(f"{wanted}, got {budget!r}. Pass one such as gpu_memory_budget=12.")
+        if budget is not None and self.use_fsdp_inference:
+            raise ValueError(
+                f"gpu_memory_budget={budget} cannot be combined with use_fsdp_inference=True, "
+                "whose shards it does not place. Leave one of the two out."
+            )
+        if self.on_oom not in ON_OOM:
+            raise ValueError(
+                f"on_oom must be one of {', '.join(ON_OOM)}, got {self.on_oom!r}. "
+                "Pass on_oom='replan'."
+            )

@@ -1,0 +1,87 @@
+"""The command `fastvideo-lightning plan`: what goes where, before anything is read."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.options import (
+    FLAGS,
+    MODEL,
+    SAMPLING,
+    GroupedCommand,
+    GroupedOption,
+    make_options,
+)
+
+if TYPE_CHECKING:
+    from fastvideo_lightning.plan import Plan
+
+_NAMES = {"model", "revision", "variant", "dtype", "height", "width", "num_frames"}
+_NAMES |= {"num_inference_steps", "guidance_scale", "image_path", *FLAGS} - {"on_oom"}
+_EXAMPLES = """\b
+Examples:
+  fastvideo-lightning plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpu "RTX 4090"
+  fastvideo-lightning plan --model ./my-pipeline --num-frames 17 --gpu-memory-budget 12
+
+Reads headers, no weight, and works without a GPU. A flag that is given is kept; the others are
+chosen for the budget. Without a budget: what is free on the GPU, or on the card that --gpu names.
+"""
+
+
+def _options() -> list[click.Parameter]:
+    options = [option for option in make_options() if option.name in _NAMES]
+    text = 'Plan for this card, such as "RTX 4090", instead of the one here.'
+    return [*options, GroupedOption("gpu", group=MODEL, text=text)]
+
+
+@click.command(cls=GroupedCommand, epilog=_EXAMPLES, params=_options())
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
+@click.pass_context
+def plan(
+    context: click.Context, /, gpu: str | None, as_json: bool, debug: bool, **given: Any
+) -> None:
+    """Print what goes where for a model and a video, and the time and memory that it takes."""
+    from fastvideo_lightning.cli import quieten_libraries, users_mistakes
+
+    if not (debug or (context.parent and context.parent.params["debug"])):
+        quieten_libraries()
+    typed = {name: value for name, value in given.items() if value is not None}
+    with users_mistakes():
+        config = OffloadConfig.from_mapping({k: v for k, v in typed.items() if k in FLAGS})
+        params = SamplingParams.from_mapping({k: v for k, v in typed.items() if k in SAMPLING})
+        made = _make(typed, config, params, gpu)
+    if as_json:
+        click.echo(json.dumps(made.to_dict(), indent=1))
+    else:
+        from rich.console import Console
+
+        console = Console()
+        console.print(made, soft_wrap=not console.is_terminal)
+
+
+def _make(
+    typed: dict[str, Any], config: OffloadConfig, params: SamplingParams, gpu: str | None
+) -> "Plan":
+    from fastvideo_lightning.plan.cards import find_card
+
+    if gpu:
+        find_card(gpu)  # before seconds of imports
+    import torch
+
+    from fastvideo_lightning.modules import VideoModule
+    from fastvideo_lightning.plan import make_plan
+
+    module = VideoModule.from_pretrained(
+        typed.get("model", "tiny-shapes"),
+        dtype=typed.get("dtype", "auto"),
+        revision=typed.get("revision"),
+        variant=typed.get("variant"),
+        device_type="cuda",
+    )
+    known = gpu is not None or torch.cuda.is_available()
+    budget = config.gpu_memory_budget or ("auto" if known else None)
+    name = str(typed.get("model", "tiny-shapes"))
+    return make_plan(module, params, budget_gib=budget, card=gpu, flags=config, name=name)

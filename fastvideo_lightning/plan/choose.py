@@ -1,0 +1,141 @@
+"""The best set of flags for a budget: every set is predicted, for there are only some hundreds."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import product
+from math import ceil, log
+
+from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.plan.cards import find_card
+from fastvideo_lightning.plan.machine import GIB, Machine
+from fastvideo_lightning.plan.places import NUM_SLOTS
+from fastvideo_lightning.plan.predict import Prediction, predict
+from fastvideo_lightning.plan.subject import Subject
+
+CHOSEN = (
+    "dit_layerwise_offload",
+    "dit_resident_blocks",
+    "text_encoder_cpu_offload",
+    "text_encoder_layerwise_offload",
+    "image_encoder_cpu_offload",
+    "vae_cpu_offload",
+    "vae_tiling",
+)
+"""The flags that a plan decides where the user has not."""
+
+# Sets are ranked by their times on this card where the plan is for none.
+_REFERENCE = "RTX 4090"
+
+
+class BudgetTooSmallError(ValueError):
+    """No set of flags fits the budget.
+
+    Attributes:
+        smallest_bytes: What the smallest set takes.
+        smallest: That set.
+    """
+
+    def __init__(self, budget_bytes: float, smallest: Prediction) -> None:
+        self.smallest_bytes = smallest.reserved_bytes
+        self.smallest = smallest
+        gib = round_up(self.smallest_bytes)
+        stage = max(smallest.stages, key=lambda stage: stage.reserved_bytes).name
+        super().__init__(
+            f"gpu_memory_budget={budget_bytes / GIB:.4g} is too small: the smallest possible is "
+            f"{gib} GiB, which the {stage} stage takes. Pass gpu_memory_budget={gib}, or a "
+            "smaller height, width or num_frames."
+        )
+
+
+def choose(
+    subject: Subject, given: OffloadConfig, machine: Machine | None, budget_bytes: float
+) -> Prediction:
+    """Return the fastest set of flags whose reserved memory stays under a budget.
+
+    Among sets that are equally fast the one that keeps most on the device wins: it is the fastest
+    also where the prediction is off. Tiles, which change pixels, are chosen only where nothing fits
+    without them.
+
+    Args:
+        subject: The model and the video.
+        given: Flags that the user passed (`given.given`) are kept.
+        machine: The hardware.
+        budget_bytes: Most that may be reserved on the device.
+
+    Raises:
+        BudgetTooSmallError: If nothing fits.
+    """
+    found = [
+        predict(subject, config, machine or find_card(_REFERENCE))
+        for config in possible_configs(subject, given)
+    ]
+    fitting = [each for each in found if each.reserved_bytes <= budget_bytes]
+    if not fitting:
+        raise BudgetTooSmallError(budget_bytes, smallest_of(found))
+    best = min(fitting, key=_rank)
+    return best if machine is not None else predict(subject, best.config, None)
+
+
+def find_smallest(subject: Subject, given: OffloadConfig, machine: Machine | None) -> Prediction:
+    """Return the set of flags that reserves least."""
+    return smallest_of(
+        predict(subject, config, machine) for config in possible_configs(subject, given)
+    )
+
+
+def smallest_of(found: Iterable[Prediction]) -> Prediction:
+    """Return the prediction that reserves least; of equal ones the fastest, untiled one."""
+    return min(found, key=lambda each: (each.reserved_bytes, _rank(each)))
+
+
+def possible_configs(subject: Subject, given: OffloadConfig) -> Iterator[OffloadConfig]:
+    """All sets of flags that keep those that the user passed, each once in effect."""
+    num_blocks = max((len(size.blocks) for size in subject.by_role(Role.DENOISER)), default=0)
+    denoiser: list[dict[str, object]] = [{"dit_layerwise_offload": False, "dit_resident_blocks": 0}]
+    for count in range(0, num_blocks, NUM_SLOTS):
+        denoiser.append({"dit_layerwise_offload": True, "dit_resident_blocks": count})
+    encoder: list[dict[str, object]] = [
+        {"text_encoder_cpu_offload": cpu, "text_encoder_layerwise_offload": streamed}
+        for cpu, streamed in ((False, False), (False, True), (True, False))
+    ]
+    both = (False, True)
+    has_images = bool(subject.by_role(Role.IMAGE_ENCODER))
+    rest: list[dict[str, object]] = [
+        {"image_encoder_cpu_offload": image, "vae_cpu_offload": vae, "vae_tiling": tiled}
+        for image, vae, tiled in product(both if has_images else (True,), both, both)
+    ]
+    for options in product(*(_allowed(each, given) for each in (denoiser, encoder, rest))):
+        chosen = {name: value for option in options for name, value in option.items()}
+        yield replace(given, **chosen)  # type: ignore[arg-type]
+
+
+def _allowed(options: list[dict[str, object]], given: OffloadConfig) -> list[dict[str, object]]:
+    """The options that agree with what was given; what was given takes its place in each."""
+    fixed = {name: getattr(given, name) for name in given.given if name in CHOSEN}
+    kept = [
+        option
+        for option in options
+        if all(
+            fixed.get(name, value) == value
+            for name, value in option.items()
+            if name not in ("dit_resident_blocks", "image_encoder_cpu_offload")
+        )
+    ]
+    # Where no option agrees, as with both ways of offloading an encoder, what was given decides.
+    merged = [
+        {name: fixed.get(name, value) for name, value in option.items()}
+        for option in kept or options[:1]
+    ]
+    return [option for i, option in enumerate(merged) if option not in merged[:i]]
+
+
+def round_up(size_bytes: float) -> float:
+    """GiB with one decimal, never less."""
+    return ceil(size_bytes / GIB * 10) / 10
+
+
+def _rank(each: Prediction) -> tuple[bool, int, int]:
+    """By tiles, then time in steps of a thousandth, then what stays on the device."""
+    time = round(1000 * log(each.time_s)) if each.time_s else 0
+    return each.config.vae_tiling, time, -each.device_bytes

@@ -1,0 +1,113 @@
+"""What the components of a module weigh on a device, read off headers: no weight is touched."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.modules.roles import Role, role_of
+from fastvideo_lightning.offload.bindings import TensorBinding, find_bindings, split_by_owner
+from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.offload.leaves import find_leaves
+from fastvideo_lightning.offload.partition import find_block_lists
+from fastvideo_lightning.offload.reading import find_source, source_spec
+
+MIB = 1 << 20
+_GPU = torch.device("cuda")
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """Bytes of tensors that are placed together.
+
+    Attributes:
+        size_bytes: Of the tensors, one behind the other, as in a slot.
+        kept_bytes: What the device allocator reserves for them as tensors of their own.
+    """
+
+    size_bytes: int = 0
+    kept_bytes: int = 0
+
+    def __add__(self, other: "PartSize") -> "PartSize":
+        return PartSize(
+            self.size_bytes + other.size_bytes,
+            self.kept_bytes + other.kept_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class ComponentSize:
+    """What one component weighs in the dtypes that it runs in on a GPU.
+
+    Attributes:
+        fqn: Its name.
+        role: The part it plays; None for one that shows none.
+        blocks: Its blocks in order; none where it has no list of them.
+        between: What lies between the blocks, or everything where there are none.
+        whole: All of it.
+        tables: Embedding tables, which are part of `between` too.
+    """
+
+    fqn: str
+    role: Role | None
+    blocks: tuple[PartSize, ...]
+    between: PartSize
+    whole: PartSize
+    tables: tuple[PartSize, ...] = ()
+
+
+def measure_components(module: VideoModule) -> tuple[ComponentSize, ...]:
+    """Weigh every component of a module, which may be on meta."""
+    return tuple(
+        _measure(module, name, type(component)) for name, component in module.named_children()
+    )
+
+
+def _measure(root: VideoModule, name: str, component_class: type) -> ComponentSize:
+    component = root.get_submodule(name)
+    blocks = [block for found in find_block_lists(component) for _, block in found.blocks]
+    bindings = find_bindings(component, name)
+    inside, between = split_by_owner(bindings, blocks)
+    tables = [
+        binding
+        for binding in between
+        if all(type(place.owner) is torch.nn.Embedding for place in binding.places)
+    ]
+    return ComponentSize(
+        name,
+        role_of(component_class),
+        tuple(_part(root, block) for block in inside),
+        _part(root, between),
+        _part(root, bindings),
+        tuple(_part(root, [table]) for table in tables),
+    )
+
+
+def _part(root: VideoModule, bindings: Iterable[TensorBinding]) -> PartSize:
+    specs = [spec for binding in bindings for spec in _specs(root, binding)]
+    sizes = [spec.size_bytes for spec in specs]
+    return PartSize(SlabLayout(specs).size_bytes, reserved_bytes(sizes))
+
+
+def _specs(root: VideoModule, binding: TensorBinding) -> list[TensorSpec]:
+    if any(name in root.weight_sources for name in binding.names):
+        return [source_spec(find_source(binding, root.weight_sources), _GPU)]
+    return [TensorSpec.of(leaf) for leaf in find_leaves(binding.tensor, binding.fqn)]
+
+
+def reserved_bytes(sizes: Iterable[int]) -> int:
+    """What torch's caching allocator reserves for tensors of these sizes, an upper bound.
+
+    Up to 1 MiB they share segments of 2 MiB, up to 10 MiB segments of 20 MiB, and beyond that each
+    has its own, a multiple of 2 MiB (constants of `c10/cuda/CUDACachingAllocator`).
+    """
+    total, small, middle = 0, 0, 0
+    for size in sizes:
+        if size <= MIB:
+            small += -(-size // 512) * 512
+        elif size < 10 * MIB:
+            middle += size
+        else:
+            total += -(-size // (2 * MIB)) * 2 * MIB
+    return total + round(small * 1.05) + round(middle * 1.1)

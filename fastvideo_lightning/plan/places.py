@@ -1,0 +1,111 @@
+"""Where the flags put each component, as `placements.make_placements` does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.offload.partition import spread
+from fastvideo_lightning.plan.measure import ComponentSize, PartSize
+from fastvideo_lightning.plan.subject import Subject
+
+NUM_SLOTS = 2
+RESIDENT, ON_CALL, ON_CPU = "resident", "on the GPU for each call", "computed on the CPU"
+
+
+@dataclass(frozen=True)
+class ComponentPlan:
+    """Where one component is.
+
+    Attributes:
+        fqn: Its name.
+        size_bytes: Of its weights.
+        where: In words, such as `streamed, 8 of 40 blocks resident`.
+        device_bytes: On the device for as long as the generator lives, without shared slots.
+        host_bytes: In host memory.
+        streamed_bytes: Copied for each call.
+    """
+
+    fqn: str
+    size_bytes: int
+    where: str
+    device_bytes: int
+    host_bytes: int
+    streamed_bytes: int = 0
+
+
+def place_component(size: ComponentSize, config: OffloadConfig, slot_bytes: int) -> ComponentPlan:
+    """Say where the flags put a component, as `placements.make_placements` does."""
+    if size.role is Role.DENOISER and config.dit_layerwise_offload and size.blocks:
+        return _stream(size, config.dit_resident_blocks, slot_bytes)
+    if size.role is Role.TEXT_ENCODER:
+        if config.text_encoder_layerwise_offload and size.blocks:
+            return _stream(size, 0, slot_bytes)
+        if config.text_encoder_cpu_offload:
+            return ComponentPlan(size.fqn, size.whole.size_bytes, ON_CPU, 0, size.whole.size_bytes)
+    offloads = {
+        Role.IMAGE_ENCODER: config.image_encoder_cpu_offload,
+        Role.VAE: config.vae_cpu_offload,
+    }
+    whole = size.whole
+    if size.role is not None and offloads.get(size.role, False):
+        return ComponentPlan(
+            size.fqn, whole.size_bytes, ON_CALL, 0, whole.size_bytes, whole.size_bytes
+        )
+    return ComponentPlan(size.fqn, whole.size_bytes, RESIDENT, whole.kept_bytes, 0)
+
+
+def _stream(size: ComponentSize, resident_blocks: int, slot_bytes: int) -> ComponentPlan:
+    stays = resident_positions(len(size.blocks), resident_blocks)
+    kept = sum((size.blocks[i] for i in stays), PartSize())
+    streamed = sum(part.size_bytes for i, part in enumerate(size.blocks) if i not in stays)
+    tables = sum((table for table in size.tables if table.size_bytes > slot_bytes), PartSize())
+    return ComponentPlan(
+        size.fqn,
+        size.whole.size_bytes,
+        f"streamed, {len(stays)} of {len(size.blocks)} blocks resident" if stays else "streamed",
+        size.between.kept_bytes - tables.kept_bytes + kept.kept_bytes,
+        streamed + tables.size_bytes,
+        streamed,
+    )
+
+
+def place_components(
+    subject: Subject, config: OffloadConfig, slot_bytes: int
+) -> tuple[ComponentPlan, ...]:
+    """Place every component; of denoisers that take turns the first one has the residents."""
+    places = []
+    homes = 0
+    for size in subject.components:
+        place = place_component(size, config, slot_bytes)
+        if size.role is Role.DENOISER and place.streamed_bytes and subject.takes_turns:
+            stays = resident_positions(len(size.blocks), config.dit_resident_blocks)
+            own = sum((size.blocks[i] for i in stays), PartSize())
+            # What is not shared lies between the blocks; homes are as large as the largest set.
+            shared = max(own.kept_bytes - homes, 0)
+            homes = max(homes, own.kept_bytes)
+            place = replace(
+                place,
+                device_bytes=place.device_bytes - own.kept_bytes + shared,
+                host_bytes=place.host_bytes + own.size_bytes,
+            )
+        places.append(place)
+    return tuple(places)
+
+
+def resident_positions(num_blocks: int, resident_blocks: int) -> set[int]:
+    """The blocks that stay on the device, as `LayerwiseOffload` chooses them."""
+    streamed = max(num_blocks - resident_blocks, 0)
+    return spread(num_blocks, num_blocks - streamed + streamed % NUM_SLOTS)
+
+
+def slot_size(subject: Subject, config: OffloadConfig) -> int:
+    """Bytes of one slot: the largest block that is streamed."""
+    streamed: list[Sequence[PartSize]] = []
+    for size in subject.by_role(Role.DENOISER):
+        if config.dit_layerwise_offload:
+            stays = resident_positions(len(size.blocks), config.dit_resident_blocks)
+            streamed.append([part for i, part in enumerate(size.blocks) if i not in stays])
+    if config.text_encoder_layerwise_offload:
+        streamed += [size.blocks for size in subject.by_role(Role.TEXT_ENCODER)]
+    return max((part.size_bytes for blocks in streamed for part in blocks), default=0)

@@ -1,0 +1,112 @@
+"""Plan: what goes where for one model, one size of video and one budget."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.plan.choose import CHOSEN, round_up
+from fastvideo_lightning.plan.machine import GIB, Machine
+from fastvideo_lightning.plan.predict import Prediction
+from fastvideo_lightning.plan.subject import Subject
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes where, and what that takes.
+
+    `print(plan)` shows it as a table; `to_dict` is for programs.
+
+    Attributes:
+        model: The model's name.
+        subject: What was measured of the model and the video.
+        prediction: Components, stages and flags.
+        machine: The hardware; None where memory alone is known.
+        budget_bytes: Device memory that may be reserved; None where no budget was given.
+        smallest_bytes: The smallest budget that is possible under the user's flags.
+    """
+
+    model: str
+    subject: Subject
+    prediction: Prediction
+    machine: Machine | None
+    budget_bytes: int | None
+    smallest_bytes: int
+
+    @property
+    def config(self) -> OffloadConfig:
+        """The flags, as `VideoGenerator` takes them."""
+        return self.prediction.config
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flags that the plan decides, by name."""
+        names = [name for name in CHOSEN if name != "dit_resident_blocks"]
+        if self.config.dit_layerwise_offload:
+            names.insert(1, "dit_resident_blocks")
+        return {name: getattr(self.config, name) for name in names}
+
+    @property
+    def command_line(self) -> str:
+        """The flags as one types them."""
+        words = []
+        for name, value in self.flags.items():
+            stem = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{stem}" if value else f"--no-{stem}")
+            elif value:
+                words.append(f"--{stem} {value}")
+        return " ".join(words)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Device memory that is reserved at most."""
+        return self.prediction.reserved_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory of the weights, those of mapped files included."""
+        return sum(part.host_bytes for part in self.prediction.components)
+
+    @property
+    def time_s(self) -> float | None:
+        """Of one video without loading and writing; None where no machine is known."""
+        return None if self.machine is None else self.prediction.time_s
+
+    @property
+    def step_s(self) -> float | None:
+        """Of one denoising step; None where no machine is known."""
+        time = self.prediction.stages[1].time_s
+        return None if time is None else time / self.subject.request.num_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, sizes in bytes and times in seconds."""
+        return {
+            "model": self.model,
+            "machine": None if self.machine is None else asdict(self.machine),
+            "budget_bytes": self.budget_bytes,
+            "smallest_budget_gib": round_up(self.smallest_bytes),
+            "request": asdict(self.subject.request),
+            "components": [asdict(part) for part in self.prediction.components],
+            "stages": [asdict(stage) for stage in self.prediction.stages],
+            "slot_bytes": self.prediction.slot_bytes,
+            "reserved_bytes": self.reserved_bytes,
+            "reserved_gib": self.reserved_bytes / GIB,
+            "host_bytes": self.host_bytes,
+            "time_s": self.time_s,
+            "step_s": self.step_s,
+            "flags": self.flags,
+            "command_line": self.command_line,
+        }
+
+    def __rich__(self) -> "Group":
+        from fastvideo_lightning.plan.show import draw_plan
+
+        return draw_plan(self)
+
+    def __str__(self) -> str:
+        from fastvideo_lightning.plan.show import plan_text
+
+        return plan_text(self)

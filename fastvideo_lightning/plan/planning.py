@@ -1,0 +1,101 @@
+"""make_plan: from a model, a video's size and a budget to a plan."""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+
+from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.plan.cards import find_card, match_card
+from fastvideo_lightning.plan.choose import choose, find_smallest
+from fastvideo_lightning.plan.machine import GIB, Machine
+from fastvideo_lightning.plan.plan import Plan
+from fastvideo_lightning.plan.predict import predict
+from fastvideo_lightning.plan.probe import load_probe
+from fastvideo_lightning.plan.subject import Subject
+
+# Left alone on a card: its driver's context and what else is drawn with it.
+_CONTEXT_BYTES = GIB
+_AUTO_SHARE = 0.97
+
+
+def make_plan(
+    model: VideoModule | str | PathLike[str],
+    params: SamplingParams | None = None,
+    *,
+    budget_gib: float | str | None = None,
+    card: str | None = None,
+    flags: OffloadConfig | Mapping[str, Any] | None = None,
+    machine: Machine | None = None,
+    name: str | None = None,
+) -> Plan:
+    """Plan what goes where; reads headers and no weight, and needs no GPU.
+
+    Args:
+        model: A module, a folder in diffusers' layout, a hub id or `tiny-shapes`.
+        params: The video; what is left out is the model's default.
+        budget_gib: GiB that may be reserved on the device, or `auto`: what is free, less a margin.
+            None predicts the flags as they are.
+        card: Name of a card such as `RTX 4090`, which need not be there.
+        flags: Flags that the plan keeps.
+        machine: The hardware, in place of `card` and of what is found here.
+        name: What the plan calls the model; by default what was passed, or its pipeline.
+
+    Raises:
+        BudgetTooSmallError: If nothing fits; names the smallest possible budget.
+        ValueError: If the card is unknown, or `auto` is asked for where there is no GPU.
+    """
+    if isinstance(model, VideoModule):
+        module, called = model, type(model.pipeline).__name__
+    else:
+        module, called = VideoModule.from_pretrained(model, device_type="cuda"), str(model)
+    params = module.resolve_sampling(params or SamplingParams())
+    given = flags if isinstance(flags, OffloadConfig) else OffloadConfig(**(flags or {}))
+    if budget_gib is None:
+        budget_gib = given.gpu_memory_budget
+    machine = machine or (find_card(card) if card else find_machine())
+    budget_bytes = find_budget(budget_gib, machine, is_here=card is None)
+    subject = Subject.of(module, params)
+    smallest = find_smallest(subject, given, machine)
+    if budget_bytes is None:
+        chosen = predict(subject, given, machine)
+    else:
+        chosen = choose(subject, given, machine, budget_bytes)
+    return Plan(name or called, subject, chosen, machine, budget_bytes, smallest.reserved_bytes)
+
+
+def find_machine() -> Machine | None:
+    """Return this machine: as `probe` measured it, or from the table of cards; None without."""
+    if not torch.cuda.is_available():
+        return None
+    return load_probe() or match_card(torch.cuda.get_device_name())
+
+
+def find_budget(
+    budget_gib: float | str | None, machine: Machine | None, *, is_here: bool
+) -> int | None:
+    """Return a budget in bytes.
+
+    Args:
+        budget_gib: As in `make_plan`.
+        machine: The hardware.
+        is_here: Whether it is this machine's, whose free memory can be asked for.
+
+    Raises:
+        ValueError: If `auto` is asked for and there is no device to ask.
+    """
+    if budget_gib is None:
+        return None
+    if budget_gib != "auto":
+        return round(float(budget_gib) * GIB)
+    if is_here and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return round((free + torch.cuda.memory_reserved()) * _AUTO_SHARE)
+    if machine is None:
+        raise ValueError(
+            "gpu_memory_budget='auto' asks how much GPU memory is free, and this machine has no "
+            "GPU. Pass a number of GiB, or the name of a card."
+        )
+    return machine.memory_bytes - _CONTEXT_BYTES

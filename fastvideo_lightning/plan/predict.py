@@ -1,0 +1,226 @@
+"""Memory and time of a set of flags: few terms, each explained in `docs/planning.md`.
+
+Note [Reserved memory]
+What decides whether a video fits is not what is allocated but what the caching allocator reserves.
+In each stage that is the weights that are there, as the allocator holds them, `FRAGMENTATION` times
+the activations, the workspaces of the libraries, and a hundredth of all for what nobody counted.
+Between stages the allocator's cache is emptied where a budget is kept, so the stages do not add up.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.plan.machine import Machine
+from fastvideo_lightning.plan.places import (
+    NUM_SLOTS,
+    ON_CALL,
+    ON_CPU,
+    ComponentPlan,
+    place_components,
+    slot_size,
+)
+from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.work import Work
+
+FRAGMENTATION = 1.53
+WORKSPACE_BYTES = 130_000_000
+MARGIN = 1.01
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage is predicted to take.
+
+    Attributes:
+        name: `encode`, `denoise` or `decode`.
+        reserved_bytes: Device memory that the allocator holds at most.
+        time_s: Of the whole stage; None where no machine is known.
+        bound: What the time is the time of: `compute`, `link`, `launches` or `CPU`.
+        compute_s: Time if no weight had to be copied.
+        link_s: Time of the copies alone.
+        moved_bytes: Copied to the device.
+    """
+
+    name: str
+    reserved_bytes: int
+    time_s: float | None
+    bound: str
+    compute_s: float | None
+    link_s: float | None
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Components and stages under one set of flags."""
+
+    config: OffloadConfig
+    components: tuple[ComponentPlan, ...]
+    stages: tuple[StagePlan, ...]
+    slot_bytes: int
+
+    @cached_property
+    def reserved_bytes(self) -> int:
+        """Device memory of the stage that takes most."""
+        return max(stage.reserved_bytes for stage in self.stages)
+
+    @cached_property
+    def time_s(self) -> float:
+        """Of all stages."""
+        return sum(stage.time_s or 0.0 for stage in self.stages)
+
+    @cached_property
+    def device_bytes(self) -> int:
+        """Weights that stay on the device."""
+        return sum(part.device_bytes for part in self.components) + NUM_SLOTS * self.slot_bytes
+
+
+def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) -> Prediction:
+    """Predict memory and time of one video under a set of flags.
+
+    Args:
+        subject: The model and the video.
+        config: The flags.
+        machine: The hardware; None predicts memory alone.
+    """
+    slot_bytes = slot_size(subject, config)
+    components = place_components(subject, config, slot_bytes)
+    stays = sum(part.device_bytes for part in components) + NUM_SLOTS * slot_bytes
+    places = {part.fqn: part for part in components}
+    clock = _Clock(machine)
+    stages = (
+        _encode(subject, config, places, stays, clock),
+        _denoise(subject, places, stays, clock),
+        _decode(subject, config, places, stays, clock),
+    )
+    return Prediction(config, components, stages, slot_bytes)
+
+
+class _Clock:
+    """Turns work into time."""
+
+    def __init__(self, machine: Machine | None) -> None:
+        self.machine = machine
+
+    def compute(self, work: Work) -> tuple[float, str]:
+        """Seconds of one call on the device, and what they are spent on."""
+        if self.machine is None:
+            return 0.0, "compute"
+        device = (
+            work.matmul_flop / self.machine.matmul_flops
+            + work.attention_flop / self.machine.attention_flops
+            + work.traffic_bytes / self.machine.memory_bytes_per_s
+        )
+        launches = work.num_kernels * self.machine.launch_s
+        return max(device, launches), "compute" if device >= launches else "launches"
+
+    def link(self, size_bytes: int) -> float:
+        """Seconds of copying so many bytes to the device."""
+        return size_bytes / self.machine.link_bytes_per_s if self.machine else 0.0
+
+    def cpu(self, work: Work) -> float:
+        """Seconds of one call on the host."""
+        flop = work.matmul_flop + work.attention_flop
+        return flop / self.machine.cpu_flops if self.machine else 0.0
+
+    def stage(
+        self,
+        name: str,
+        reserved: float,
+        compute: float,
+        link: float,
+        total: float,
+        bound: str,
+        moved: int,
+    ) -> StagePlan:
+        """Round memory up, and leave times out where there is no machine."""
+        known = self.machine is not None
+        reserved_bytes = round(reserved * MARGIN) + WORKSPACE_BYTES
+        return StagePlan(
+            name,
+            reserved_bytes,
+            total if known else None,
+            bound if known else "",
+            compute if known else None,
+            link if known else None,
+            moved,
+        )
+
+
+def _encode(
+    subject: Subject,
+    config: OffloadConfig,
+    places: dict[str, ComponentPlan],
+    stays: int,
+    clock: _Clock,
+) -> StagePlan:
+    num_prompts = 2 if subject.request.num_calls * subject.request.batch > 1 else 1
+    peak, compute, link, total, moved, bounds = 0.0, 0.0, 0.0, 0.0, 0, {"compute": 0.0}
+    calls: list[tuple[str, Work, int]] = []
+    for size in (*subject.by_role(Role.TEXT_ENCODER), *subject.by_role(Role.IMAGE_ENCODER)):
+        is_text = size.role is Role.TEXT_ENCODER
+        if is_text or subject.request.has_image:
+            calls.append((size.fqn, subject.work[size.fqn], num_prompts if is_text else 1))
+    if subject.request.has_image:
+        calls += [(fqn, work, 1) for fqn, work in subject.encoding.items()]
+    for fqn, work, count in calls:
+        place = places[fqn]
+        if place.where == ON_CPU:
+            seconds = count * clock.cpu(work)
+            total += seconds
+            bounds["CPU"] = bounds.get("CPU", 0.0) + seconds
+            continue
+        once, kind = clock.compute(work)
+        copy = clock.link(place.streamed_bytes)
+        transient = place.size_bytes if place.where == ON_CALL else 0
+        spent = once + copy if transient else max(once, copy)
+        peak = max(peak, transient + FRAGMENTATION * work.activation_bytes)
+        compute, link, total = compute + count * once, link + count * copy, total + count * spent
+        moved += count * place.streamed_bytes
+        kind = kind if once >= copy else "link"
+        bounds[kind] = bounds.get(kind, 0.0) + count * spent
+    bound = max(bounds, key=lambda kind: bounds[kind])
+    return clock.stage("encode", stays + peak, compute, link, total, bound, moved)
+
+
+def _denoise(
+    subject: Subject, places: dict[str, ComponentPlan], stays: int, clock: _Clock
+) -> StagePlan:
+    """All steps; of two experts each does some of them, and their times are alike."""
+    denoisers = subject.by_role(Role.DENOISER)
+    num_calls = subject.request.num_steps * subject.request.num_calls
+    peak = max((subject.work[size.fqn].activation_bytes for size in denoisers), default=0)
+    compute = link = total = 0.0
+    moved = 0
+    kind = "compute"
+    for size in denoisers:
+        once, kind = clock.compute(subject.work[size.fqn])
+        copy = clock.link(places[size.fqn].streamed_bytes)
+        share = num_calls / len(denoisers)
+        compute, link = compute + share * once, link + share * copy
+        total += share * max(once, copy)
+        moved += round(share * places[size.fqn].streamed_bytes)
+        kind = kind if once >= copy else "link"
+    return clock.stage("denoise", stays + FRAGMENTATION * peak, compute, link, total, kind, moved)
+
+
+def _decode(
+    subject: Subject,
+    config: OffloadConfig,
+    places: dict[str, ComponentPlan],
+    stays: int,
+    clock: _Clock,
+) -> StagePlan:
+    peak, compute, link, moved = 0.0, 0.0, 0.0, 0
+    for size in subject.by_role(Role.VAE):
+        work = (subject.tiled if config.vae_tiling else subject.work)[size.fqn]
+        place = places[size.fqn]
+        transient = place.size_bytes if place.where == ON_CALL else 0
+        peak = max(peak, transient + FRAGMENTATION * work.activation_bytes)
+        compute += clock.compute(work)[0]
+        link += clock.link(place.streamed_bytes)
+        moved += place.streamed_bytes
+    bound = "compute" if compute >= link else "link"
+    return clock.stage("decode", stays + peak, compute, link, compute + link, bound, moved)

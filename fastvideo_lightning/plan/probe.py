@@ -1,0 +1,125 @@
+"""What this machine gives, measured once and kept in the user's cache folder."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+import psutil
+import torch
+from platformdirs import user_cache_path
+
+from fastvideo_lightning.offload.host import HostSlab
+from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.plan.machine import Machine
+
+_ROUNDS = 5
+
+
+def cache_file() -> Path:
+    """Where the measurement is kept; `FASTVIDEO_LIGHTNING_CACHE` names another folder."""
+    folder = os.environ.get("FASTVIDEO_LIGHTNING_CACHE")
+    return (Path(folder) if folder else user_cache_path("fastvideo-lightning")) / "machine.json"
+
+
+def load_probe() -> Machine | None:
+    """Return what was measured for the GPU that is here; None where nothing was."""
+    try:
+        kept = json.loads(cache_file().read_text(encoding="utf-8"))
+        machine = Machine(**kept)
+    except (OSError, ValueError, TypeError):
+        return None
+    return machine if machine.name == torch.cuda.get_device_name() else None
+
+
+def save_probe(machine: Machine) -> Path:
+    """Keep a measurement; returns the file."""
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(asdict(machine), indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def probe(device: torch.device) -> Machine:
+    """Measure the GPU that is here, its link and its host, in some seconds and about 3 GiB."""
+    return Machine(
+        name=torch.cuda.get_device_name(device),
+        source="measured here",
+        memory_bytes=torch.cuda.mem_get_info(device)[1],
+        link_bytes_per_s=measure_link(device),
+        matmul_flops=measure_matmul(device),
+        attention_flops=measure_attention(device),
+        memory_bytes_per_s=measure_memory(device),
+        launch_s=measure_launch(device),
+        cpu_flops=measure_matmul(torch.device("cpu"), size=1024),
+        host_memory_bytes=psutil.virtual_memory().total,
+    )
+
+
+def measure_link(device: torch.device, size_bytes: int = 1 << 30) -> float:
+    """Bytes per second of a copy from pinned host memory."""
+    slab = HostSlab(SlabLayout([TensorSpec.contiguous(torch.Size([size_bytes]), torch.uint8)]))
+    slab.buffer.fill_(1)
+    target = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+    if device.type == "cuda":
+        slab.pin()
+    try:
+        took = time_call(lambda: target.copy_(slab.buffer, non_blocking=True), device)
+    finally:
+        slab.close()
+    return size_bytes / took
+
+
+def measure_matmul(device: torch.device, size: int = 8192) -> float:
+    """Floating-point operations per second of a bf16 matrix product."""
+    left = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    right = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    return 2 * size**3 / time_call(lambda: left @ right, device)
+
+
+def measure_attention(device: torch.device, tokens: int = 16384, heads: int = 12) -> float:
+    """Floating-point operations per second of bf16 attention with heads of 128."""
+    shape = (1, heads, tokens, 128)
+    query, key, value = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(3))
+    attention = torch.nn.functional.scaled_dot_product_attention
+    return 4 * tokens**2 * heads * 128 / time_call(lambda: attention(query, key, value), device)
+
+
+def measure_memory(device: torch.device, size_bytes: int = 1 << 29) -> float:
+    """Bytes per second that an elementwise kernel reads and writes."""
+    numbers = torch.zeros(size_bytes // 2, device=device, dtype=torch.bfloat16)
+    return 2 * size_bytes / time_call(lambda: numbers.add_(1), device)
+
+
+def measure_launch(device: torch.device, count: int = 2000) -> float:
+    """Seconds that the host takes for one small operation."""
+    number = torch.zeros(1, device=device)
+
+    def launch_all() -> None:
+        for _ in range(count):
+            number.add_(1)
+
+    return time_call(launch_all, device) / count
+
+
+def time_call(call: Callable[[], object], device: torch.device) -> float:
+    """Median seconds of a call that is done when the device is."""
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    call()
+    took = []
+    for _ in range(_ROUNDS):
+        finish()
+        begin = time.perf_counter()
+        call()
+        finish()
+        took.append(time.perf_counter() - begin)
+    return median(took)

@@ -1,0 +1,61 @@
+"""Subject: what is planned for, a model and a video, whatever the flags."""
+
+from dataclasses import dataclass
+
+from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.plan.measure import ComponentSize, measure_components
+from fastvideo_lightning.plan.work import (
+    Request,
+    Work,
+    decode_work,
+    denoiser_work,
+    encode_work,
+    text_encoder_work,
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model's sizes and a video's work.
+
+    Attributes:
+        components: Every component's size.
+        request: The video's size.
+        work: One call of each component by FQN; of a VAE, decoding.
+        tiled: Decoding in tiles.
+        encoding: A VAE's encoding.
+        takes_turns: Whether of several denoisers each has a part of the steps to itself: their
+            resident blocks share device memory.
+    """
+
+    components: tuple[ComponentSize, ...]
+    request: Request
+    work: dict[str, Work]
+    tiled: dict[str, Work]
+    encoding: dict[str, Work]
+    takes_turns: bool = False
+
+    @classmethod
+    def of(cls, module: VideoModule, params: SamplingParams) -> "Subject":
+        """Measure a module and a video."""
+        request = Request.of(module, params)
+        work: dict[str, Work] = {}
+        tiled: dict[str, Work] = {}
+        encoding: dict[str, Work] = {}
+        components = measure_components(module)
+        for size in components:
+            if size.role is Role.DENOISER:
+                work[size.fqn] = denoiser_work(module, size, request)
+            elif size.role is Role.VAE:
+                work[size.fqn] = decode_work(module, size, request, tiled=False)
+                tiled[size.fqn] = decode_work(module, size, request, tiled=True)
+                encoding[size.fqn] = encode_work(module, size, request)
+            else:
+                work[size.fqn] = text_encoder_work(module, size)
+        return cls(components, request, work, tiled, encoding, module.denoisers_take_turns)
+
+    def by_role(self, role: Role) -> list[ComponentSize]:
+        """The components that play a part."""
+        return [size for size in self.components if size.role is role]

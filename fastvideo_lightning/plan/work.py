@@ -1,0 +1,218 @@
+"""What a video asks of each component: floating-point operations, memory traffic, activations.
+
+Note [Coefficients]
+Byte counts per token and per pixel were counted from the allocations of diffusers' models, run at
+several sizes; they depend on a model's code, not on a card. `benchmarks/plan.py` holds them against
+a GPU. Shapes: a latent is [channels, latent frames, height / 8, width / 8]; tokens are its patches.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.plan.measure import ComponentSize
+
+TEXT_TOKENS = 512
+# Elements per token and width beyond matrix products and attention, in bytes of memory traffic.
+TRAFFIC_BYTES = 425
+KERNELS_PER_BLOCK = 105
+_UNKNOWN = {"height": 480, "width": 832, "num_frames": 81, "num_inference_steps": 50}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call of a component asks for.
+
+    Attributes:
+        activation_bytes: Most that is allocated at once beside the weights.
+        matmul_flop: In matrix products and convolutions.
+        attention_flop: In attention.
+        traffic_bytes: Of device memory, in everything else.
+        num_kernels: Kernels to launch.
+    """
+
+    activation_bytes: int = 0
+    matmul_flop: float = 0
+    attention_flop: float = 0
+    traffic_bytes: float = 0
+    num_kernels: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A video's size as the components see it.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        num_frames: Frames.
+        num_steps: Denoising steps.
+        num_calls: Calls of a denoiser in each step.
+        batch: Latents in one call.
+        has_image: Whether an image is encoded first.
+    """
+
+    height: int
+    width: int
+    num_frames: int
+    num_steps: int
+    num_calls: int
+    batch: int
+    has_image: bool
+
+    @classmethod
+    def of(cls, module: VideoModule, params: SamplingParams) -> "Request":
+        """Read it off a module and sampling parameters; what neither says is 480x832, 81 frames."""
+        filled = {**_UNKNOWN, **module.fill_sampling(params).given()}
+        guided = filled.get("guidance_scale", 5.0) > 1
+        # Wan calls its denoiser once for each prompt; other pipelines stack both in one call.
+        in_turn = guided and _is_wan(module)
+        return cls(
+            height=filled["height"],
+            width=filled["width"],
+            num_frames=filled["num_frames"],
+            num_steps=filled["num_inference_steps"],
+            num_calls=2 if in_turn else 1,
+            batch=2 if guided and not in_turn else 1,
+            has_image=filled.get("image_path") is not None or bool(module.image_encoders),
+        )
+
+    @property
+    def pixels(self) -> int:
+        """Of one frame."""
+        return self.height * self.width
+
+
+def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) -> Work:
+    """One call of a denoiser, see Note [Coefficients]."""
+    config = module.get_submodule(size.fqn).config
+    width, hidden = _widths(config, size)
+    tokens = _tokens(module, config, request)
+    num_blocks = max(len(size.blocks), 1)
+    weights = sum(block.size_bytes for block in size.blocks) / 2 or size.whole.size_bytes / 2
+    # Attention's own chains are the peak, or the feed-forward layer's where that one is wide.
+    peak = max(22.5 * width, 4 * hidden + 8.8 * width)
+    if getattr(module.pipeline.config, "expand_timesteps", False):
+        peak += 38 * width  # modulation for each token, in fp32
+    latents = 4 * 4 * tokens * prod(getattr(config, "patch_size", None) or (1,)) * 16
+    return Work(
+        activation_bytes=round(request.batch * (tokens * peak + latents)),
+        matmul_flop=2 * weights * tokens * request.batch,
+        attention_flop=num_blocks * 4 * tokens * (tokens + TEXT_TOKENS) * width * request.batch,
+        traffic_bytes=num_blocks * TRAFFIC_BYTES * tokens * width * request.batch,
+        num_kernels=num_blocks * KERNELS_PER_BLOCK,
+    )
+
+
+def text_encoder_work(module: VideoModule, size: ComponentSize) -> Work:
+    """One prompt through a text encoder."""
+    config = module.get_submodule(size.fqn).config
+    width = int(getattr(config, "d_model", None) or getattr(config, "hidden_size", 0) or 4096)
+    heads = int(getattr(config, "num_heads", None) or 32)
+    weights = sum(block.size_bytes for block in size.blocks) / 2 or size.whole.size_bytes / 2
+    return Work(
+        activation_bytes=16 * heads * TEXT_TOKENS**2 + 60 * TEXT_TOKENS * width,
+        matmul_flop=2 * weights * TEXT_TOKENS,
+        traffic_bytes=max(len(size.blocks), 1) * TRAFFIC_BYTES * TEXT_TOKENS * width,
+        num_kernels=max(len(size.blocks), 1) * 40,
+    )
+
+
+def decode_work(module: VideoModule, size: ComponentSize, request: Request, *, tiled: bool) -> Work:
+    """From latents to frames; with tiles, in pieces of 256 by 256 pixels that overlap."""
+    vae = _Autoencoder.of(module, size)
+    output = 3 * vae.itemsize * request.num_frames * request.pixels
+    pixels, copies, repeats = request.pixels, 1.0, 1.0
+    if tiled:
+        pixels = min(256 * 256, request.pixels)
+        copies = 3.6 if vae.patch > 1 else 1.4
+        repeats = (256 / 192) ** 2
+    channels = vae.decoder_channels if request.num_frames > 1 else vae.decoder_channels * 0.37
+    return Work(
+        activation_bytes=round(pixels * vae.itemsize * channels + copies * output),
+        matmul_flop=vae.flop_per_pixel * request.num_frames * request.pixels * repeats,
+    )
+
+
+def encode_work(module: VideoModule, size: ComponentSize, request: Request) -> Work:
+    """From an image, in a video's length, to latents."""
+    vae = _Autoencoder.of(module, size)
+    video = 3 * vae.itemsize * request.num_frames * request.pixels
+    return Work(
+        activation_bytes=round(request.pixels * vae.itemsize * vae.encoder_channels + video),
+        matmul_flop=vae.flop_per_pixel * request.num_frames * request.pixels / 2,
+    )
+
+
+@dataclass(frozen=True)
+class _Autoencoder:
+    """A VAE in channels that are alive at once for each pixel of a frame.
+
+    Of Wan's, 51 times the first width are in the decoder (85 where its blocks have shortcuts) and
+    37 in the encoder. Any other VAE is taken for one that decodes a group of frames at a time,
+    like Wan's, 96 channels wide.
+    """
+
+    decoder_channels: float
+    encoder_channels: float
+    flop_per_pixel: float
+    patch: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, module: VideoModule, size: ComponentSize) -> "_Autoencoder":
+        config = module.get_submodule(size.fqn).config
+        base = getattr(config, "base_dim", None) or 96
+        decoder_base = getattr(config, "decoder_base_dim", None) or base
+        patch = int(getattr(config, "patch_size", None) or 1)
+        per_pixel = (85 if getattr(config, "is_residual", False) else 51) * decoder_base
+        itemsize = next(iter(_itemsizes(module, size.fqn)), 4)
+        return cls(
+            decoder_channels=per_pixel / patch**2,
+            encoder_channels=37 * base / patch**2,
+            # Convolutions run at about a sixth of the rate of matrix products, in fp32 at half.
+            flop_per_pixel=950 * decoder_base**2 / patch**2 * 6 * itemsize / 2,
+            patch=patch,
+            itemsize=itemsize,
+        )
+
+
+def _itemsizes(module: VideoModule, fqn: str) -> list[int]:
+    """Bytes per element of a component's first floating-point weight on a GPU."""
+    for name, weight in module.get_submodule(fqn).named_parameters(prefix=fqn):
+        if weight.is_meta and name in module.weight_sources:
+            return [module.weight_sources[name].accelerator_dtype.itemsize]
+        if weight.is_floating_point():
+            return [weight.element_size()]
+    return []
+
+
+def _widths(config: Any, size: ComponentSize) -> tuple[int, int]:
+    """Width of a denoiser's tokens and of its feed-forward layer, in elements."""
+    heads = getattr(config, "num_attention_heads", None)
+    head_width = getattr(config, "attention_head_dim", None)
+    width = None
+    if isinstance(heads, int) and isinstance(head_width, int):
+        width = heads * head_width
+    if width is None and size.blocks:
+        # A block is about 12 square matrices of its width.
+        width = round((max(block.size_bytes for block in size.blocks) / 2 / 12) ** 0.5)
+    width = width or 2048
+    return width, int(getattr(config, "ffn_dim", None) or 4 * width)
+
+
+def _tokens(module: VideoModule, config: Any, request: Request) -> int:
+    pipeline = module.pipeline
+    space = int(getattr(pipeline, "vae_scale_factor_spatial", None) or 8)
+    time = int(getattr(pipeline, "vae_scale_factor_temporal", None) or 4)
+    patch = getattr(config, "patch_size", None) or (1, 2, 2)
+    if isinstance(patch, int):
+        patch = (getattr(config, "patch_size_t", None) or 1, patch, patch)
+    frames = -(-((request.num_frames - 1) // time + 1) // patch[0])
+    return frames * (request.height // space // patch[1]) * (request.width // space // patch[2])
+
+
+def _is_wan(module: VideoModule) -> bool:
+    return type(module.pipeline).__name__.startswith("Wan")

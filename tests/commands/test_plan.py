@@ -1,0 +1,72 @@
+import json
+
+import pytest
+from recorders import read_errors
+
+from fastvideo_lightning.cli import run
+
+
+@pytest.fixture
+def folder(checkpoint):
+    return str(checkpoint("t2v"))
+
+
+def plan_of(capsys, *arguments):
+    assert run(["plan", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+SIZE = ("--height", "32", "--width", "48", "--num-frames", "5")
+
+
+def test_a_plan_for_a_card_that_is_not_here_shows_all_that_is_promised(folder, capsys):
+    text = plan_of(capsys, "--model", folder, *SIZE, "--gpu", "RTX 4090")
+    for word in ("transformer", "text_encoder", "vae", "encode", "denoise", "decode"):
+        assert word in text
+    for word in ("resident", "time, s", "bound by", "host memory", "RTX 4090", "Smallest possible"):
+        assert word in text
+    assert "--no-dit-layerwise-offload" in text
+
+
+def test_without_a_gpu_and_a_card_there_are_bytes_and_no_times(folder, capsys):
+    text = plan_of(capsys, "--model", folder, *SIZE)
+    assert "time, s" not in text
+    assert "No times" in text
+    assert "streamed" in text
+
+
+def test_json_has_the_same_and_flags_that_are_given_are_kept(folder, capsys):
+    arguments = ("--gpu", "rtx4090", "--gpu-memory-budget", "12", "--vae-cpu-offload", "--json")
+    plan = json.loads(plan_of(capsys, "--model", folder, *SIZE, *arguments))
+    assert plan["machine"]["name"] == "RTX 4090"
+    assert plan["budget_bytes"] == 12 * 2**30
+    assert plan["flags"]["vae_cpu_offload"] is True
+    assert plan["request"]["num_frames"] == 5
+    assert [stage["name"] for stage in plan["stages"]] == ["encode", "denoise", "decode"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpu", "RTX 4900"], "RTX 4090"),
+        (["--gpu-memory-budget", "0.01", "--gpu", "T4"], "smallest possible"),
+        (["--gpu-memory-budget", "much"], "neither a number of GiB nor auto"),
+        (["--gpu-memory-budget", "auto"], "has no GPU"),
+        (["--height", "33"], "--height 32"),
+        (["--gpu-memory-budge", "3"], "--gpu-memory-budget"),
+    ],
+)
+def test_a_wrong_choice_is_said_in_two_lines(arguments, words, folder, capsys):
+    assert run(["plan", "--model", folder, *SIZE, *arguments]) == 2
+    lines = read_errors(capsys)
+    assert len(lines) == 2
+    assert words in " ".join(lines)
+
+
+def test_probe_on_a_cpu_says_what_it_cannot_measure(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTVIDEO_LIGHTNING_CACHE", str(tmp_path))
+    assert run(["probe"]) == 0
+    captured = capsys.readouterr()
+    assert "TFLOP/s" in captured.out
+    assert "no GPU here" in captured.err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,92 @@
+import pytest
+
+from fastvideo_lightning import OffloadConfig, SamplingParams
+from fastvideo_lightning.plan import BudgetTooSmallError, find_card, make_plan
+from fastvideo_lightning.plan.choose import CHOSEN, choose, possible_configs
+from fastvideo_lightning.plan.machine import GIB
+from fastvideo_lightning.plan.predict import predict
+from fastvideo_lightning.plan.subject import Subject
+
+VIDEO = SamplingParams(height=480, width=832, num_frames=17, num_inference_steps=30)
+
+
+@pytest.mark.parametrize("name", ["wan-14b", "wan-1.3b"])
+@pytest.mark.parametrize("frames", [1, 17, 81])
+def test_no_set_of_flags_that_fits_is_faster(name, frames, wan):
+    subject = Subject.of(wan(name), VIDEO.merge(num_frames=frames))
+    card = find_card("H100")
+    for budget_gib in (8, 12, 16, 24, 40):
+        chosen = choose(subject, OffloadConfig(), card, budget_gib * GIB)
+        assert chosen.reserved_bytes <= budget_gib * GIB
+        others = [predict(subject, c, card) for c in possible_configs(subject, OffloadConfig())]
+        fitting = [each for each in others if each.reserved_bytes <= budget_gib * GIB]
+        untiled = [each for each in fitting if not each.config.vae_tiling]
+        assert chosen.config.vae_tiling == (not untiled)
+        assert chosen.time_s <= 1.001 * min(each.time_s for each in untiled or fitting)
+
+
+def test_a_larger_budget_is_never_slower(wan):
+    times = [
+        make_plan(wan("wan-14b"), VIDEO, budget_gib=b, card="H100").time_s for b in (8, 14, 40)
+    ]
+    assert times == sorted(times, reverse=True)
+    assert times[0] > times[-1]
+
+
+def test_all_that_fits_stays_resident(wan):
+    plan = make_plan(wan("wan-1.3b"), VIDEO, budget_gib=40, card="H100")
+    assert not plan.flags["dit_layerwise_offload"]
+    assert not plan.flags["text_encoder_cpu_offload"]
+    assert not plan.flags["vae_cpu_offload"]
+    assert not plan.flags["vae_tiling"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"dit_layerwise_offload": True},
+        {"dit_layerwise_offload": False},
+        {"dit_layerwise_offload": True, "dit_resident_blocks": 6},
+        {"text_encoder_cpu_offload": True},
+        {"text_encoder_cpu_offload": False},
+        {"text_encoder_layerwise_offload": True},
+        {"text_encoder_cpu_offload": True, "text_encoder_layerwise_offload": True},
+        {"vae_cpu_offload": True, "vae_tiling": True},
+        {"image_encoder_cpu_offload": False},
+        {"pin_cpu_memory": False},
+    ],
+)
+def test_flags_that_were_passed_are_kept(flags, wan):
+    plan = make_plan(wan("wan-14b"), VIDEO, budget_gib=70, card="H100", flags=flags)
+    for name, value in flags.items():
+        assert getattr(plan.config, name) == value
+
+
+def test_a_flag_passed_at_its_default_is_kept_and_one_left_out_is_chosen(wan):
+    free = make_plan(wan("wan-1.3b"), VIDEO, budget_gib=70, card="H100", flags=OffloadConfig())
+    kept = OffloadConfig(vae_cpu_offload=True)
+    kept_plan = make_plan(wan("wan-1.3b"), VIDEO, budget_gib=70, card="H100", flags=kept)
+    assert not free.config.vae_cpu_offload
+    assert kept_plan.config.vae_cpu_offload
+
+
+def test_an_impossible_budget_names_the_smallest_and_that_one_works(wan):
+    with pytest.raises(BudgetTooSmallError, match="smallest possible is") as caught:
+        make_plan(wan("wan-14b"), VIDEO, budget_gib=1, card="H100")
+    smallest = float(str(caught.value).partition("Pass gpu_memory_budget=")[2].partition(",")[0])
+    plan = make_plan(wan("wan-14b"), VIDEO, budget_gib=smallest, card="H100")
+    assert plan.reserved_bytes <= smallest * GIB
+    with pytest.raises(BudgetTooSmallError):
+        make_plan(wan("wan-14b"), VIDEO, budget_gib=smallest - 0.1, card="H100")
+
+
+def test_tiles_are_taken_only_where_nothing_fits_without(wan):
+    whole = make_plan(wan("wan-1.3b"), VIDEO, budget_gib=20, card="H100")
+    tiled = make_plan(wan("wan-1.3b"), VIDEO, budget_gib=6, card="H100")
+    assert (whole.flags["vae_tiling"], tiled.flags["vae_tiling"]) == (False, True)
+    with pytest.raises(BudgetTooSmallError):
+        make_plan(wan("wan-1.3b"), VIDEO, budget_gib=6, card="H100", flags={"vae_tiling": False})
+
+
+def test_every_decided_flag_is_a_field_of_the_configuration():
+    assert set(CHOSEN) < set(OffloadConfig.__dataclass_fields__)

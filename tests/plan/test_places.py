@@ -1,0 +1,82 @@
+"""What the plan says is where, against what the callbacks do."""
+
+import pytest
+import torch
+
+from fastvideo_lightning import OffloadConfig, VideoModule
+from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.offload.registry import engine_of
+from fastvideo_lightning.placements import make_placements
+from fastvideo_lightning.plan.measure import measure_components, reserved_bytes
+from fastvideo_lightning.plan.places import ON_CALL, ON_CPU, RESIDENT, place_component, slot_size
+from fastvideo_lightning.plan.subject import Subject
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("kind", ["t2v", "i2v_clip"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"dit_resident_blocks": 1},
+        {"text_encoder_layerwise_offload": True},
+        {"dit_layerwise_offload": False, "text_encoder_cpu_offload": False},
+    ],
+)
+def test_slots_and_streamed_bytes_are_those_of_the_engine(kind, flags, checkpoint):
+    config = OffloadConfig(**flags)
+    # As a run on this device: dtypes are those of the file, and the engine copies inline.
+    module = VideoModule.from_pretrained(checkpoint(kind), dtype="fp32", device_type="cpu")
+    components = measure_components(module)
+    subject = Subject(components, *(None,) * 4)
+    slots = slot_size(subject, config)
+    placed = {size.fqn: place_component(size, config, slots) for size in components}
+    for callback in make_placements(module, config, on_gpu=True):
+        callback.attach(module, CPU)
+    engine = engine_of(module, CPU)
+    # A layout for the CPU packs tensors at other distances, up to 512 bytes each.
+    assert engine.device_bytes == pytest.approx(2 * slots, abs=2 * 512 * 40)
+    for fqn, part in placed.items():
+        units = [unit for unit in engine.units if unit.fqn.partition(".")[0] == fqn]
+        num_tensors = sum(len(unit.bindings) for unit in units)
+        expected = sum(unit.size_bytes for unit in units)
+        assert part.streamed_bytes == pytest.approx(expected, abs=512 * num_tensors)
+        assert bool(part.streamed_bytes) == bool(units)
+
+
+def test_words_say_where_each_component_is(checkpoint):
+    module = VideoModule.from_pretrained(checkpoint("i2v_clip"))
+    sizes = {size.fqn: size for size in measure_components(module)}
+
+    def where(fqn, **flags):
+        return place_component(sizes[fqn], OffloadConfig(**flags), 0).where
+
+    assert where("transformer") == "streamed"
+    assert where("transformer", dit_layerwise_offload=False) == RESIDENT
+    assert where("text_encoder") == ON_CPU
+    assert where("text_encoder", text_encoder_cpu_offload=False) == RESIDENT
+    assert where("vae") == where("image_encoder") == ON_CALL
+    assert where("vae", vae_cpu_offload=False) == RESIDENT
+
+
+def test_measuring_reads_no_weight(checkpoint):
+    module = VideoModule.from_pretrained(checkpoint("t2v"))
+    Subject.of(module, SamplingParams(num_frames=5, height=32, width=48))
+    assert all(weight.is_meta for weight in module.parameters())
+
+
+def test_tied_weights_are_weighed_once(checkpoint):
+    module = VideoModule.from_pretrained(checkpoint("t2v"), dtype="fp32")
+    encoder = next(s for s in measure_components(module) if s.fqn == "text_encoder")
+    unique = {id(weight): weight for weight in module.text_encoder.parameters()}
+    total = sum(weight.numel() * 4 for weight in unique.values())
+    assert total <= encoder.whole.size_bytes <= total + 512 * len(unique)
+
+
+def test_the_allocators_rounding_is_counted():
+    mib = 1 << 20
+    assert reserved_bytes([11 * mib]) == 12 * mib
+    assert reserved_bytes([52 * mib]) == 52 * mib
+    assert 9 * mib < reserved_bytes([9 * mib]) < 20 * mib
+    assert reserved_bytes([1]) >= 512
