@@ -78,7 +78,8 @@ def place_components(
     homes = 0
     for size in subject.components:
         place = place_component(size, config, slot_bytes)
-        if size.role is Role.DENOISER and place.streamed_bytes and subject.takes_turns:
+        shares = subject.takes_turns and config.dit_layerwise_offload
+        if size.role is Role.DENOISER and shares:
             stays = resident_positions(len(size.blocks), config.dit_resident_blocks)
             own = sum((size.blocks[i] for i in stays), PartSize())
             # What is not shared lies between the blocks; homes are as large as the largest set.

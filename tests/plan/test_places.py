@@ -8,7 +8,14 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.placements import make_placements
 from fastvideo_lightning.plan.measure import measure_components, reserved_bytes
-from fastvideo_lightning.plan.places import ON_CALL, ON_CPU, RESIDENT, place_component, slot_size
+from fastvideo_lightning.plan.places import (
+    ON_CALL,
+    ON_CPU,
+    RESIDENT,
+    place_component,
+    place_components,
+    slot_size,
+)
 from fastvideo_lightning.plan.subject import Subject
 
 CPU = torch.device("cpu")
@@ -80,3 +87,17 @@ def test_the_allocators_rounding_is_counted():
     assert reserved_bytes([52 * mib]) == 52 * mib
     assert 9 * mib < reserved_bytes([9 * mib]) < 20 * mib
     assert reserved_bytes([1]) >= 512
+
+
+def test_resident_blocks_of_experts_that_take_turns_are_counted_once(checkpoint):
+    module = VideoModule.from_pretrained(checkpoint("two_experts"))
+    subject = Subject.of(module, SamplingParams(num_frames=5, height=32, width=48))
+    few = place_components(subject, OffloadConfig(), 0)
+    many = place_components(subject, OffloadConfig(dit_resident_blocks=2), 0)
+    more = {a.fqn: b.device_bytes - a.device_bytes for a, b in zip(few, many, strict=True)}
+    blocks = {size.fqn: size.blocks for size in subject.components}
+    assert subject.takes_turns
+    assert sorted((more["transformer"], more["transformer_2"])) == [
+        0,
+        sum(block.kept_bytes for block in blocks["transformer"]),
+    ]
