@@ -9,7 +9,7 @@ def probe(debug: bool) -> None:
     """Measure the GPU, its link and the host once, and keep the figures for plans."""
     import torch
 
-    from fastvideo_lightning.cli import quieten_libraries
+    from fastvideo_lightning.messages import quieten_libraries
     from fastvideo_lightning.plan import probe as probing
 
     if not debug:
