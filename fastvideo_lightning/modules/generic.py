@@ -42,7 +42,7 @@ class GenericModule(VideoModule):
                     "Leave it out."
                 )
         further = dict(params.pipeline_arguments or {})
-        signature.check_further(set(further), name)
+        signature.check_further(set(further), set(params.given()), name)
         for argument, value in further.items():
             check_media(argument, value)
         given = {signature.argument_for(setting) for setting in params.given()}

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastvideo_lightning.modules.catalog import IMAGE_FIELDS, VIDEO_FIELDS
 from fastvideo_lightning.modules.finite import check_frames
 from fastvideo_lightning.modules.pipelines import Pipeline
 from fastvideo_lightning.output import Audio, Frames
 
-_VISUALS = ("frames", "images")
+_AUDIO_FIELDS = ("audio", "sound")
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,21 @@ def read_output(output: Any, pipeline: Pipeline) -> Result:
     """Take the one video, or the one picture, out of what a call with `output_type="np"` returned.
 
     Args:
-        output: A diffusers output with `frames` or `images`, and maybe `audio`.
+        output: A diffusers output with frames or pictures, and maybe a sound.
         pipeline: Who made it; it knows the sampling rate.
     """
-    (visual,) = (field.name for field in fields(output) if field.name in _VISUALS)
-    pixels = _as_array(getattr(output, visual))
+    pixels = _as_array(_first(output, (*VIDEO_FIELDS, *IMAGE_FIELDS)))
     if pixels.ndim == 5:  # a batch of one video; a batch of one picture is a video of one frame
         pixels = pixels[0]
     check_frames(pixels)
-    audio = getattr(output, "audio", None)
+    audio = _first(output, _AUDIO_FIELDS)
     return Result(as_uint8(pixels), None if audio is None else _as_audio(audio, pipeline))
+
+
+def _first(output: Any, names: tuple[str, ...]) -> Any:
+    """Return the one of the fields that this output has, or None."""
+    known = [field.name for field in fields(output)]
+    return next((getattr(output, name) for name in names if name in known), None)
 
 
 def as_uint8(frames: np.ndarray) -> Frames:

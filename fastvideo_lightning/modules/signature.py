@@ -59,15 +59,24 @@ class CallSignature:
                 how = _example(setting) if setting else further
                 raise ValueError(f"{name} needs {argument}. Pass {how}.")
 
-    def check_further(self, arguments: set[str], name: str) -> None:
-        """Raise ValueError for a name that cannot stand in `pipeline_arguments`."""
+    def check_further(self, arguments: set[str], given: set[str], name: str) -> None:
+        """Raise ValueError for a name that cannot stand in `pipeline_arguments`.
+
+        Pictures and videos can, as tensors or lists, where no path was given.
+
+        Args:
+            arguments: The names in `pipeline_arguments`.
+            given: The fields of `SamplingParams` that have a value.
+            name: The pipeline's, for messages.
+        """
         for argument in sorted(arguments):
             if argument not in self._parameters:
                 near = nearest_name(argument, set(self._parameters) - _OURS)
                 hint = f"Did you mean {near}?" if near else "Leave it out."
                 raise ValueError(f"{name} takes no {argument}. {hint}")
             setting = _setting_of(argument)
-            if argument in _OURS or setting is not None:
+            is_media = setting in _EXAMPLES and setting not in given
+            if argument in _OURS or (setting is not None and not is_media):
                 how = f"Pass {_example(setting)}" if setting else "Leave it out"
                 raise ValueError(f"{argument} cannot be in pipeline_arguments. {how}.")
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
+from fastvideo_lightning.offload.conversion import Conversion, check_unchanged
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.transfers import move_inputs, move_tensors
@@ -234,17 +235,13 @@ def refuse_whole_compile(model: nn.Module, fqn: str) -> None:
 
 
 def refuse_conversion(module: nn.Module, fqn: str) -> Handle:
-    """Refuse ``.to(...)``, ``.half()``, ``.cuda()`` and the like while a module is offloaded."""
+    """Refuse ``.to(...)``, ``.half()`` and the like while a module is offloaded."""
 
-    def refuse(*args: object, **kwargs: object) -> NoReturn:
-        raise RuntimeError(
-            f"{fqn or type(module).__name__} is being offloaded, so its weights cannot be moved "
-            "or cast (.to(), .half(), .cuda(), ...). Detach the callback first "
-            "(`callback.detach()`, or `generator.close()`), or choose the dtype when the model is "
-            "loaded."
-        )
+    def check(convert: Conversion, recurse: bool = True) -> nn.Module:
+        check_unchanged(convert, module, fqn)
+        return module
 
-    return MethodHandle(module, "_apply", Hook(refuse, fqn))
+    return MethodHandle(module, "_apply", Hook(check, fqn))
 
 
 def remove_all(handles: Iterable[Handle]) -> None:

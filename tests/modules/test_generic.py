@@ -60,7 +60,6 @@ def test_further_arguments_go_to_the_call_with_files_loaded(text_to_video, video
     ("further", "message"),
     [
         ({"strenght": 0.5}, r"takes no strenght\. Did you mean strength\?"),
-        ({"video": "a.mp4"}, r"video cannot be .*Pass video_path='video\.mp4'"),
         ({"output_type": "pil"}, r"output_type cannot be .*Leave it out"),
         ({"height": 8}, r"height cannot be .*Pass height=\.\.\."),
     ],
@@ -68,6 +67,14 @@ def test_further_arguments_go_to_the_call_with_files_loaded(text_to_video, video
 def test_a_wrong_further_argument_is_refused_with_what_to_type(video_to_video, further, message):
     with pytest.raises(ValueError, match=message):
         resolve(video_to_video, pipeline_arguments=further)
+
+
+def test_pictures_and_videos_may_come_as_tensors_but_not_twice(video_to_video, video):
+    frames = np.zeros((9, 32, 32, 3))
+    params = resolve(video_to_video, pipeline_arguments={"video": frames})
+    assert video_to_video.call_arguments(params)["video"] is frames
+    with pytest.raises(ValueError, match=r"video cannot be .*Pass video_path='video\.mp4'"):
+        resolve(video_to_video, video_path=video, pipeline_arguments={"video": frames})
 
 
 def test_a_missing_input_is_named_with_what_to_type(video):

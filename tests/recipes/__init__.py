@@ -6,9 +6,15 @@ the models allow.
 
 from recipes import (  # noqa: F401  (each enters its recipes)
     cogvideo,
+    cosmos,
     hunyuan,
+    latest,
     ltx,
+    ltx2,
     mochi,
+    others,
+    unets,
+    wan,
 )
 from recipes.recipe import PROMPT, RECIPES, Recipe
 

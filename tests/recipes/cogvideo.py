@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 import diffusers as df
+import torch
 
 from recipes import texts
 from recipes.recipe import recipe
@@ -82,3 +83,34 @@ def video_to_video() -> Any:
 )
 def control() -> Any:
     return pipeline(df.CogVideoXFunControlPipeline, transformer=transformer(in_channels=8))
+
+
+@recipe(
+    "ConsisIDPipeline",
+    image_path="image",
+    pipeline_arguments={"id_vit_hidden": [torch.ones((1, 2, 2))], "id_cond": torch.ones((1, 2))},
+    **_CALL,
+)
+def consisid() -> Any:
+    model = transformer(
+        df.ConsisIDTransformer3DModel,
+        in_channels=8,
+        use_rotary_positional_embeddings=True,
+        use_learned_positional_embeddings=True,
+        cross_attn_interval=1,
+        is_kps=False,
+        is_train_face=True,
+        cross_attn_dim_head=1,
+        cross_attn_num_heads=1,
+        LFE_id_dim=2,
+        LFE_vit_dim=2,
+        LFE_depth=5,
+        LFE_dim_head=8,
+        LFE_num_heads=2,
+        LFE_num_id_token=1,
+        LFE_num_querie=1,
+        LFE_output_dim=21,
+        LFE_ff_mult=1,
+        LFE_num_scale=1,
+    )
+    return pipeline(df.ConsisIDPipeline, transformer=model)

@@ -26,8 +26,8 @@ def seeded(make: Any, *args: Any, seed: int = 1, std: float | None = 0.2, **conf
     return model.requires_grad_(False)
 
 
-@cache
 def tokenizer(length: int = 64) -> tf.PreTrainedTokenizerFast:
+    """A new one each time: pipelines change the side that theirs pads."""
     words = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
@@ -120,6 +120,60 @@ def qwen_vl(*, text_only: bool = False) -> Any:
 
 
 @cache
+def gemma3() -> Any:
+    text = {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": WIDTH,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "pad_token_id": 0,
+        **_sizes(),
+    }
+    vision = {"hidden_size": 16, "image_size": 16, "patch_size": 8, **_sizes()}
+    config = tf.Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=VOCABULARY["<image>"],
+    )
+    return seeded(tf.Gemma3ForConditionalGeneration, config, seed=20)
+
+
+@cache
+def gemma2() -> tf.Gemma2Model:
+    config = tf.Gemma2Config(
+        vocab_size=len(VOCABULARY),
+        hidden_size=WIDTH,
+        head_dim=16,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        **_sizes(),
+    )
+    return seeded(tf.Gemma2Model, config, seed=21)
+
+
+@cache
+def t5gemma() -> Any:
+    from transformers.models.t5gemma2 import configuration_t5gemma2 as settings
+    from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
+
+    text = settings.T5Gemma2TextConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=WIDTH,
+        head_dim=16,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        dropout_rate=0.0,
+        **_sizes(),
+    )
+    vision = {"hidden_size": 16, "image_size": 16, "patch_size": 8, **_sizes()}
+    config = settings.T5Gemma2EncoderConfig(
+        text_config=text, vision_config=tf.SiglipVisionConfig(**vision)
+    )
+    return seeded(T5Gemma2Encoder, config, seed=22)
+
+
+@cache
 def clip_vision(width: int = 16, *, projected: bool = False, patches: int = 2) -> Any:
     kind = tf.CLIPVisionModelWithProjection if projected else tf.CLIPVisionModel
     config = _clip_vision_config(width, image_size=8 * patches, patch_size=8)
@@ -143,6 +197,16 @@ def siglip(width: int = 16) -> Any:
         patch_size=8,
     )
     return seeded(tf.SiglipVisionModel, config, seed=19)
+
+
+class TextProcessor:
+    """Stands in for a Qwen processor, which cannot be made without torchvision: text alone."""
+
+    def __call__(self, text: Any, images: None = None, videos: None = None, **how: Any) -> Any:
+        return tokenizer()(text, **how)
+
+    def decode(self, tokens: Any) -> str:
+        return tokenizer().decode(tokens)
 
 
 @cache

@@ -1,0 +1,60 @@
+"""Which pipelines the installed diffusers has, told by what their calls return."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+VIDEO_FIELDS = ("frames", "video")
+IMAGE_FIELDS = ("images", "image")
+
+# Pipelines that cannot run with the installed libraries, and why.
+UNUSABLE = {
+    "EasyAnimateControlPipeline": (
+        "diffusers calls its own encode_prompt with text_encoder_index, which it does not take"
+    ),
+}
+
+
+def find_video_pipelines() -> dict[str, Any]:
+    """Return the pipeline classes whose calls return a video, by name in alphabetical order."""
+    return _find_pipelines(VIDEO_FIELDS)
+
+
+def find_image_pipelines() -> dict[str, Any]:
+    """Return the pipeline classes whose calls return pictures, by name in alphabetical order."""
+    return _find_pipelines(IMAGE_FIELDS)
+
+
+def returns(pipeline_class: Any, names: tuple[str, ...]) -> bool:
+    """Whether the call of a pipeline makes an output that has one of the fields."""
+    return any(
+        field.name in names for kind in _outputs_of(pipeline_class) for field in fields(kind)
+    )
+
+
+def _find_pipelines(names: tuple[str, ...]) -> dict[str, Any]:
+    import diffusers
+
+    found = {}
+    for name in sorted(diffusers.__all__ if hasattr(diffusers, "__all__") else dir(diffusers)):
+        if not name.endswith("Pipeline") or "Modular" in name:
+            continue
+        kind = getattr(diffusers, name)
+        if issubclass(kind, diffusers.DiffusionPipeline) and returns(kind, names):
+            found[name] = kind
+    return found
+
+
+def _outputs_of(pipeline_class: Any) -> Iterator[Any]:
+    """Yield the output classes that a pipeline's call mentions.
+
+    A call is annotated by few pipelines, but all of them make their output by its class.
+    """
+    from diffusers.utils.outputs import BaseOutput
+
+    call = inspect.unwrap(pipeline_class.__call__)
+    for name in getattr(getattr(call, "__code__", None), "co_names", ()):
+        value = call.__globals__.get(name)
+        if inspect.isclass(value) and issubclass(value, BaseOutput):
+            yield value
