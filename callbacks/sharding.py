@@ -58,8 +58,7 @@ def share_streaming(
             )
         return
     if engine.store.shards is not None:
-        gathers = isinstance(engine.transport, Gather)
-        current = ShardTransport.GATHER if gathers else ShardTransport.LOCAL
+        current = ShardTransport.GATHER if is_gathered(engine) else ShardTransport.LOCAL
         if choice not in (ShardTransport.AUTO, current):
             raise ValueError(
                 f"Callbacks on one module share their transport: got shard_transport='{choice}' "
@@ -70,6 +69,11 @@ def share_streaming(
     engine.store.shards = shards
     if _choose(engine, choice, units, shards) is ShardTransport.GATHER:
         engine.transport = make_gather(engine.device, shards)
+
+
+def is_gathered(engine: OffloadEngine) -> bool:
+    """Whether an engine's blocks come in parts."""
+    return isinstance(engine.transport, Gather)
 
 
 def _choose(

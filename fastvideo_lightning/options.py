@@ -15,6 +15,7 @@ from fastvideo_lightning.config import (
     HOST_MEMORY,
     MAX_FPS,
     ON_OOM,
+    SHARD_TRANSPORT,
     LoraChoice,
     OffloadConfig,
     SamplingParams,
@@ -207,10 +208,12 @@ def make_options() -> list[click.Parameter]:
         "compile": "Compile the denoiser's blocks: slower to start, faster steps.",
         "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
         "host_memory": "Of the host copies; mapped: the checkpoint's file itself.",
+        "shard_transport": "On several GPUs, how blocks stream: in parts, or each all.",
         "gpu_memory_budget": "GiB that the GPU may reserve, or auto: chooses the flags left out.",
         "on_oom": "Out of GPU memory: raise, or replan with less on the GPU and try again.",
     }
     kinds = {
+        "shard_transport": click.Choice(SHARD_TRANSPORT),
         "host_memory": click.Choice(HOST_MEMORY),
         "dit_resident_blocks": click.IntRange(min=0),
         "gpu_memory_budget": BudgetType(),

@@ -17,7 +17,21 @@ def make_placements(
     """Return one callback for each component, by its role.
 
     On a CPU there is none: host and device memory are the same, and weights stay where they are.
+    Several processes share the denoisers' there as they do beside GPUs.
     """
+    streams = config.dit_layerwise_offload and not config.use_fsdp_inference
+    if config.shard_transport != "auto" and (num_processes == 1 or not streams):
+        _say_once(
+            f"shard_transport={config.shard_transport!r} has no effect where not several processes "
+            "stream."
+        )
+    memory = config.host_memory if config.pin_cpu_memory else "pageable"
+    if not on_gpu and num_processes > 1 and streams:
+        _say_once(
+            f"Running on the CPU in {num_processes} processes: they stream the denoiser from "
+            "memory that they share; the other offload flags have no effect."
+        )
+        return [_place_denoiser(fqn, module, config, memory) for fqn in module.denoisers]
     if not on_gpu:
         _say_once(
             "Running on the CPU: weights stay in host memory and compute there, so the offload "
@@ -26,7 +40,6 @@ def make_placements(
         return []
     if config.dit_cpu_offload and not config.use_fsdp_inference:
         _say_once("dit_cpu_offload=True has no effect without use_fsdp_inference=True.")
-    memory = config.host_memory if config.pin_cpu_memory else "pageable"
     placements: list[object] = []
     for fqn in module.denoisers if not config.use_fsdp_inference else ():
         placements.append(_place_denoiser(fqn, module, config, memory))
@@ -55,6 +68,7 @@ def _place_denoiser(fqn: str, module: VideoModule, config: OffloadConfig, memory
         resident_blocks=config.dit_resident_blocks,
         share_residents=module.denoisers_take_turns and config.dit_resident_blocks > 0,
         host_memory=memory,
+        shard_transport=config.shard_transport,
     )
 
 
@@ -65,7 +79,7 @@ def _place_text_encoder(fqn: str, config: OffloadConfig, memory: str) -> object:
                 "text_encoder_cpu_offload=True has no effect with "
                 "text_encoder_layerwise_offload=True, which streams the encoder instead."
             )
-        return LayerwiseOffload(fqn, host_memory=memory)
+        return LayerwiseOffload(fqn, host_memory=memory, shard_transport=config.shard_transport)
     return CPUExecution(fqn) if config.text_encoder_cpu_offload else Resident(fqn)
 
 

@@ -66,6 +66,11 @@ def test_the_kind_of_host_memory_is_a_choice(calls, kind):
     assert call(calls, "wire")[0] == OffloadConfig(host_memory=kind)
 
 
+def test_the_shard_transport_is_a_choice(calls):
+    assert run(["generate", "--prompt", "a", "--shard-transport", "local"]) == 0
+    assert call(calls, "wire")[0] == OffloadConfig(shard_transport="local")
+
+
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("spelling", ["-", "_"])
 def test_every_flag_can_be_turned_on_and_off_with_hyphens_or_underscores(calls, flag, spelling):
@@ -163,7 +168,11 @@ def test_help_names_every_option_and_its_default(capsys):
     text = capsys.readouterr().out
     for flag in FLAGS:
         assert f"--[no-]{flag.replace('_', '-')} " in text
-    for name in ("host_memory", *(field.name for field in fields(SamplingParams))):
+    for name in (
+        "host_memory",
+        "shard_transport",
+        *(field.name for field in fields(SamplingParams)),
+    ):
         assert f"--{name.replace('_', '-')} " in text
     for group in ("Prompt and output:", "Model and machine:", "Where weights live:", "Examples:"):
         assert group in text

@@ -21,6 +21,7 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "vae_cpu_offload": True,
         "pin_cpu_memory": True,
         "host_memory": "auto",
+        "shard_transport": "auto",
         "text_encoder_layerwise_offload": False,
         "dit_resident_blocks": 0,
         "compile": False,
@@ -58,6 +59,12 @@ def test_a_flag_that_is_no_bool_is_refused_by_its_name(flag, value):
 def test_an_unknown_kind_of_host_memory_is_refused_with_the_known_ones(value):
     with pytest.raises(ValueError, match="one of auto, mapped, pinned, pageable, got"):
         OffloadConfig(host_memory=value)
+
+
+@pytest.mark.parametrize("value", ["nccl", None, True])
+def test_an_unknown_shard_transport_is_refused_with_the_known_ones(value):
+    with pytest.raises(ValueError, match="one of auto, gather, local, got"):
+        OffloadConfig(shard_transport=value)
 
 
 @pytest.mark.parametrize("kind", ["mapped", "pinned"])

@@ -147,6 +147,28 @@ def test_flags_without_effect_are_said_once(
     assert "dit_cpu_offload=True has no effect without use_fsdp_inference" in caplog.text
 
 
+def test_several_processes_on_a_cpu_stream_the_denoiser_together(
+    checkpoint: FindCheckpoint,
+) -> None:
+    module = VideoModule.from_pretrained(checkpoint("two_experts"))
+    config = OffloadConfig(shard_transport="gather")
+    made = make_placements(module, config, on_gpu=False, num_processes=2)
+    assert [callback.target for callback in made] == list(module.denoisers)
+    assert {str(callback.shard_transport) for callback in made} == {"gather"}
+    plain = OffloadConfig(dit_layerwise_offload=False)
+    assert make_placements(module, plain, on_gpu=False, num_processes=2) == []
+
+
+def test_a_shard_transport_for_one_process_is_said_to_have_no_effect(
+    checkpoint: FindCheckpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    _said.clear()
+    module = VideoModule.from_pretrained(checkpoint("t2v"))
+    with caplog.at_level(logging.INFO, logger="fastvideo_lightning"):
+        make_placements(module, OffloadConfig(shard_transport="gather"), on_gpu=True)
+    assert "shard_transport='gather' has no effect" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

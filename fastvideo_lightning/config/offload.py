@@ -10,6 +10,7 @@ from fastvideo_lightning.config.names import check_known
 
 HOST_MEMORY = ("auto", "mapped", "pinned", "pageable")
 ON_OOM = ("raise", "replan")
+SHARD_TRANSPORT = ("auto", "gather", "local")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class OffloadConfig:
         vae_tiling: Decode in tiles: less memory, other bits.
         host_memory: `auto`, `mapped` (the checkpoint file itself is the host copy), `pinned` or
             `pageable`; without `pin_cpu_memory` it is pageable.
+        shard_transport: How blocks stream on several GPUs: `gather` (each brings a part over its
+            own link, and the parts are joined on the GPUs), `local` (each brings everything) or
+            `auto`, the faster of the two.
         gpu_memory_budget: GiB that may be reserved on the device, or `auto`: what is free, less a
             margin. The flags that were not passed are then chosen, see `docs/planning.md`.
         on_oom: When the device runs out of memory, `raise` or `replan`: make the video again with
@@ -53,6 +57,7 @@ class OffloadConfig:
     compile: bool = False
     vae_tiling: bool = False
     host_memory: str = "auto"
+    shard_transport: str = "auto"
     gpu_memory_budget: float | str | None = None
     on_oom: str = "raise"
 
@@ -68,6 +73,11 @@ class OffloadConfig:
             raise ValueError(
                 f"host_memory must be one of {', '.join(HOST_MEMORY)}, got {self.host_memory!r}. "
                 "Pass host_memory='auto'."
+            )
+        if self.shard_transport not in SHARD_TRANSPORT:
+            raise ValueError(
+                f"shard_transport must be one of {', '.join(SHARD_TRANSPORT)}, "
+                f"got {self.shard_transport!r}. Pass shard_transport='auto'."
             )
         if self.host_memory in ("mapped", "pinned") and self.pin_cpu_memory is False:
             raise ValueError(

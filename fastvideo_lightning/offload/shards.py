@@ -20,15 +20,21 @@ class ShardGroup:
 
     Args:
         ranks: their global ranks, in order.
+        world: a group of all ranks of all nodes, on the CPU.
         words: a group on the CPU, for what they have to agree on.
         weights: a group for bytes in device memory, used for nothing else: its collectives run
             beside those of the model.
     """
 
     def __init__(
-        self, ranks: list[int], words: dist.ProcessGroup, weights: dist.ProcessGroup
+        self,
+        ranks: list[int],
+        world: dist.ProcessGroup,
+        words: dist.ProcessGroup,
+        weights: dist.ProcessGroup,
     ) -> None:
         self.ranks = ranks
+        self._world = world
         self.rank = dist.get_rank(words)
         self.size = len(ranks)
         self._words = words
@@ -46,6 +52,12 @@ class ShardGroup:
         all_of_them = torch.empty(self.size * len(numbers), dtype=torch.int64)
         _all_gather(all_of_them, mine, group=self._words)
         return all_of_them.view(self.size, -1)
+
+    def slowest(self, times_s: list[float]) -> list[float]:
+        """The largest of each time on any rank of any node; collective over all of them."""
+        times = torch.tensor(times_s, dtype=torch.float64)
+        dist.all_reduce(times, dist.ReduceOp.MAX, group=self._world)
+        return [float(time) for time in times]
 
     def join(self, whole: torch.Tensor, part: torch.Tensor) -> None:
         """Fill ``whole`` with the ranks' parts, in their order; a collective call.
@@ -80,7 +92,7 @@ _FOUND: dict[tuple[dist.ProcessGroup, str], ShardGroup | None] = {}
 
 
 def find_shard_group(device: torch.device) -> ShardGroup | None:
-    """The ranks on this node; None where this process is alone on it.
+    """The ranks on this node; None where a process, here or elsewhere, is alone on its node.
 
     The first call for a kind of device is collective over all ranks of all nodes.
     """
@@ -96,19 +108,21 @@ def find_shard_group(device: torch.device) -> ShardGroup | None:
 
 def _make_shard_group(device: torch.device) -> ShardGroup | None:
     homes: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(homes, _home(), group=dist.new_group(backend="gloo"))
+    everyone = dist.new_group(backend="gloo")
+    assert everyone is not None
+    dist.all_gather_object(homes, _home(), group=everyone)
+    if min(homes.count(home) for home in homes) == 1:
+        return None
     mine: ShardGroup | None = None
     for home in sorted(set(homes)):
         ranks = [rank for rank, other in enumerate(homes) if other == home]
-        if len(ranks) == 1:
-            continue
         # Every rank takes part in making every group.
         words = dist.new_group(ranks, backend="gloo")
         weights = dist.new_group(ranks, backend="nccl" if device.type == "cuda" else "gloo")
         if home == homes[dist.get_rank()]:
             assert words is not None
             assert weights is not None
-            mine = ShardGroup(ranks, words, weights)
+            mine = ShardGroup(ranks, everyone, words, weights)
     return mine
 
 

@@ -103,7 +103,7 @@ class HostStore:
                 "that they run in, and these do not. Write such a checkpoint with "
                 "`fastvideo-lightning pack MODEL OUT`, or pass host_memory='auto'."
             )
-        if kind is HostMemory.AUTO and self._has_driver:
+        if kind is HostMemory.AUTO and (self._has_driver or self.shards is not None):
             maps = 2 * fitting >= layout.size_bytes > 0
         return maps
 

@@ -70,8 +70,8 @@ def streaming_equals_plain(device, kind, how, path, **options):
     assert_equal(model, plain, device, times=3)
     callback.on_predict_batch_end()
     engine.check()
-    kinds = GatherStream, InlineGather
-    assert isinstance(engine.transport, kinds) == (how == "gather")
+    assert isinstance(engine.transport, GatherStream | InlineGather) == (how == "gather")
+    assert callback.lockstep == (how == "gather")
     callback.detach()
     assert_equal(model.to(device), plain, device)
     return engine.stats.misses
