@@ -1,51 +1,18 @@
 """What only a GPU can show: overlap, memory, races."""
 
 import gc
-from collections.abc import Sequence
 
 import pytest
 import torch
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.offload.host import Segment
-from fastvideo_lightning.offload.slots import DeviceSlot
-from fastvideo_lightning.offload.streams import CopyStream
 from tests.gpu import requires_gpu
+from tests.gpu.streams import PoisoningStream, SleepingStream
 from tests.toys import OnFile, OnMeta, Toy, make_toy, sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 DEVICE = torch.device("cuda", 0)
 WIDTH = 1024
-
-
-class PoisoningStream(CopyStream):
-    """Spoils a slot as soon as its reader says it is done: a later read shows as NaN."""
-
-    def release(self, slot: DeviceSlot) -> None:
-        slot.buffer.fill_(0xFF)
-        slot.holder = None  # or a unit called twice in a row would find its bytes spoiled
-        super().release(slot)
-
-
-class SleepingStream(CopyStream):
-    """Delays copies and kernels at random, so that a missing wait shows."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.random = torch.Generator().manual_seed(0)
-
-    def sleep(self) -> None:
-        torch.cuda._sleep(int(torch.randint(0, 3_000_000, (), generator=self.random)))
-
-    def copy(self, segments: Sequence[Segment], slot: DeviceSlot) -> None:
-        with torch.cuda.stream(self.stream):
-            self.sleep()
-        super().copy(segments, slot)
-
-    def wait(self, slot: DeviceSlot) -> None:
-        if torch.randint(0, 2, (), generator=self.random):
-            self.sleep()
-        super().wait(slot)
 
 
 def wide(num_blocks: int = 6, **options) -> Toy:
@@ -107,7 +74,7 @@ def test_a_poisoned_slot_shows_where_nothing_is_copied():
     """The poison works: without copies the output is not a number."""
 
     class Forgetful(PoisoningStream):
-        def copy(self, segments, slot):
+        def copy(self, master, slot):
             slot.events()[0].record(self.stream)
 
     toy = wide()
