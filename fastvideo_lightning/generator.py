@@ -55,11 +55,13 @@ class VideoGenerator(GeneratesWithLora):
         accelerator: str = "auto",
         callbacks: Iterable[object] = (),
     ) -> None:
-        from fastvideo_lightning.strategies import make_strategy
+        from fastvideo_lightning.strategies import check_context, make_strategy
 
         self.config = config or OffloadConfig()
         self._accelerator = check_devices(num_gpus, accelerator)
         self._num_gpus = num_gpus
+        check_context(module, self.config.context_parallel, num_gpus)
+        module.context_parallel = self.config.context_parallel
         self._strategy = make_strategy(self.config)
         self._callbacks = list(callbacks)
         self._saving = Saving()

@@ -209,6 +209,7 @@ def make_options() -> list[click.Parameter]:
         "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
         "host_memory": "Of the host copies; mapped: the checkpoint's file itself.",
         "shard_transport": "On several GPUs, how blocks stream: in parts, or each all.",
+        "context_parallel": "GPUs that make each video together.",
         "gpu_memory_budget": "GiB that the GPU may reserve, or auto: chooses the flags left out.",
         "on_oom": "Out of GPU memory: raise, or replan with less on the GPU and try again.",
     }
@@ -216,6 +217,7 @@ def make_options() -> list[click.Parameter]:
         "shard_transport": click.Choice(SHARD_TRANSPORT),
         "host_memory": click.Choice(HOST_MEMORY),
         "dit_resident_blocks": click.IntRange(min=0),
+        "context_parallel": click.IntRange(min=1),
         "gpu_memory_budget": BudgetType(),
         "on_oom": click.Choice(ON_OOM),
     }

@@ -40,7 +40,7 @@ ALLOWED = {
     "callbacks": {"torch", "lightning", "rich", "offload", "config", "output", "callbacks"},
     "sharing.py": set(),
     "strategies": {
-        *("torch", "lightning", "config", "checkpoint", "offload.partition"),
+        *("torch", "lightning", "diffusers", "config", "checkpoint", "offload.partition"),
         *("sharing", "strategies"),
     },
     "compiling.py": {"torch", "offload.partition"},

@@ -34,6 +34,8 @@ class OffloadConfig:
         shard_transport: How blocks stream on several GPUs: `gather` (each brings a part over its
             own link, and the parts are joined on the GPUs), `local` (each brings everything) or
             `auto`, the faster of the two.
+        context_parallel: Processes that make each video together, each a part of it; the number of
+            GPUs is a multiple.
         gpu_memory_budget: GiB that may be reserved on the device, or `auto`: what is free, less a
             margin. The flags that were not passed are then chosen, see `docs/planning.md`.
         on_oom: When the device runs out of memory, `raise` or `replan`: make the video again with
@@ -58,6 +60,7 @@ class OffloadConfig:
     vae_tiling: bool = False
     host_memory: str = "auto"
     shard_transport: str = "auto"
+    context_parallel: int = 1
     gpu_memory_budget: float | str | None = None
     on_oom: str = "raise"
 
@@ -84,12 +87,8 @@ class OffloadConfig:
                 f"host_memory={self.host_memory!r} is pinned memory, which pin_cpu_memory=False "
                 "forbids. Pass host_memory='pageable', or leave pin_cpu_memory on."
             )
-        blocks = self.dit_resident_blocks
-        if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 0:
-            raise (ValueError if isinstance(blocks, int) else TypeError)(
-                f"dit_resident_blocks must be a whole number, 0 or more, got {blocks!r}. "
-                "Pass one such as dit_resident_blocks=8."
-            )
+        check_count("dit_resident_blocks", self.dit_resident_blocks, low=0)
+        check_count("context_parallel", self.context_parallel, low=1)
         self._check_budget()
         for field in fields(self):
             value = getattr(self, field.name)
@@ -138,3 +137,12 @@ class OffloadConfig:
                 f"on_oom must be one of {', '.join(ON_OOM)}, got {self.on_oom!r}. "
                 "Pass on_oom='replan'."
             )
+
+
+def check_count(name: str, value: object, *, low: int) -> None:
+    """Raise unless a value is a whole number, `low` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise (ValueError if isinstance(value, int) else TypeError)(
+            f"{name} must be a whole number, {low} or more, got {value!r}. "
+            f"Pass one such as {name}={low + 1}."
+        )

@@ -13,6 +13,7 @@ from torch import nn
 from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.batches import uncollated
+from fastvideo_lightning.modules.context import SplitsTokens
 from fastvideo_lightning.modules.lora import TakesLora
 from fastvideo_lightning.modules.media import check_image, check_video
 from fastvideo_lightning.modules.peak_memory import PeakMemory
@@ -31,7 +32,7 @@ from fastvideo_lightning.output import GeneratedVideo
 from fastvideo_lightning.weights import StoredWeight
 
 
-class VideoModule(TakesLora, L.LightningModule):
+class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
     """One diffusers video pipeline as a LightningModule.
 
     The pipeline's models are submodules under their own names, so a weight's FQN reads
@@ -184,6 +185,7 @@ class VideoModule(TakesLora, L.LightningModule):
         check_shift(self.pipeline, params.flow_shift)
         resolved = self.fill_sampling(params)
         self.check_sampling(resolved)
+        self.check_tokens(resolved)
         if resolved != self._warned_of:  # a generator resolves before the loop does
             self._warned_of = resolved
             self._checkpoint_defaults.warn_outside(resolved)

@@ -102,6 +102,23 @@ class WanModule(VideoModule):
         self._check_images(params)
         self._check_steps(params)
 
+    def num_tokens(self, params: SamplingParams) -> int:
+        """Return the patches of the latents, over time, height and width."""
+        assert params.height is not None
+        assert params.width is not None
+        assert params.num_frames is not None
+        pipeline = self.pipeline
+        frames, height, width = self._denoiser_config.patch_size
+        scale, group = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
+        rows, columns = params.height // scale // height, params.width // scale // width
+        return int(((params.num_frames - 1) // group + 1) // frames * rows * columns)
+
+    @property
+    def size_steps(self) -> dict[str, int]:
+        """Pixels and frames that one patch covers."""
+        group = self.pipeline.vae_scale_factor_temporal * self._denoiser_config.patch_size[0]
+        return {"num_frames": group, "height": self._size_steps[0], "width": self._size_steps[1]}
+
     def pipeline_for(self, params: SamplingParams) -> Pipeline:
         """Return the pipeline; for TI2V with an image, the other one over the same components."""
         pipeline = self.pipeline

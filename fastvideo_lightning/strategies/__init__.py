@@ -1,16 +1,19 @@
 """How a model is spread over processes; only FSDP's strategy touches weights, the denoisers'."""
 
 from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.strategies.context import check_context
 from fastvideo_lightning.strategies.fsdp import FSDPInferenceStrategy
 from fastvideo_lightning.strategies.host_resident import HostResidentStrategy
 
-__all__ = ["FSDPInferenceStrategy", "HostResidentStrategy", "make_strategy"]
+__all__ = ["FSDPInferenceStrategy", "HostResidentStrategy", "check_context", "make_strategy"]
 
 
 def make_strategy(config: OffloadConfig) -> FSDPInferenceStrategy | HostResidentStrategy:
     """Return the strategy that a configuration asks for."""
     if config.use_fsdp_inference:
         return FSDPInferenceStrategy(
-            cpu_offload=config.dit_cpu_offload, pin_memory=config.pin_cpu_memory
+            cpu_offload=config.dit_cpu_offload,
+            pin_memory=config.pin_cpu_memory,
+            context_parallel=config.context_parallel,
         )
-    return HostResidentStrategy()
+    return HostResidentStrategy(context_parallel=config.context_parallel)

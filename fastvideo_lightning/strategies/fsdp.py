@@ -1,31 +1,20 @@
 """FSDP2 for inference: each rank keeps a part of the denoisers, joined to compute each block."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
 
-from fastvideo_lightning.checkpoint import StoredWeight
 from fastvideo_lightning.sharing import Replica
+from fastvideo_lightning.strategies.context import ContextParallel, HasDenoisers
 from fastvideo_lightning.strategies.precision import check_precision
 from fastvideo_lightning.strategies.sharding import shard_denoiser
 
 _log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class HasDenoisers(Protocol):
-    """A module that says which of its submodules are denoisers, and where their weights lie."""
-
-    @property
-    def denoisers(self) -> Sequence[str]: ...  # noqa: D102
-    @property
-    def weight_sources(self) -> Mapping[str, StoredWeight]: ...  # noqa: D102
 
 
 class FSDPInferenceStrategy(ModelParallelStrategy):
@@ -40,6 +29,7 @@ class FSDPInferenceStrategy(ModelParallelStrategy):
         pin_memory: Pin the parts in host memory.
         process_group_backend: `nccl`, `gloo`, ...; by default what fits the device.
         timeout: How long a collective may take.
+        context_parallel: Processes that make each video together.
     """
 
     def __init__(
@@ -49,10 +39,12 @@ class FSDPInferenceStrategy(ModelParallelStrategy):
         pin_memory: bool = True,
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
+        context_parallel: int = 1,
     ) -> None:
         super().__init__(self._shard, process_group_backend=process_group_backend, timeout=timeout)
         self._cpu_offload = cpu_offload
         self._pin_memory = pin_memory
+        self._context = ContextParallel(context_parallel)
 
     lockstep = True
     """Every forward of a denoiser gathers weights from all ranks: all must make the same calls."""
@@ -60,7 +52,12 @@ class FSDPInferenceStrategy(ModelParallelStrategy):
     @property
     def replica(self) -> Replica:
         """This process's place among those that share the prompts."""
-        return Replica(self.global_rank, self.world_size)
+        return self._context.replica(self.global_rank, self.world_size)
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """How Fabric's samplers are to divide a data set."""
+        return {"num_replicas": self.replica.count, "rank": self.replica.index}
 
     def setup_environment(self) -> None:
         """Join the process group; all ranks are one data-parallel group, over which FSDP shards."""
@@ -76,9 +73,11 @@ class FSDPInferenceStrategy(ModelParallelStrategy):
 
         Raises:
             TypeError: If the module does not say which of its parts are denoisers.
-            ValueError: If Fabric was given a precision: it would cast behind the pipeline.
+            ValueError: If Fabric was given a precision: it would cast behind the pipeline. If
+                context parallel does not divide the processes or the heads.
         """
         check_precision(self.precision)
+        self._context.enable(module, self.world_size, self.root_device)
         return self._shard(module, self.device_mesh["data_parallel"])
 
     def _shard(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:

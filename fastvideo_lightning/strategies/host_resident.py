@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed import ReduceOp
 from torch.distributed.constants import default_pg_timeout
 
+from fastvideo_lightning.sharing import Replica
+from fastvideo_lightning.strategies.context import ContextParallel
 from fastvideo_lightning.strategies.precision import check_precision
 
 T = TypeVar("T")
@@ -31,6 +33,7 @@ class HostResidentStrategy(ParallelStrategy):
     Args:
         process_group_backend: `nccl`, `gloo`, ...; by default what fits the device.
         timeout: How long a collective may take.
+        context_parallel: Processes that make each video together.
     """
 
     def __init__(
@@ -38,11 +41,13 @@ class HostResidentStrategy(ParallelStrategy):
         *,
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
+        context_parallel: int = 1,
     ) -> None:
         super().__init__()
         self.num_nodes = 1
         self._process_group_backend = process_group_backend
         self._timeout = timeout
+        self._context = ContextParallel(context_parallel)
 
     @property
     def root_device(self) -> torch.device:
@@ -54,6 +59,16 @@ class HostResidentStrategy(ParallelStrategy):
     def num_processes(self) -> int:
         """Processes on this node: one per device."""
         return len(self.parallel_devices or ())
+
+    @property
+    def replica(self) -> Replica:
+        """This process's place among those that share the prompts."""
+        return self._context.replica(self.global_rank, self.world_size)
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """How Fabric's samplers are to divide a data set."""
+        return {"num_replicas": self.replica.count, "rank": self.replica.index}
 
     @property
     def _processes_in_all(self) -> int:
@@ -77,12 +92,14 @@ class HostResidentStrategy(ParallelStrategy):
             )
 
     def setup_module(self, module: nn.Module) -> nn.Module:
-        """Return the module as it is.
+        """Return the module, its weights where they were.
 
         Raises:
-            ValueError: If Fabric was given a precision: it would cast behind the pipeline.
+            ValueError: If Fabric was given a precision: it would cast behind the pipeline. If
+                context parallel does not divide the processes or the heads.
         """
         check_precision(self.precision)
+        self._context.enable(module, self.world_size, self.root_device)
         return module
 
     def module_to_device(self, module: nn.Module) -> None:

@@ -1,36 +1,33 @@
-"""What one process of an FSDP world sees; `test_fsdp.py` reads it."""
+"""One process of a world that a generator starts: makes videos and reports what it holds."""
 
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.distributed.tensor import DTensor
 
 from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator, weights
 from fastvideo_lightning.callbacks import VideoWriter
 
-FSDP = {"use_fsdp_inference": True, "dit_layerwise_offload": False}
-
 
 def main(num_processes: int, folder: Path) -> None:
     settings = json.loads((folder / "settings.json").read_text())
+    options = {"num_gpus": num_processes, **settings["options"]}
     report: dict = {}
     reads = record_reads()
     for case, (checkpoint, sampling) in settings["cases"].items():
-        with VideoGenerator.from_pretrained(
-            checkpoint, num_gpus=num_processes, accelerator="cpu", **FSDP
-        ) as generator:
+        with VideoGenerator.from_pretrained(checkpoint, **options) as generator:
             report[case] = {"read": sum(size for path, size in reads if "transformer" in path)}
             reads.clear()
+            tokens = count_tokens(generator.module)
             rank = generator._fabric.global_rank
             video = generator.generate_video(save_video=False, **sampling)
             np.save(folder / f"{case}-{rank}.npy", video.frames)
-            report[case] |= describe(generator.module)
             again = generator.generate_video(save_video=False, **sampling)
             report[case]["repeats"] = bool(np.array_equal(again.frames, video.frames))
-    report["prompts"] = make_many(num_processes, folder, settings["prompts"])
+            report[case] |= {"tokens": sorted(tokens), **measure(generator.module)}
+    rank, report["prompts"] = make_many(folder, settings["prompts"], options)
     (folder / f"{rank}.json").write_text(json.dumps(report))
 
 
@@ -50,34 +47,40 @@ def record_reads() -> list[tuple[str, int]]:
     return reads
 
 
-def describe(module) -> dict:
-    sizes = {"local": 0, "whole": 0, "other": 0}
-    orders = set()
+def count_tokens(module) -> set[int]:
+    """Have the number of tokens noted that reach a block in the middle."""
+    seen: set[int] = set()
     for fqn in module.denoisers:
-        for weight in module.get_submodule(fqn).parameters():
+        block = module.get_submodule(f"{fqn}.blocks.1")
+        block.register_forward_pre_hook(lambda _, args: seen.add(args[0].shape[1]))
+    return seen
+
+
+def measure(module) -> dict:
+    sizes = {"local": 0, "whole": 0, "other": 0}
+    kept = 0
+    for fqn in module.denoisers:
+        denoiser = module.get_submodule(fqn)
+        for weight in denoiser.parameters():
             if isinstance(weight, DTensor):
                 sizes["local"] += weight.to_local().nbytes
                 sizes["whole"] += weight.numel() * weight.element_size()
             else:
                 sizes["other"] += weight.nbytes
-        state = module.get_submodule(fqn)._get_fsdp_state()
-        orders.add(len(state._comm_ctx.post_forward_order))
-    return {**sizes, "kept_forwards": max(orders), "grad": torch.is_grad_enabled()}
+        if hasattr(denoiser, "_get_fsdp_state"):
+            kept += len(denoiser._get_fsdp_state()._comm_ctx.post_forward_order)
+    return {**sizes, "kept_forwards": kept}
 
 
-def make_many(num_processes: int, folder: Path, prompts: list) -> list:
-    with VideoGenerator.from_pretrained(
-        num_gpus=num_processes,
-        accelerator="cpu",
-        callbacks=[VideoWriter(folder / "videos")],
-        **FSDP,
-    ) as generator:
+def make_many(folder: Path, prompts: list, options: dict) -> tuple[int, list[int]]:
+    writer = VideoWriter(folder / "videos")
+    with VideoGenerator.from_pretrained(callbacks=[writer], **options) as generator:
         videos = PredictLoop(generator._fabric).run(
             generator.module, PromptDataset(prompts, num_inference_steps=2), return_predictions=True
         )
         for video in videos:
             np.save(folder / f"prompt-{video.index}.npy", video.frames)
-        return [video.index for video in videos]
+        return generator._fabric.global_rank, [video.index for video in videos]
 
 
 if __name__ == "__main__":

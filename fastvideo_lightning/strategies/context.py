@@ -1,0 +1,138 @@
+"""Context parallel: several processes compute one video, each a part of its tokens.
+
+The splitting is diffusers' own, in the way of DeepSpeed Ulysses (https://arxiv.org/abs/2309.14509):
+between the blocks each process has all heads of its tokens, in attention all tokens of its heads.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from fastvideo_lightning.checkpoint import StoredWeight
+from fastvideo_lightning.sharing import Replica
+
+
+@runtime_checkable
+class HasDenoisers(Protocol):
+    """A module that says which of its submodules are denoisers, and where their weights lie."""
+
+    @property
+    def denoisers(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def weight_sources(self) -> Mapping[str, StoredWeight]: ...  # noqa: D102
+
+
+class ContextParallel:
+    """So many processes with consecutive ranks make each video together.
+
+    Args:
+        size: Processes for one video; 1 leaves each process its own.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def replica(self, rank: int, world_size: int) -> Replica:
+        """Return a rank's place among those that share the prompts."""
+        return Replica(rank // self.size, world_size // self.size, rank % self.size == 0)
+
+    def enable(self, module: nn.Module, world_size: int, device: torch.device) -> None:
+        """Have the module's denoisers split their tokens; a collective call.
+
+        Raises:
+            TypeError: If the module does not say which of its parts are denoisers.
+            ValueError: If the size does not divide the processes or a denoiser's heads.
+        """
+        if self.size == 1:
+            return
+        check_context(module, self.size, world_size)
+        assert isinstance(module, HasDenoisers)
+        import diffusers
+
+        make_config: Any = diffusers.ContextParallelConfig
+        mesh = init_device_mesh(
+            device.type,
+            (world_size // self.size, 1, self.size),
+            mesh_dim_names=("data", "ring", "ulysses"),
+        )
+        with _counting_devices(), _without_notice():
+            for fqn in module.denoisers:
+                denoiser: Any = module.get_submodule(fqn)
+                config = make_config(ulysses_degree=self.size, mesh=mesh)
+                denoiser.enable_parallelism(config=config)
+
+
+def check_context(module: nn.Module, size: int, num_processes: int) -> None:
+    """Check that so many processes can make a video of this model together; reads no weight.
+
+    Raises:
+        TypeError: If the module does not say which of its parts are denoisers.
+        ValueError: If they cannot; names the nearest number that can.
+    """
+    if size == 1:
+        return
+    if not isinstance(module, HasDenoisers):
+        raise TypeError(
+            f"context_parallel={size} splits the denoisers of a VideoModule, got "
+            f"{type(module).__name__}. Pass VideoModule.from_pretrained(...)."
+        )
+    heads = {fqn: _heads_of(fqn, module.get_submodule(fqn), size) for fqn in module.denoisers}
+    able = [
+        n
+        for n in range(1, num_processes + 1)
+        if num_processes % n == 0 and all(count % n == 0 for count in heads.values())
+    ]
+    if size in able:
+        return
+    nearest = min(able, key=lambda n: (abs(n - size), n))
+    if num_processes % size:
+        reason = f"{num_processes} processes (num_gpus={num_processes})"
+    else:
+        fqn = next(fqn for fqn, count in heads.items() if count % size)
+        reason = f"the {heads[fqn]} attention heads of {fqn}"
+    raise ValueError(
+        f"context_parallel={size} does not divide {reason}. Pass context_parallel={nearest}, the "
+        "nearest that does."
+    )
+
+
+def _heads_of(fqn: str, denoiser: nn.Module, size: int) -> int:
+    if getattr(denoiser, "_cp_plan", None) is None:
+        raise ValueError(
+            f"context_parallel={size} needs a denoiser that diffusers can split, and "
+            f"{fqn}, a {type(denoiser).__name__}, is none. Pass context_parallel=1."
+        )
+    config: Any = denoiser.config
+    return int(config.get("num_attention_heads") or size)
+
+
+@contextmanager
+def _counting_devices() -> Iterator[None]:
+    """Let diffusers number the processes on a machine without accelerators, where it divides by 0.
+
+    The number is not used: the mesh is given.
+    """
+    count = torch.accelerator.device_count
+    if not count():
+        torch.accelerator.device_count = lambda: 1
+    try:
+        yield
+    finally:
+        torch.accelerator.device_count = count
+
+
+@contextmanager
+def _without_notice() -> Iterator[None]:
+    """Leave out diffusers' notice that the interface may change: that is for us to know."""
+    log = logging.getLogger("diffusers.models.modeling_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,131 @@
+"""Generators over several gloo processes: the frames of one process, the weights divided."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from checkpoints import PROMPT
+from references import SEED, kind_of, make_plain_frames, sampling_of
+
+from distributed.scripts import run_script
+from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
+
+pytestmark = pytest.mark.slow
+
+FSDP = {"use_fsdp_inference": True, "dit_layerwise_offload": False}
+PROMPTS = [
+    "a red circle moves right",
+    "a blue square moves up",
+    {"prompt": "a green triangle moves left", "num_inference_steps": 3},
+    "a red square moves down",
+    "a yellow circle moves left",
+]
+
+
+class Way(NamedTuple):
+    """A way to spread a model over processes, and what to make that way."""
+
+    num_processes: int
+    flags: dict
+    cases: list[str]
+
+    @property
+    def context(self) -> int:
+        return self.flags.get("context_parallel", 1)
+
+
+WAYS = {
+    "fsdp": Way(2, FSDP, ["t2v", "two_experts", "ti2v", "i2v_clip"]),
+    "context": Way(2, {"context_parallel": 2}, ["t2v", "ti2v"]),
+    "fsdp-context": Way(4, {**FSDP, "context_parallel": 2}, ["two_experts"]),
+}
+EACH_CASE = [(name, case) for name, way in WAYS.items() for case in way.cases]
+
+
+@pytest.fixture(scope="module")
+def world(checkpoint, images, tmp_path_factory):
+    """Return, for a way's name, the folder of its files and what its ranks reported."""
+    done = {}
+
+    def run(name):
+        if name not in done:
+            way, folder = WAYS[name], tmp_path_factory.mktemp(name)
+            cases = {
+                case: (
+                    checkpoint(kind_of(case)),
+                    {"prompt": PROMPT, "seed": SEED, **sampling_of(case, images)},
+                )
+                for case in way.cases
+            }
+            settings = {
+                "options": {"accelerator": "cpu", **way.flags},
+                "cases": cases,
+                "prompts": PROMPTS,
+            }
+            done[name] = (
+                folder,
+                run_script("generator_world.py", way.num_processes, folder, settings),
+            )
+        return done[name]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    with VideoGenerator.from_pretrained(accelerator="cpu") as generator:
+        generator.setup()
+        return PredictLoop(generator._fabric).run(
+            generator.module, PromptDataset(PROMPTS, num_inference_steps=2), return_predictions=True
+        )
+
+
+@pytest.mark.parametrize(("name", "case"), EACH_CASE)
+def test_all_ranks_make_the_frames_of_plain_diffusers(world, checkpoint, images, name, case):
+    folder, ranks = world(name)
+    expected = make_plain_frames(checkpoint(kind_of(case)), sampling_of(case, images))
+    for rank in range(len(ranks)):
+        frames = np.load(folder / f"{case}-{rank}.npy")
+        if WAYS[name].context == 1:
+            assert np.array_equal(frames, expected)
+        else:
+            difference = np.abs(frames.astype(int) - expected)
+            assert difference.max() <= 1  # of 255
+            assert difference.mean() <= 255e-3
+    assert all(report[case]["repeats"] for report in ranks)
+
+
+@pytest.mark.parametrize(("name", "case"), [e for e in EACH_CASE if "fsdp" in e[0]])
+def test_each_rank_holds_and_reads_its_part_alone(world, name, case):
+    _, ranks = world(name)
+    for report in ranks:
+        assert report[case]["other"] == 0
+        assert report[case]["read"] == report[case]["local"]
+        # Rows that do not divide go to the first ranks: their part is a little larger.
+        assert abs(report[case]["local"] / report[case]["whole"] - 1 / len(ranks)) < 0.1
+        assert report[case]["kept_forwards"] == 0  # for a backward that never comes
+    assert sum(report[case]["local"] for report in ranks) == ranks[0][case]["whole"]
+
+
+@pytest.mark.parametrize(("name", "case"), EACH_CASE)
+def test_each_rank_computes_its_part_of_the_tokens(world, checkpoint, images, name, case):
+    _, ranks = world(name)
+    module = VideoGenerator.from_pretrained(checkpoint(kind_of(case)), accelerator="cpu").module
+    sampling = sampling_of(case, images)
+    from fastvideo_lightning import SamplingParams
+
+    tokens = module.num_tokens(SamplingParams(**sampling))
+    for report in ranks:
+        assert report[case]["tokens"] == [tokens // WAYS[name].context]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_five_prompts_are_five_files_and_the_frames_of_one_process(world, one_process, name):
+    folder, ranks = world(name)
+    assert sorted(index for report in ranks for index in report["prompts"]) == [0, 1, 2, 3, 4]
+    files = sorted(folder.glob("videos/*"))
+    assert len(files) == 5
+    assert all(file.suffix == ".mp4" and file.stat().st_size for file in files)
+    for video in one_process:
+        frames = np.load(folder / f"prompt-{video.index}.npy").astype(int)
+        assert np.abs(frames - video.frames).max() <= (WAYS[name].context > 1)

@@ -1,0 +1,65 @@
+import pytest
+from torch import nn
+
+from fastvideo_lightning import SamplingParams, VideoModule
+from fastvideo_lightning.strategies import check_context
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return VideoModule.from_pretrained("tiny-shapes", device_type="cpu")
+
+
+@pytest.mark.parametrize(
+    ("size", "num_processes", "message"),
+    [
+        (3, 4, r"context_parallel=3 does not divide 4 processes \(num_gpus=4\)\. Pass .*=2"),
+        (8, 8, r"does not divide the 4 attention heads of transformer\. Pass context_parallel=4"),
+        (3, 3, r"does not divide the 4 attention heads of transformer\. Pass context_parallel=1"),
+        (2, 1, r"does not divide 1 processes .* Pass context_parallel=1"),
+    ],
+)
+def test_what_does_not_divide_names_the_nearest_that_does(tiny, size, num_processes, message):
+    with pytest.raises(ValueError, match=message):
+        check_context(tiny, size, num_processes)
+
+
+@pytest.mark.parametrize(("size", "num_processes"), [(1, 3), (2, 2), (2, 4), (4, 8)])
+def test_what_divides_is_accepted(tiny, size, num_processes):
+    check_context(tiny, size, num_processes)
+
+
+def test_a_module_without_denoisers_is_refused_by_its_class():
+    with pytest.raises(TypeError, match="splits the denoisers of a VideoModule, got Linear"):
+        check_context(nn.Linear(2, 2), 2, 2)
+
+
+def test_a_denoiser_that_cannot_be_split_is_named(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.transformer, "_cp_plan", None)
+    with pytest.raises(ValueError, match="transformer, a WanTransformer3DModel, is none"):
+        check_context(tiny, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "sampling", "nearest"),
+    [
+        (4, {"height": 48, "width": 48, "num_frames": 17}, None),
+        (8, {"height": 48, "width": 48, "num_frames": 17}, ["num_frames=21", "height=64"]),
+        (5, {"height": 64, "width": 80, "num_frames": 17}, None),
+        (3, {"height": 64, "width": 64, "num_frames": 17}, ["num_frames=21", "height=48"]),
+    ],
+)
+def test_tokens_that_do_not_divide_name_the_nearest_sizes_that_do(
+    tiny, monkeypatch, size, sampling, nearest
+):
+    monkeypatch.setattr(tiny, "context_parallel", size)
+    params = SamplingParams(**sampling)
+    if nearest is None:
+        tiny.resolve_sampling(params)
+        return
+    with pytest.raises(ValueError, match=f"context_parallel={size} does not divide") as caught:
+        tiny.resolve_sampling(params)
+    for option in nearest:
+        assert option in str(caught.value)
+        name, value = option.split("=")
+        tiny.resolve_sampling(params.merge(**{name: int(value)}))
