@@ -79,7 +79,6 @@ def main(
         raise click.BadParameter(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     output.mkdir(parents=True, exist_ok=True)
     report = Report(output / f"{name}.json", {"model": model, **describe_machine(device)})
-    report.add("link_bytes_per_s", measure_link_rate(device))
     counts = [int(count) for count in frames.split(",")] if frames else list(CAPS_GIB)
     for part in chosen:
         if not deadline.allows(0):
@@ -87,7 +86,8 @@ def main(
             break
         started = time.monotonic()
         if part == "encode":
-            report.add(part, measure_encoding(_checkpoint(model, folder), device))
+            link = {"link_bytes_per_s": measure_link_rate(device)}
+            report.add(part, link | measure_encoding(_checkpoint(model, folder), device))
         elif part == "moments":
             experts = _checkpoint(model, folder, boundary_ratio=BOUNDARY_RATIO)
             report.add(part, measure_moments(experts, num_frames=counts[0], **_sides(size)))

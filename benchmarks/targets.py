@@ -2,12 +2,12 @@
 
     python -m benchmarks.targets
 
-Reads the results that `benchmarks.streaming` and `benchmarks.stages` have written and writes
-`targets.md` beside them. Ratios are of figures from one run.
+Reads all results that `benchmarks.streaming` and `benchmarks.stages` have written to a folder and
+writes `targets.md` beside them. Every ratio is of figures from one run.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,34 @@ from benchmarks.stage_report import encode_ratio
 RESULTS = Path(__file__).parent / "results"
 STREAMED = "streamed-mapped"
 
-Facts = dict[str, dict[str, Any]]  # a result's content by its name
-Read = Callable[[Facts], float]
+
+class Results:
+    """What was measured, of however many runs; where two hold the same, the first one counts.
+
+    Args:
+        contents: of the runs' files, by name.
+    """
+
+    def __init__(self, contents: dict[str, dict[str, Any]]) -> None:
+        self.contents = contents
+
+    def row(self, model: str, mode: str, frames: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A row of a streaming run and the run's facts; KeyError where there is none."""
+        for content in self.contents.values():
+            for row in content.get("rows", ()):
+                if (content["model"], row["mode"], row["frames"]) == (model, mode, frames):
+                    return content, row
+        raise KeyError(mode)
+
+    def part(self, name: str) -> Any:
+        """A part of a run of the stages; KeyError where there is none."""
+        for content in self.contents.values():
+            if name in content:
+                return content[name]
+        raise KeyError(name)
+
+
+Read = Callable[[Results], float]
 
 
 class Target(NamedTuple):
@@ -43,60 +69,48 @@ class Target(NamedTuple):
     form: str = "{:.3f}"
 
 
-def row_of(facts: Facts, model: str, mode: str, frames: int) -> dict[str, Any]:
-    """The row of a streaming result; KeyError where there is none."""
-    for row in facts[f"streaming-{model}"]["rows"]:
-        if (row["mode"], row["frames"]) == (mode, frames):
-            return dict(row)
-    raise KeyError(mode)
-
-
 def _over_resident(model: str, frames: int, mode: str = STREAMED) -> Read:
-    def read(facts: Facts) -> float:
-        row = row_of(facts, model, mode, frames)
+    def read(results: Results) -> float:
+        _, row = results.row(model, mode, frames)
+        if row["beside_ms"] is None:
+            raise KeyError("beside_ms")
         return float(row["step_ms"] / row["beside_ms"])
 
     return read
 
 
 def _over_bound(model: str, frames: int, mode: str) -> Read:
-    def read(facts: Facts) -> float:
-        row = row_of(facts, model, mode, frames)
-        return float(row["step_ms"] / bound_ms(facts[f"streaming-{model}"], row))
+    def read(results: Results) -> float:
+        facts, row = results.row(model, mode, frames)
+        return float(row["step_ms"] / bound_ms(facts, row))
 
     return read
 
 
-def _link_use(facts: Facts) -> float:
-    row = row_of(facts, "wan-14b", STREAMED, 1)
-    return float(link_ms(facts["streaming-wan-14b"], row) / row["step_ms"])
+def _link_use(results: Results) -> float:
+    facts, row = results.row("wan-14b", STREAMED, 1)
+    return float(link_ms(facts, row) / row["step_ms"])
 
 
-def _reserved(frames: int) -> Read:
-    return lambda facts: float(row_of(facts, "wan-14b", STREAMED, frames)["reserved_gb"])
+def _figure(name: str, *, mode: str = STREAMED, frames: int = 1) -> Read:
+    return lambda results: float(results.row("wan-14b", mode, frames)[1][name])
 
 
 def _host_share(mode: str) -> Read:
-    def read(facts: Facts) -> float:
-        row = row_of(facts, "wan-14b", mode, 1)
+    def read(results: Results) -> float:
+        _, row = results.row("wan-14b", mode, 1)
         return float(row["host_bytes"] / row["host_weight_bytes"])
 
     return read
 
 
-def _setup(mode: str) -> Read:
-    return lambda facts: float(row_of(facts, "wan-14b", mode, 1)["setup_s"])
-
-
 def _stage(part: str, name: str) -> Read:
-    return lambda facts: float(facts["stages"][part][name])
+    return lambda results: float(results.part(part)[name])
 
 
 def _cap(frames: int) -> Read:
-    def read(facts: Facts) -> float:
-        row = next((row for row in facts["stages"]["caps"] if row["frames"] == frames), None)
-        if row is None:
-            raise KeyError(frames)
+    def read(results: Results) -> float:
+        row = {row["frames"]: row for row in results.part("caps")}[frames]
         return float(row["completes"] and row["equal"])
 
     return read
@@ -125,23 +139,37 @@ TARGETS = (
         1.03,
         _over_resident("wan-1.3b", 17, "compiled-streamed"),
     ),
-    Target("reserved GPU memory, 14B, 81 frames", "<= 9.2 GB", 9.2, _reserved(81), form="{:.2f}"),
-    Target("reserved GPU memory, 14B, 1 frame", "<= 2.3 GB", 2.3, _reserved(1), form="{:.2f}"),
+    Target(
+        "reserved GPU memory, 14B, 81 frames",
+        "<= 9.2 GB",
+        9.2,
+        _figure("reserved_gb", frames=81),
+        form="{:.2f}",
+    ),
+    Target(
+        "reserved GPU memory, 14B, 1 frame", "<= 2.3 GB", 2.3, _figure("reserved_gb"), form="{:.2f}"
+    ),
     Target("host bytes mapped / weight bytes", "<= 1.01", 1.01, _host_share(STREAMED)),
     Target("host bytes pinned / weight bytes", "<= 1.01", 1.01, _host_share("streamed-pinned")),
-    Target("set-up of 28 GB, mapped", "<= 2 s", 2, _setup(STREAMED), form="{:.1f}"),
-    Target("set-up of 28 GB, pinned", "<= 10 s", 10, _setup("streamed-pinned"), form="{:.1f}"),
+    Target("set-up of 28 GB, mapped", "<= 2 s", 2, _figure("setup_s"), form="{:.1f}"),
+    Target(
+        "set-up of 28 GB, pinned",
+        "<= 10 s",
+        10,
+        _figure("setup_s", mode="streamed-pinned"),
+        form="{:.1f}",
+    ),
     Target(
         "UMT5-XXL streamed, 512 tokens, against its bytes / link",
         "<= 1.10",
         1.10,
-        lambda facts: encode_ratio(facts["stages"]),
+        lambda results: encode_ratio(results.part("encode")),
     ),
     Target(
         "UMT5-XXL streamed, reserved",
         "<= 1.5 GB",
         1.5,
-        lambda facts: float(facts["stages"]["encode"]["streamed"]["reserved_gb"]),
+        lambda results: float(results.part("encode")["streamed"]["reserved_gb"]),
         form="{:.2f}",
     ),
     Target(
@@ -191,36 +219,45 @@ TARGETS = (
 )
 
 
-def judge(target: Target, facts: Facts) -> tuple[str, str]:
+def judge(target: Target, results: Results) -> tuple[str, str]:
     """The figure as text, and `met`, `missed` or `not measured`."""
     try:
-        figure = target.read(facts)
+        figure = target.read(results)
     except KeyError:
         return "-", "not measured"
     is_met = figure >= target.limit if target.is_least else figure <= target.limit
     return target.form.format(figure), "met" if is_met else "**missed**"
 
 
-def make_page(facts: Facts, targets: Iterable[Target] = TARGETS) -> str:
+def make_page(results: Results) -> str:
     """The table, with where its figures come from."""
     lines = ["# What the engine must reach", "", "Measured in:", ""]
-    for name, content in sorted(facts.items()):
+    for name, content in results.contents.items():
         lines.append(f"- `{name}`: {content['device']}, commit {content['commit']}")
     lines += ["", "| | must | measured | |", "|---|---|---|---|"]
-    for target in targets:
-        figure, verdict = judge(target, facts)
+    for target in TARGETS:
+        figure, verdict = judge(target, results)
         lines.append(f"| {target.name} | {target.bound} | {figure} | {verdict} |")
     return "\n".join(lines) + "\n"
+
+
+def read_results(folder: Path) -> Results:
+    """The runs in a folder, the whole ones before those whose name says which part they are."""
+    paths = {path.stem: path for path in folder.glob("*.json")}
+    return Results(
+        {
+            name: json.loads(paths[name].read_text())
+            for name in sorted(paths)
+            if name.startswith(("streaming-", "stages"))
+        }
+    )
 
 
 @click.command()
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(results: Path) -> None:
     """Write the table of what must be reached."""
-    names = ("streaming-wan-14b", "streaming-wan-1.3b", "stages")
-    paths = {name: results / f"{name}.json" for name in names}
-    facts = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-    page = make_page(facts)
+    page = make_page(read_results(results))
     (results / "targets.md").write_text(page)
     click.echo(page)
 

@@ -4,9 +4,9 @@ import json
 
 from click.testing import CliRunner
 
-from benchmarks.targets import TARGETS, judge, main
+from benchmarks.targets import TARGETS, Results, judge, main
 
-MACHINE = {"device": "Some GPU", "commit": "abc", "link_bytes_per_s": 50e9}
+MACHINE = {"device": "Some GPU", "commit": "abc", "link_bytes_per_s": 50e9, "model": "wan-1.3b"}
 
 
 def streaming(step_ms: float) -> dict:
@@ -15,8 +15,8 @@ def streaming(step_ms: float) -> dict:
     return MACHINE | {"rows": [row]}
 
 
-def verdicts(facts: dict) -> dict[str, str]:
-    return {target.name: judge(target, facts)[1] for target in TARGETS}
+def verdicts(contents: dict) -> dict[str, str]:
+    return {target.name: judge(target, Results(contents))[1] for target in TARGETS}
 
 
 def test_a_figure_within_the_limit_is_met_and_one_past_it_is_missed():
@@ -31,6 +31,16 @@ def test_where_more_is_better_less_is_missed():
     found = verdicts({"stages": MACHINE | {"caps": caps}})
     assert found["whole video, 14B, 17 frames under 8 GiB: completes, equal"] == "met"
     assert found["whole video, 14B, 81 frames under 12 GiB: completes, equal"] == "**missed**"
+
+
+def test_parts_of_several_runs_are_put_together():
+    parts = {"stages-a": MACHINE | {"flat": {"reserved_growth": 0.0, "host_rss_growth": 0.2}}}
+    parts["stages-b"] = MACHINE | {"moments": {"decode_wait_ms": 3, "hand_over_excess_ms": 80}}
+    found = verdicts(parts)
+    assert found["50 videos in a row, growth of reserved memory after the third"] == "met"
+    assert found["50 videos in a row, growth of host memory after the third"] == "**missed**"
+    assert found["VAE decode after the last step, exposed wait"] == "met"
+    assert found["two-expert hand-over step against the median step"] == "**missed**"
 
 
 def test_what_no_result_holds_is_not_measured():
