@@ -15,6 +15,7 @@ from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.callbacks.sharding import ShardTransport, is_gathered, share_streaming
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.offload.bindings import TensorBinding
+from fastvideo_lightning.offload.forwards import wrap_unit
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit, refuse_whole_compile
 from fastvideo_lightning.offload.host import HostMemory
@@ -48,6 +49,8 @@ class LayerwiseOffload(Placement):
             brings a part over its own link and the parts are joined on the devices; ``"local"``:
             each brings everything; ``"auto"`` measures both and takes the faster. One process alone
             has nothing to choose.
+        skippable: wrap the blocks' forwards in place of hooking them, so that a step-skipping cache
+            that is enabled after ``attach`` skips the copies of the blocks that it skips.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class LayerwiseOffload(Placement):
         share_residents: bool = False,
         host_memory: str = "auto",
         shard_transport: str = "auto",
+        skippable: bool = False,
     ) -> None:
         if num_slots < 1:
             raise ValueError(f"num_slots must be at least 1, got {num_slots}")
@@ -70,6 +74,7 @@ class LayerwiseOffload(Placement):
         self.share_residents = share_residents
         self.host_memory = HostMemory(host_memory)
         self.shard_transport = ShardTransport(shard_transport)
+        self.skippable = skippable
         self._complete: WeakSet[Attachment] = WeakSet()
 
     @property
@@ -108,8 +113,9 @@ class LayerwiseOffload(Placement):
         self._keep(attachment, staying, device, run_device=device)
         self._keep(attachment, tables, torch.device("cpu"), run_device=device)
         attachment.handles.extend(hook_tables(tables, device))
+        surround = wrap_unit if self.skippable else hook_unit
         for unit in group.units:
-            attachment.handles.extend(hook_unit(engine, unit))
+            attachment.handles.extend(surround(engine, unit))
         attachment.handles.extend(
             hook_model(
                 engine,

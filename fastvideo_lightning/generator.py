@@ -4,8 +4,7 @@ Nothing heavy is imported here before the choices of the user were checked.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords
@@ -67,6 +66,7 @@ class VideoGenerator(GeneratesWithLora):
         self._saving = Saving()
         self._module: VideoModule | None = module
         self._fabric: L.Fabric | None = None
+        self._turn_off: Callable[[], None] = lambda: None
 
     @classmethod
     def from_pretrained(
@@ -137,9 +137,10 @@ class VideoGenerator(GeneratesWithLora):
             return
         import lightning as L
 
+        from fastvideo_lightning.acceleration import accelerate
         from fastvideo_lightning.callbacks import ProgressBar
         from fastvideo_lightning.compiling import compile_blocks
-        from fastvideo_lightning.placements import make_placements
+        from fastvideo_lightning.placements import explained_memory, make_placements
 
         placements = make_placements(
             module, self.config, on_gpu=self._accelerator != "cpu", num_processes=self._num_gpus
@@ -152,15 +153,13 @@ class VideoGenerator(GeneratesWithLora):
         )
         if not os.environ.get("LT_CLI_USED"):  # `fabric run` has launched already
             fabric.launch()
-        if self.config.vae_tiling:
-            for fqn in module.vaes:
-                module.get_submodule(fqn).enable_tiling()  # type: ignore[operator]
         try:
-            with _explained_memory(module, self.config):
+            with explained_memory(module, self.config):
                 fabric.setup(module)
             if self.config.compile:
                 for fqn in module.denoisers:
                     compile_blocks(module, fqn)
+            self._turn_off = accelerate(module, self.config)
         except BaseException:
             fabric.call("teardown")
             raise
@@ -251,6 +250,7 @@ class VideoGenerator(GeneratesWithLora):
         module, self._module = self._module, None
         fabric, self._fabric = self._fabric, None
         if fabric is not None:
+            self._turn_off()
             fabric.call("teardown")
             fabric._callbacks.clear()
         if module is None:
@@ -289,19 +289,7 @@ class VideoGenerator(GeneratesWithLora):
         from fastvideo_lightning.loop import PredictLoop
 
         loop, skip_failure = PredictLoop(self._launch()), getattr(writer, "skip_failure", None)
-        with self._saving.by(writer), _explained_memory(self.module, self.config):
+        from fastvideo_lightning.placements import explained_memory
+
+        with self._saving.by(writer), explained_memory(self.module, self.config):
             yield from loop.iterate(self.module, prompts, skip_failure=skip_failure)
-
-
-@contextmanager
-def _explained_memory(module: "VideoModule", config: OffloadConfig) -> Iterator[None]:
-    """Turn an out-of-memory error into one that names the stage and what would help."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        from fastvideo_lightning.placements import explain_memory
-
-        reason = str(error).partition("\n")[0]
-        raise RuntimeError(f"{explain_memory(module.stage, config)} ({reason})") from error

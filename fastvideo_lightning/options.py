@@ -12,15 +12,16 @@ from typing import Any
 import click
 
 from fastvideo_lightning.config import (
+    CACHES,
     HOST_MEMORY,
     MAX_FPS,
     ON_OOM,
     SHARD_TRANSPORT,
-    LoraChoice,
     OffloadConfig,
     SamplingParams,
     nearest_name,
 )
+from fastvideo_lightning.option_types import BudgetType, LoraType
 
 FLAGS = {field.name: field.default for field in fields(OffloadConfig)}
 SAMPLING = [field.name for field in fields(SamplingParams)]
@@ -68,23 +69,6 @@ class MappingType(click.ParamType[Any]):
         return mapping
 
 
-class BudgetType(click.ParamType[float | str]):
-    """A number of GiB, or `auto`."""
-
-    name = "gib"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | str:
-        """Return the number, or `auto`."""
-        if value == "auto":
-            return "auto"
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            self.fail(f"{value!r} is neither a number of GiB nor auto.", param, ctx)
-
-
 class GroupedOption(click.Option):
     """An option that stands under a heading of the help page.
 
@@ -118,21 +102,6 @@ class GroupedOption(click.Option):
         if record is None or not self.secondary_opts:
             return record
         return f"--[no-]{self.opts[0].removeprefix('--')}", record[1]
-
-
-class LoraType(click.ParamType[LoraChoice]):
-    """A LoRA on the command line: `PATH` or `PATH:WEIGHT`."""
-
-    name = "path[:weight]"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> LoraChoice:
-        """Read one, checking that it is there."""
-        try:
-            return LoraChoice.parse(str(value))
-        except (ValueError, OSError) as error:
-            raise WrongChoiceError(str(error)) from error
 
 
 class GroupedCommand(click.Command):
@@ -207,6 +176,9 @@ def make_options() -> list[click.Parameter]:
         "dit_resident_blocks": "So many of the streamed blocks stay on the GPU.",
         "compile": "Compile the denoiser's blocks: slower to start, faster steps.",
         "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
+        "vae_slicing": "Decode the videos of a batch one by one.",
+        "attention_backend": "One that diffusers knows, such as flash or sage.",
+        "cache": "Skip computing that changes little from step to step: other pixels.",
         "host_memory": "Of the host copies; mapped: the checkpoint's file itself.",
         "shard_transport": "On several GPUs, how blocks stream: in parts, or each all.",
         "context_parallel": "GPUs that make each video together.",
@@ -216,6 +188,8 @@ def make_options() -> list[click.Parameter]:
     kinds = {
         "shard_transport": click.Choice(SHARD_TRANSPORT),
         "host_memory": click.Choice(HOST_MEMORY),
+        "cache": click.Choice(CACHES),
+        "attention_backend": str,
         "dit_resident_blocks": click.IntRange(min=0),
         "context_parallel": click.IntRange(min=1),
         "gpu_memory_budget": BudgetType(),

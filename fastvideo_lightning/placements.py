@@ -1,6 +1,10 @@
 """Which placement callbacks the flags mean for a module, and which flag would save memory."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
 from fastvideo_lightning.config import OffloadConfig
@@ -31,7 +35,9 @@ def make_placements(
             f"Running on the CPU in {num_processes} processes: they stream the denoiser from "
             "memory that they share; the other offload flags have no effect."
         )
-        return [_place_denoiser(fqn, module, config, memory) for fqn in module.denoisers]
+        return [
+            _place_denoiser(fqn, module, config, memory, num_processes) for fqn in module.denoisers
+        ]
     if not on_gpu:
         _say_once(
             "Running on the CPU: weights stay in host memory and compute there, so the offload "
@@ -42,7 +48,7 @@ def make_placements(
         _say_once("dit_cpu_offload=True has no effect without use_fsdp_inference=True.")
     placements: list[object] = []
     for fqn in module.denoisers if not config.use_fsdp_inference else ():
-        placements.append(_place_denoiser(fqn, module, config, memory))
+        placements.append(_place_denoiser(fqn, module, config, memory, num_processes))
     for fqn in module.text_encoders:
         placements.append(_place_text_encoder(fqn, config, memory))
     for fqns, offload in (
@@ -55,7 +61,9 @@ def make_placements(
     return placements
 
 
-def _place_denoiser(fqn: str, module: VideoModule, config: OffloadConfig, memory: str) -> object:
+def _place_denoiser(
+    fqn: str, module: VideoModule, config: OffloadConfig, memory: str, num_processes: int
+) -> object:
     if not config.dit_layerwise_offload:
         if config.dit_resident_blocks:
             _say_once(
@@ -63,12 +71,15 @@ def _place_denoiser(fqn: str, module: VideoModule, config: OffloadConfig, memory
                 "are resident."
             )
         return Resident(fqn)
+    # Where processes bring blocks together, one that skips would leave the others waiting.
+    is_apart = num_processes == 1 or config.shard_transport == "local"
     return LayerwiseOffload(
         fqn,
         resident_blocks=config.dit_resident_blocks,
         share_residents=module.denoisers_take_turns and config.dit_resident_blocks > 0,
         host_memory=memory,
         shard_transport=config.shard_transport,
+        skippable=config.cache is not None and is_apart,
     )
 
 
@@ -112,6 +123,16 @@ def explain_memory(stage: Stage, config: OffloadConfig) -> str:
     else:
         help_ = "Pass a smaller height, width or num_frames."
     return f"Out of GPU memory {where}. {help_}"
+
+
+@contextmanager
+def explained_memory(module: VideoModule, config: OffloadConfig) -> Iterator[None]:
+    """Turn an out-of-memory error into one that names the stage and what would help."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise RuntimeError(f"{explain_memory(module.stage, config)} ({reason})") from error
 
 
 def _say_once(message: str) -> None:

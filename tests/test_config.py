@@ -27,6 +27,9 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "context_parallel": 1,
         "compile": False,
         "vae_tiling": False,
+        "vae_slicing": False,
+        "attention_backend": None,
+        "cache": None,
         "gpu_memory_budget": None,
         "on_oom": "raise",
     }

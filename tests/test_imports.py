@@ -43,10 +43,12 @@ ALLOWED = {
         *("torch", "lightning", "diffusers", "config", "checkpoint", "offload.partition"),
         *("sharing", "strategies"),
     },
+    "acceleration.py": {"diffusers", "config", "modules"},
     "compiling.py": {"torch", "offload.partition"},
     "loop.py": {"torch", "lightning", "sharing"},
     "lora.py": set(),
-    "options.py": {"click", "yaml", "config"},
+    "options.py": {"click", "yaml", "config", "option_types"},
+    "option_types.py": {"click", "config"},
     "messages.py": {"click", "options"},
     "cli.py": {
         *("", "click", "messages", "options", "config", "output", "prompts"),
@@ -78,7 +80,16 @@ ALLOWED = {
     },
     "generator.py": {
         *("torch", "lightning", "callbacks", "config", "devices", "loop", "modules", "output"),
-        *("batch", "compiling", "lora", "placements", "prompts", "saving", "strategies"),
+        *(
+            "acceleration",
+            "batch",
+            "compiling",
+            "lora",
+            "placements",
+            "prompts",
+            "saving",
+            "strategies",
+        ),
     },
 }
 

@@ -6,10 +6,17 @@ nothing deeper has to.
 
 from fastvideo_lightning.config.lora import LoraChoice
 from fastvideo_lightning.config.names import check_keywords, check_known, check_text, nearest_name
-from fastvideo_lightning.config.offload import HOST_MEMORY, ON_OOM, SHARD_TRANSPORT, OffloadConfig
+from fastvideo_lightning.config.offload import (
+    CACHES,
+    HOST_MEMORY,
+    ON_OOM,
+    SHARD_TRANSPORT,
+    OffloadConfig,
+)
 from fastvideo_lightning.config.sampling import MAX_FPS, MAX_SEED, SamplingParams
 
 __all__ = [
+    "CACHES",
     "HOST_MEMORY",
     "MAX_FPS",
     "MAX_SEED",

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from fastvideo_lightning.config.names import check_known
 
+CACHES = ("first_block", "taylorseer", "pyramid")
 HOST_MEMORY = ("auto", "mapped", "pinned", "pageable")
 ON_OOM = ("raise", "replan")
 SHARD_TRANSPORT = ("auto", "gather", "local")
@@ -29,6 +30,10 @@ class OffloadConfig:
         dit_resident_blocks: So many of a streamed denoiser's blocks, at least, stay on the device.
         compile: Compile the denoisers' blocks.
         vae_tiling: Decode in tiles: less memory, other bits.
+        vae_slicing: Decode the videos of a batch one by one.
+        attention_backend: A name that diffusers knows, such as `flash` or `sage`.
+        cache: A step-skipping cache of diffusers': `first_block`, `taylorseer` or `pyramid`;
+            faster, other pixels.
         host_memory: `auto`, `mapped` (the checkpoint file itself is the host copy), `pinned` or
             `pageable`; without `pin_cpu_memory` it is pageable.
         shard_transport: How blocks stream on several GPUs: `gather` (each brings a part over its
@@ -58,6 +63,9 @@ class OffloadConfig:
     dit_resident_blocks: int = 0
     compile: bool = False
     vae_tiling: bool = False
+    vae_slicing: bool = False
+    attention_backend: str | None = None
+    cache: str | None = None
     host_memory: str = "auto"
     shard_transport: str = "auto"
     context_parallel: int = 1
@@ -99,6 +107,7 @@ class OffloadConfig:
                     f"{field.name} must be True or False, got {value!r}. "
                     f"Pass {field.name}=True or {field.name}=False."
                 )
+        self._check_acceleration()
         if self.use_fsdp_inference and self.dit_layerwise_offload:
             raise ValueError(
                 "dit_layerwise_offload=True cannot be combined with use_fsdp_inference=True: "
@@ -111,6 +120,26 @@ class OffloadConfig:
         """Names of the flags that were passed, whether or not they differ from the default."""
         names: frozenset[str] = vars(self)["_given"]
         return names
+
+    def _check_acceleration(self) -> None:
+        backend = self.attention_backend
+        if backend is not None and (not isinstance(backend, str) or not backend):
+            raise TypeError(
+                f"attention_backend must be a name, got {backend!r}. Pass one that diffusers "
+                "knows, such as attention_backend='native'."
+            )
+        if self.cache is None:
+            return
+        if self.cache not in CACHES:
+            raise ValueError(
+                f"cache must be one of {', '.join(CACHES)}, got {self.cache!r}. "
+                "Pass cache='first_block', or leave it out."
+            )
+        if self.compile:
+            raise ValueError(
+                f"cache={self.cache!r} cannot be combined with compile=True: whether a block is "
+                "computed is decided while the step runs. Leave one of the two out."
+            )
 
     @classmethod
     def from_mapping(cls, flags: Mapping[str, Any]) -> Self:

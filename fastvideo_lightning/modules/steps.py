@@ -60,6 +60,8 @@ class StepWatch:
                     self._announce("on_denoise_step_start", 0, self._num_steps)
 
             for denoiser in denoisers:
+                if getattr(denoiser, "is_cache_enabled", False):  # a failed video leaves its own
+                    denoiser._reset_stateful_cache()  # type: ignore[operator]
                 # Before the hooks that bring the weights in: the step has started by then.
                 handle = denoiser.register_forward_pre_hook(start, prepend=True)
                 stack.callback(handle.remove)

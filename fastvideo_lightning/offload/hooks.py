@@ -107,7 +107,7 @@ def hook_unit(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     return [
         unit.module.register_forward_pre_hook(Hook(before, unit.fqn), prepend=True),
         unit.module.register_forward_hook(Hook(after, unit.fqn), always_call=True),
-        _show_host_values(unit),
+        show_host_values(unit),
     ]
 
 
@@ -217,7 +217,7 @@ def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
         after=lambda: engine.release(unit),
         inputs_to=engine.device,
     )
-    return [*calls, _show_host_values(unit), refuse_conversion(unit.module, unit.fqn)]
+    return [*calls, show_host_values(unit), refuse_conversion(unit.module, unit.fqn)]
 
 
 def refuse_whole_compile(model: nn.Module, fqn: str) -> None:
@@ -264,7 +264,7 @@ def _show_on_host(model: nn.Module, fqn: str) -> Handle:
     return handle
 
 
-def _show_host_values(unit: OffloadUnit) -> Handle:
+def show_host_values(unit: OffloadUnit) -> Handle:
     """Let ``state_dict`` have the host master, whatever the module shows."""
     prefix_length = len(unit.fqn) + 1 if unit.fqn else 0
 

@@ -1,0 +1,97 @@
+"""Faster sampling by diffusers' own means: attention backends, step-skipping caches, slicing."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fastvideo_lightning.config import OffloadConfig
+
+if TYPE_CHECKING:
+    from fastvideo_lightning.modules import VideoModule
+
+
+def accelerate(module: "VideoModule", config: OffloadConfig) -> Callable[[], None]:
+    """Turn on what the configuration asks for, once the weights are placed.
+
+    Returns:
+        What turns it off again.
+
+    Raises:
+        ValueError: If the model has no such means, or there is no such attention backend.
+    """
+    undo: list[Callable[[], None]] = []
+
+    def turn_off() -> None:
+        while undo:
+            undo.pop()()
+
+    try:
+        for fqn in module.denoisers:
+            denoiser = module.get_submodule(fqn)
+            if config.attention_backend is not None:
+                undo.append(_set_attention_backend(fqn, denoiser, config.attention_backend))
+            if config.cache is not None:
+                undo.append(_enable_cache(fqn, denoiser, config.cache, module))
+        for fqn in module.vaes:
+            vae: Any = module.get_submodule(fqn)
+            if config.vae_tiling:
+                vae.enable_tiling()
+            if config.vae_slicing:
+                vae.enable_slicing()
+    except BaseException:
+        turn_off()
+        raise
+    return turn_off
+
+
+def _set_attention_backend(fqn: str, denoiser: Any, backend: str) -> Callable[[], None]:
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
+    if not hasattr(denoiser, "set_attention_backend"):
+        raise ValueError(
+            f"attention_backend={backend!r}: {fqn} ({type(denoiser).__name__}) is no diffusers "
+            "model with attention backends. Leave attention_backend out."
+        )
+    before, _ = Registry.get_active_backend()  # type: ignore[no-untyped-call]
+    try:
+        denoiser.set_attention_backend(backend)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(f"attention_backend={backend!r}: {error}") from error
+
+    def reset() -> None:
+        denoiser.reset_attention_backend()
+        Registry.set_active_backend(before)
+
+    return reset
+
+
+def _enable_cache(fqn: str, denoiser: Any, cache: str, module: "VideoModule") -> Callable[[], None]:
+    refusal = f"cache={cache!r} is not for {fqn} ({type(denoiser).__name__})"
+    if not hasattr(denoiser, "enable_cache"):
+        raise ValueError(f"{refusal}: diffusers has no caches for it. Leave cache out.")
+    try:
+        denoiser.enable_cache(_cache_config(cache, module))
+    except ValueError as error:
+        raise ValueError(f"{refusal}: {error}. Leave cache out.") from error
+    hooks = [getattr(inner, "_diffusers_hook", None) for inner in denoiser.modules()]
+    if not any(hook is not None and hook.hooks for hook in hooks):
+        denoiser.disable_cache()
+        raise ValueError(f"{refusal}: it finds no block that it knows. Leave cache out.")
+    return denoiser.disable_cache  # type: ignore[no-any-return]
+
+
+def _cache_config(cache: str, module: "VideoModule") -> Any:
+    """Diffusers' configuration of a cache, with the values that its documentation uses."""
+    import diffusers as library
+
+    diffusers: Any = library
+    if cache == "first_block":
+        return diffusers.FirstBlockCacheConfig(threshold=0.05)
+    if cache == "taylorseer":
+        return diffusers.TaylorSeerCacheConfig(use_lite_mode=True)
+    pipeline: Any = module.pipeline
+    if not hasattr(type(pipeline), "current_timestep"):
+        raise ValueError(f"{type(pipeline).__name__} does not tell its current timestep")
+    return diffusers.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        current_timestep_callback=lambda: pipeline.current_timestep,
+    )

@@ -1,0 +1,39 @@
+"""Types of options that click does not have."""
+
+from typing import Any
+
+import click
+
+from fastvideo_lightning.config import LoraChoice
+
+
+class LoraType(click.ParamType[LoraChoice]):
+    """A LoRA on the command line: `PATH` or `PATH:WEIGHT`."""
+
+    name = "path[:weight]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> LoraChoice:
+        """Read one, checking that it is there."""
+        try:
+            return LoraChoice.parse(str(value))
+        except (ValueError, OSError) as error:
+            raise click.BadParameter(str(error), ctx=ctx, param=param) from error
+
+
+class BudgetType(click.ParamType[float | str]):
+    """A number of GiB, or `auto`."""
+
+    name = "gib"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        """Return the number, or `auto`."""
+        if value == "auto":
+            return "auto"
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is neither a number of GiB nor auto.", param, ctx)

@@ -1,0 +1,202 @@
+"""Attention backends, caches and slicing: the frames of plain diffusers, and no copy in vain."""
+
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+import torch
+from checkpoints import PROMPT, SIZE
+from diffusers import (
+    FirstBlockCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from references import SEED, load_plain
+
+from fastvideo_lightning import OffloadConfig, VideoGenerator
+from fastvideo_lightning.callbacks import LayerwiseOffload
+from fastvideo_lightning.placements import make_placements
+
+SAMPLING = {**SIZE, "num_inference_steps": 8}
+NUM_BLOCKS = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint whose transformer has some blocks to skip."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = checkpoints.transformer(seed=1, num_layers=NUM_BLOCKS)
+    checkpoints.save(checkpoints.text_pipeline(transformer=model), folder)
+    return folder
+
+
+def plain_frames(folder: Path, change, **sampling) -> np.ndarray:
+    pipeline = load_plain(folder, expects_image=False)
+    change(pipeline)
+    output = pipeline(
+        prompt=PROMPT,
+        generator=torch.Generator("cpu").manual_seed(SEED),
+        output_type="pil",
+        **{**SAMPLING, "guidance_scale": 3.0, **sampling},
+    )
+    return np.stack([np.asarray(frame) for frame in output.frames[0]])
+
+
+def frames_of(generator: VideoGenerator, **sampling) -> np.ndarray:
+    settings = {**SAMPLING, "guidance_scale": 3.0, **sampling}
+    return generator.generate_video(PROMPT, save_video=False, seed=SEED, **settings).frames
+
+
+def make_generator(folder: Path, streaming: LayerwiseOffload, **flags) -> VideoGenerator:
+    return VideoGenerator.from_pretrained(folder, accelerator="cpu", callbacks=[streaming], **flags)
+
+
+def blocks_bytes(streaming: LayerwiseOffload) -> int:
+    return sum(unit.size_bytes for unit in streaming.attachments[0].engine.units)
+
+
+@pytest.fixture
+def low_threshold(monkeypatch):
+    """Let the first block decide to skip at steps that differ as much as a random model's."""
+    monkeypatch.setattr(
+        "diffusers.FirstBlockCacheConfig", lambda threshold: FirstBlockCacheConfig(threshold=0.5)
+    )
+
+
+CACHES = {
+    "first_block": lambda pipeline: FirstBlockCacheConfig(threshold=0.5),
+    "taylorseer": lambda pipeline: TaylorSeerCacheConfig(use_lite_mode=True),
+    "pyramid": lambda pipeline: PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        current_timestep_callback=lambda: pipeline.current_timestep,
+    ),
+}
+
+
+@pytest.mark.parametrize("skippable", [False, True])
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_makes_the_frames_that_it_makes_in_plain_diffusers(
+    cache, skippable, folder, low_threshold
+) -> None:
+    expected = plain_frames(folder, lambda p: p.transformer.enable_cache(CACHES[cache](p)))
+    streaming = LayerwiseOffload("transformer", skippable=skippable)
+    with make_generator(folder, streaming, cache=cache) as generator:
+        for _ in range(2):
+            assert np.array_equal(frames_of(generator), expected)
+            streaming.attachments[0].engine.check()
+        transformer = generator.module.get_submodule("transformer")
+    assert not transformer.is_cache_enabled
+    assert (expected != plain_frames(folder, lambda p: None)).any()
+
+
+@pytest.mark.parametrize("cache", ["first_block", "taylorseer"])
+def test_blocks_that_a_cache_skips_are_not_copied(cache, folder, low_threshold) -> None:
+    computed = []
+    copied = {}
+    for skippable in (False, True):
+        streaming = LayerwiseOffload("transformer", skippable=skippable)
+        with make_generator(folder, streaming, cache=cache) as generator:
+            engine = streaming.attachments[0].engine
+            last = generator.module.get_submodule(f"transformer.blocks.{NUM_BLOCKS - 1}.norm1")
+            last.register_forward_hook(lambda *_: computed.append(1))
+            computed.clear()
+            frames_of(generator)
+            copied[skippable] = engine.stats.bytes_copied
+            one_block = engine.units[0].size_bytes
+    passes = 2 * SAMPLING["num_inference_steps"]
+    full_passes = len(computed)
+    assert 2 <= full_passes < passes, "the cache skips nothing, or all"
+    assert copied[False] >= passes * (NUM_BLOCKS - 2) * one_block
+    # Of a skipped pass, at most the first blocks are brought: before it is known that it is one.
+    assert copied[True] <= (full_passes * NUM_BLOCKS + 2 * (passes - full_passes)) * one_block
+    assert copied[True] < copied[False]
+
+
+def test_after_a_failed_video_a_cache_starts_anew(folder, low_threshold) -> None:
+    streaming = LayerwiseOffload("transformer", skippable=True)
+    with make_generator(folder, streaming, cache="first_block") as generator:
+        expected = frames_of(generator)
+        steps = []
+
+        def fail(*_: object) -> None:
+            steps.append(1)
+            if len(steps) > 5:
+                raise RuntimeError("broken")
+
+        head = generator.module.get_submodule("transformer.blocks.0.norm1")
+        handle = head.register_forward_hook(fail)
+        with pytest.raises(RuntimeError, match="broken"):
+            frames_of(generator)
+        handle.remove()
+        assert np.array_equal(frames_of(generator), expected)
+
+
+def test_a_wrapped_block_is_an_ordinary_one_after_detach(folder) -> None:
+    streaming = LayerwiseOffload("transformer", skippable=True)
+    with make_generator(folder, streaming) as generator:
+        frames_of(generator)
+        transformer = generator.module.get_submodule("transformer")
+    assert not [m for m in transformer.modules() if "forward" in vars(m)]
+
+
+def test_an_attention_backend_is_diffusers_own_and_goes_with_the_generator(folder) -> None:
+    backend = "_native_math"
+    active = _AttentionBackendRegistry.get_active_backend()[0]
+    expected = plain_frames(folder, lambda p: p.transformer.set_attention_backend(backend))
+    _AttentionBackendRegistry.set_active_backend(active)
+    streaming = LayerwiseOffload("transformer")
+    with make_generator(folder, streaming, attention_backend=backend) as generator:
+        processor = generator.module.get_submodule("transformer.blocks.0.attn1").processor
+        assert processor._attention_backend.value == backend
+        assert np.array_equal(frames_of(generator), expected)
+    assert processor._attention_backend is None
+    assert _AttentionBackendRegistry.get_active_backend()[0] == active
+
+
+def test_without_guidance_a_step_is_one_pass(folder) -> None:
+    streaming = LayerwiseOffload("transformer")
+    with make_generator(folder, streaming) as generator:
+        for scale, passes in ((3.0, 16), (1.0, 8)):
+            before = streaming.attachments[0].engine.stats.passes
+            frames = frames_of(generator, guidance_scale=scale)
+            assert streaming.attachments[0].engine.stats.passes - before == passes
+    plain = plain_frames(folder, lambda p: None, guidance_scale=1.0)
+    assert np.array_equal(frames, plain)
+
+
+def test_slicing_and_tiling_are_diffusers_own(folder) -> None:
+    with make_generator(folder, LayerwiseOffload("transformer"), vae_slicing=True) as generator:
+        vae = generator.module.get_submodule("vae")
+        assert vae.use_slicing
+        assert not vae.use_tiling
+        assert np.array_equal(frames_of(generator), plain_frames(folder, lambda p: None))
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        ({"cache": "teacache"}, ValueError, "cache must be one of first_block"),
+        ({"cache": "first_block", "compile": True}, ValueError, "cannot be combined with compile"),
+        ({"attention_backend": 3}, TypeError, "attention_backend must be a name, got 3"),
+    ],
+)
+def test_a_wrong_choice_is_refused_at_once(flags, error, message) -> None:
+    with pytest.raises(error, match=message):
+        OffloadConfig(**flags)
+
+
+def test_a_backend_that_is_not_there_is_refused_by_name(folder) -> None:
+    with pytest.raises(ValueError, match=r"attention_backend='fast'.*native"):
+        VideoGenerator.from_pretrained(folder, accelerator="cpu", attention_backend="fast")
+
+
+def test_processes_that_bring_blocks_together_skip_no_copies(folder) -> None:
+    from fastvideo_lightning import VideoModule
+
+    module = VideoModule.from_pretrained(folder)
+    for processes, skips in ((1, True), (2, False)):
+        config = OffloadConfig(cache="first_block")
+        placements = make_placements(module, config, on_gpu=True, num_processes=processes)
+        assert placements[0].skippable is skips  # type: ignore[attr-defined]
