@@ -20,11 +20,13 @@ class World:
     Args:
         size: number of ranks.
         backend: ``"gloo"`` (on the CPU) or ``"nccl"`` (rank r on ``cuda:r``).
+        device: one for all ranks in place of that.
     """
 
-    def __init__(self, size: int, backend: str) -> None:
+    def __init__(self, size: int, backend: str, *, device: str | None = None) -> None:
         self.size = size
         self.backend = backend
+        self._device = device
         self._processes: list[Any] = []
 
     def run(self, claim: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
@@ -64,18 +66,20 @@ class World:
         self._results = [context.Queue() for _ in range(self.size)]
         for rank in range(self.size):
             ends = self._calls[rank], self._results[rank]
-            arguments = (rank, self.size, self.backend, port, *ends)
+            device = self._device or (f"cuda:{rank}" if self.backend == "nccl" else "cpu")
+            arguments = (rank, self.size, self.backend, port, device, *ends)
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             self._processes.append(process)
 
 
-def _serve(rank: int, size: int, backend: str, port: int, calls: Any, results: Any) -> None:
+def _serve(
+    rank: int, size: int, backend: str, port: int, device_name: str, calls: Any, results: Any
+) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
-    device = torch.device("cpu")
-    if backend == "nccl":
-        device = torch.device("cuda", rank)
+    device = torch.device(device_name)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(backend, rank=rank, world_size=size)
     while True:

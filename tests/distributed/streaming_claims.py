@@ -14,6 +14,7 @@ from fastvideo_lightning.offload import gather
 from fastvideo_lightning.offload.gather import GatherStream, InlineGather
 from fastvideo_lightning.offload.link import LinkSpeeds
 from fastvideo_lightning.offload.shards import find_shard_group
+from tests.callbacks.test_adapters import adapt, strip
 from tests.toys import OnFile, OnMeta, TensorSource, Toy, make_toy, sample
 
 WIDTH = 48
@@ -109,6 +110,15 @@ def held_and_read(device):
     callback.detach()
     assert engine.store.size_bytes == 0
     return held, size, reads, filled
+
+
+def pinned_and_held(device):
+    callback = attach(OnMeta(toy_of()), device, "local")
+    engine = engine_in(callback)
+    sizes = sum(unit.size_bytes for unit in engine.units)
+    answer = engine.store.pinned_bytes, engine.store.size_bytes, sizes
+    callback.detach()
+    return answer
 
 
 def device_memory_is_constant(device):
@@ -221,6 +231,20 @@ def weights_that_differ_at_first_stay_each_ranks_own(device):
     callback = attach(model, device)
     assert_equal(model, plain, device)
     assert joined(callback) > 0
+    callback.detach()
+
+
+def adapters_come_and_go(device, on_all):
+    """Layers around those of blocks 0, 1 and 3, on all ranks or on one alone."""
+    model, plain = toy_of(), toy_of()
+    callback = attach(model, device)
+    toys = (model, plain) if on_all or dist.get_rank() == 1 else ()
+    for change in (adapt, strip, adapt):
+        change(*toys)
+        before = joined(callback)
+        assert_equal(model, plain, device)
+        assert joined(callback) > before
+        engine_in(callback).check()
     callback.detach()
 
 

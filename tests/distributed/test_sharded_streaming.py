@@ -66,6 +66,11 @@ def test_weights_that_differ_at_first_stay_each_ranks_own(world: World):
     world.run(claims.weights_that_differ_at_first_stay_each_ranks_own)
 
 
+@pytest.mark.parametrize("on_all", [True, False])
+def test_adapters_come_and_go_on_all_ranks_or_on_one(world: World, on_all):
+    world.run(claims.adapters_come_and_go, on_all)
+
+
 def test_what_a_forward_writes_is_kept(world: World):
     world.run(claims.what_a_forward_writes_is_kept)
 

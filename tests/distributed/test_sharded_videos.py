@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from references import sampling_of
 
 from distributed import video_claims as claims
 from distributed.ranks import World
+from distributed.scripts import run_script
+from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
 
 CASES = {
     "t2v": {},
@@ -34,3 +37,27 @@ def test_videos_equal_those_made_alone(
     )
     for share, whole in answers:
         assert share <= whole / world.size + 4096
+
+
+@pytest.mark.slow
+def test_five_prompts_by_two_processes_are_five_files_and_the_frames_of_one(tmp_path: Path) -> None:
+    prompts = [
+        "a red circle moves right",
+        "a blue square moves up",
+        {"prompt": "a green triangle moves left", "num_inference_steps": 2},
+        "a red square moves down",
+        "a yellow circle moves left",
+    ]
+    ranks = run_script("streaming_script.py", 2, tmp_path, {"prompts": prompts})
+    with VideoGenerator.from_pretrained(accelerator="cpu") as generator:
+        videos = PredictLoop(generator._fabric).run(
+            generator.module, PromptDataset(prompts, num_inference_steps=1), return_predictions=True
+        )
+    for how in ("gather", "local"):
+        assert sorted(i for rank in ranks for i in rank[how]["indices"]) == [0, 1, 2, 3, 4]
+        assert len(list((tmp_path / how).glob("*.mp4"))) == 5
+        for rank in ranks:
+            assert rank[how]["held"] <= rank[how]["whole"] / 2 + 4096
+            assert rank[how]["misses"] == 0
+        for video in videos:
+            assert np.array_equal(np.load(tmp_path / f"{how}-{video.index}.npy"), video.frames)
