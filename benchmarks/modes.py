@@ -9,6 +9,7 @@ from benchmarks.machine import pinned_by_torch
 from benchmarks.shapes import RandomWan, streamed_bytes, weight_bytes
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
+from fastvideo_lightning.compiling import compile_blocks
 
 
 @dataclass
@@ -83,13 +84,12 @@ def streamed(host_memory: str, *, resident_share: float = 0.0) -> Mode:
 
 
 def compiled(mode: Mode, *, beside: str) -> Mode:
-    """The same with every block's forward compiled; blocks of one kind share one graph."""
+    """The same with every block compiled; blocks of one kind share their graphs."""
 
     def attach(model: RandomWan, device: torch.device) -> Placed:
         placed = mode.attach(model, device)
-        torch._dynamo.config.recompile_limit = 64  # one graph for each number of frames
-        for block in model.blocks:
-            block.forward = torch.compile(block.forward, dynamic=False)
+        torch._dynamo.config.recompile_limit = 64  # for each number of frames, in two modes
+        compile_blocks(model, "")
         return placed
 
     return Mode(attach, beside=beside, party="compiled", needs_gpu=True)

@@ -136,8 +136,8 @@ def _overlap(span: Span, others: Iterable[Span]) -> float:
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    default=Path(tempfile.gettempdir()),
-    help="Weights.",
+    default=Path(tempfile.gettempdir()) / "random-wan",
+    help="Where the checkpoint is.",
 )
 @click.option("--trace", type=click.Path(path_type=Path), help="Draw this one; record none.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("streaming-trace.png"))
