@@ -15,10 +15,16 @@ class WriteBehind:
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
-    def put(self, write: Callable[[], None]) -> None:
-        """Finish the write before, then begin this one."""
+    def put(self, write: Callable[[], None], announce: Callable[[str], None]) -> None:
+        """Finish the write before, then begin this one.
+
+        Args:
+            write: Run on the thread.
+            announce: Told `on_write_start` now, and from the thread `on_write_end` however it ends.
+        """
         self.finish()
-        self._thread = Thread(target=self._run, args=(write,), name="write-behind")
+        announce("on_write_start")
+        self._thread = Thread(target=self._run, args=(write, announce), name="write-behind")
         self._thread.start()
 
     def finish(self) -> None:
@@ -30,8 +36,11 @@ class WriteBehind:
         if error is not None:
             raise error
 
-    def _run(self, write: Callable[[], None]) -> None:
+    def _run(self, write: Callable[[], None], announce: Callable[[str], None]) -> None:
         try:
-            write()
+            try:
+                write()
+            finally:
+                announce("on_write_end")
         except BaseException as error:
             self._error = error

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from lightning.fabric import Fabric
+
 from fastvideo_lightning.callbacks.write_behind import WriteBehind
 from fastvideo_lightning.output import (
     GeneratedVideo,
@@ -21,7 +23,8 @@ class VideoWriter:
 
     The name is taken before the video is made, as an empty file, so that no other process takes it
     meanwhile; the finished video replaces that file in one step. It is written while the next video
-    is made: `video_path` is set once the file is whole, for all videos by `on_predict_end`. What
+    is made: `video_path` is set once the file is whole, for all videos by `on_predict_end`. Before
+    and after, callbacks hear `on_write_start` and, from the thread that wrote, `on_write_end`. What
     goes wrong is raised where the next video ends, or the run.
 
     Args:
@@ -49,17 +52,20 @@ class VideoWriter:
             return
         self._reserved = reserve_video_path(self.output_path, str(batch["prompt"]))
 
-    def on_predict_batch_end(self, outputs: GeneratedVideo, *, is_repeat: bool = False) -> None:
+    def on_predict_batch_end(
+        self, fabric: Fabric, outputs: GeneratedVideo, *, is_repeat: bool = False
+    ) -> None:
         """Begin to write the video to the name that was taken."""
         if is_repeat:
             return
         if self._reserved is None:
             self._reserved = reserve_video_path(self.output_path, outputs.prompt)
-        self._writes.put(partial(_write, outputs, self._reserved))
+        announce = partial(fabric.call, video=outputs)
+        self._writes.put(partial(_write, outputs, self._reserved), announce)
         self._reserved = None
 
-    def on_predict_end(self) -> None:
-        """Wait until the last video is written."""
+    def on_predict_epoch_end(self) -> None:
+        """Wait until the last video is written: at `on_predict_end` all are there."""
         self._writes.finish()
 
     def on_exception(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastvideo_lightning.components import Component, RunDtypes, build_component
+from fastvideo_lightning.components import Component, RunDtypes, build_component, library_bars_off
 from fastvideo_lightning.trust import check_code
 from fastvideo_lightning.weights import CheckpointError, StoredWeight, read_json
 
@@ -259,7 +259,6 @@ def _component_class(checkpoint: Checkpoint, name: str) -> Any:
 def _join(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> Any:
     """Have diffusers load what is no model (tokenizer, scheduler, ...) and put it together."""
     import diffusers
-    from diffusers.utils import logging
 
     pipeline_class = getattr(diffusers, checkpoint.class_name, None)
     if pipeline_class is None:
@@ -267,16 +266,12 @@ def _join(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> Any:
             f"model_index.json in {checkpoint.folder} names {checkpoint.class_name}, which is not "
             f"in diffusers {diffusers.__version__}. Update diffusers."
         )
-    had_bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        return pipeline_class.from_pretrained(checkpoint.folder, **modules)
+        with library_bars_off():
+            return pipeline_class.from_pretrained(checkpoint.folder, **modules)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(" .:")
         raise CheckpointError(
             f"diffusers cannot load {checkpoint.class_name} from {checkpoint.folder} ({reason}). "
             "Download the checkpoint again."
         ) from error
-    finally:
-        if had_bar:
-            logging.enable_progress_bar()

@@ -4,6 +4,7 @@ It reads and checks everything that was typed before it imports what takes secon
 about the model before a weight is read. stdout gets the path of the video and nothing else.
 """
 
+import io
 import os
 import re
 import signal
@@ -23,7 +24,13 @@ from fastvideo_lightning.commands.pack import pack
 from fastvideo_lightning.commands.plan import plan
 from fastvideo_lightning.commands.probe import probe
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
-from fastvideo_lightning.messages import is_first_process, quieten_libraries, show_own_log
+from fastvideo_lightning.messages import (
+    be_quiet,
+    is_first_process,
+    quieten_libraries,
+    say,
+    show_own_log,
+)
 from fastvideo_lightning.options import (
     DEFAULTS,
     FLAGS,
@@ -120,6 +127,7 @@ def generate(context: click.Context, /, config: str | None, debug: bool, **given
     typed = {name: value for name, value in given.items() if value is not None}
     with users_mistakes():
         request = Request.from_options({**from_file, **typed})
+    be_quiet(request.choices["quiet"])
     if not debug:
         quieten_libraries()
     _make_video(request)
@@ -162,6 +170,7 @@ def _make_video(request: Request) -> None:
             request.config,
             num_gpus=choices["num_gpus"],
             accelerator=choices["accelerator"],
+            progress=not choices["quiet"],
         )
     with generator:
         if request.prompts is not None:
@@ -199,10 +208,9 @@ def _report(video: "GeneratedVideo") -> None:
     frames, height, width, _ = video.frames.shape
     if video.video_path is not None:
         click.echo(video.video_path)
-    click.echo(
+    say(
         f"{width}x{height}, {frames} frames at {video.fps} fps, seed {video.seed}: "
-        f"made in {video.generation_time_s:.1f} s",
-        err=True,
+        f"made in {video.generation_time_s:.1f} s"
     )
 
 
@@ -269,4 +277,7 @@ def main() -> None:
     # As Ctrl-C does, so that a half-made file goes before the process does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     show_own_log()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run())

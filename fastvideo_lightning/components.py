@@ -111,6 +111,22 @@ def weight_stem(model_class: type) -> str:
     return "diffusion_pytorch_model" if is_diffusers_model(model_class) else "model"
 
 
+@contextmanager
+def library_bars_off() -> Iterator[None]:
+    """Have diffusers and transformers draw no bars: ours would be torn by them."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    shown = [log for log in (diffusers_log, transformers_log) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
+
+
 def _build_without_weights(
     model_class: type[nn.Module],
     folder: Path,
@@ -243,9 +259,10 @@ def _load_by_library(
     """Load on the host with the library's own `from_pretrained`."""
     module: nn.Module
     try:
-        module, report = model_class.from_pretrained(  # type: ignore[attr-defined]
-            folder, output_loading_info=True, dtype=dtype, **kind
-        )
+        with library_bars_off():
+            module, report = model_class.from_pretrained(  # type: ignore[attr-defined]
+                folder, output_loading_info=True, dtype=dtype, **kind
+            )
     except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         raise CheckpointError(
             f"{model_class.__name__} cannot load the weights in {folder}: {error}"

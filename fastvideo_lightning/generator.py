@@ -4,9 +4,10 @@ Nothing heavy is imported here before the choices of the user were checked.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
+from fastvideo_lightning.batch.generating import GeneratesBatches
 from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords
 from fastvideo_lightning.devices import check_devices
 from fastvideo_lightning.lora import GeneratesWithLora
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import lightning as L
     import torch
 
-    from fastvideo_lightning.batch import VideoBatch
     from fastvideo_lightning.modules import VideoModule
 
 __all__ = ["VideoGenerator", "check_devices"]
@@ -26,10 +26,13 @@ __all__ = ["VideoGenerator", "check_devices"]
 _FLAGS = tuple(OffloadConfig.__dataclass_fields__)
 _SAMPLING = tuple(SamplingParams.__dataclass_fields__)
 _SAVING = ("output_path", "save_video")
-_LOADING = ("num_gpus", "accelerator", "dtype", "callbacks", "revision", "variant", "allow_pickle")
+_LOADING = (
+    *("num_gpus", "accelerator", "dtype", "callbacks", "progress"),
+    *("revision", "variant", "allow_pickle"),
+)
 
 
-class VideoGenerator(GeneratesWithLora):
+class VideoGenerator(GeneratesBatches, GeneratesWithLora):
     """Makes videos with one model, whose weights are where the flags say.
 
     Usually made by `from_pretrained`; the constructor takes the pieces, and `setup` reads weights.
@@ -40,6 +43,7 @@ class VideoGenerator(GeneratesWithLora):
         num_gpus: Devices, one process each.
         accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`; `auto` is a GPU where there is one.
         callbacks: The user's own, called before those that the flags make.
+        progress: Draw bars where stderr is a terminal.
 
     Raises:
         ValueError: If the machine has fewer GPUs.
@@ -53,6 +57,7 @@ class VideoGenerator(GeneratesWithLora):
         num_gpus: int = 1,
         accelerator: str = "auto",
         callbacks: Iterable[object] = (),
+        progress: bool = True,
     ) -> None:
         from fastvideo_lightning.strategies import check_context, make_strategy
 
@@ -63,6 +68,7 @@ class VideoGenerator(GeneratesWithLora):
         module.context_parallel = self.config.context_parallel
         self._strategy = make_strategy(self.config)
         self._callbacks = list(callbacks)
+        self._progress = progress
         self._saving = Saving()
         self._module: VideoModule | None = module
         self._fabric: L.Fabric | None = None
@@ -77,6 +83,7 @@ class VideoGenerator(GeneratesWithLora):
         accelerator: str = "auto",
         dtype: "str | torch.dtype" = "auto",
         callbacks: Iterable[object] = (),
+        progress: bool = True,
         revision: str | None = None,
         variant: str | None = None,
         allow_pickle: bool = False,
@@ -90,6 +97,7 @@ class VideoGenerator(GeneratesWithLora):
             accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
             dtype: As in `VideoModule.from_pretrained`.
             callbacks: The user's own, beside those the flags make.
+            progress: Draw bars where stderr is a terminal.
             revision: Branch, tag or commit on the hub.
             variant: Variant of the weight files, such as `fp16`.
             allow_pickle: Load pickled weights where there are no others; they can run code.
@@ -114,7 +122,12 @@ class VideoGenerator(GeneratesWithLora):
             device_type="cpu" if device_type == "cpu" else None,
         )
         generator = cls(
-            module, config, num_gpus=num_gpus, accelerator=accelerator, callbacks=callbacks
+            module,
+            config,
+            num_gpus=num_gpus,
+            accelerator=accelerator,
+            callbacks=callbacks,
+            progress=progress,
         )
         try:
             generator.setup()
@@ -139,22 +152,27 @@ class VideoGenerator(GeneratesWithLora):
 
         from fastvideo_lightning.acceleration import accelerate
         from fastvideo_lightning.callbacks import ProgressBar
+        from fastvideo_lightning.callbacks.loading import show_loading
         from fastvideo_lightning.compiling import compile_blocks
+        from fastvideo_lightning.meter import READ
         from fastvideo_lightning.placements import explained_memory, make_placements
 
         placements = make_placements(
             module, self.config, on_gpu=self._accelerator != "cpu", num_processes=self._num_gpus
         )
+        bars = [ProgressBar()] if self._progress else []
         fabric = L.Fabric(
             accelerator=self._accelerator,
             devices=self._num_gpus,
             strategy=self._strategy,
-            callbacks=[*self._callbacks, *placements, ProgressBar(), self._saving],
+            callbacks=[*self._callbacks, *placements, *bars, self._saving],
         )
         if not os.environ.get("LT_CLI_USED"):  # `fabric run` has launched already
             fabric.launch()
         try:
-            with explained_memory(module, self.config):
+            shows = self._progress and fabric.is_global_zero
+            loading = show_loading(module.weight_sources if shows else {}, READ.size)
+            with explained_memory(module, self.config), loading:
                 fabric.setup(module)
             if self.config.compile:
                 for fqn in module.denoisers:
@@ -179,11 +197,7 @@ class VideoGenerator(GeneratesWithLora):
             prompt: What it shows.
             output_path: Folder of the mp4, named by the prompt.
             save_video: Write it.
-            **sampling: Fields of `SamplingParams`: `negative_prompt`, `height`, `width`,
-                `num_frames`, `fps`, `num_inference_steps`, `guidance_scale`, `guidance_scale_2`,
-                `seed`, `image_path`, `last_image_path`, `video_path`, `flow_shift`,
-                `max_sequence_length`, `pipeline_arguments`. Left
-                out or None, the model's family decides.
+            **sampling: Fields of `SamplingParams`; left out or None, the model's family decides.
 
         Returns:
             The video, `frames` as `uint8 [frames, height, width, 3]`.
@@ -205,45 +219,6 @@ class VideoGenerator(GeneratesWithLora):
             check_output_folder(output_path)
         self.setup()
         return self._make_video(prompt, params, output_path if save_video else None)
-
-    def generate_videos(
-        self,
-        prompts: Iterable[str | Mapping[str, Any]],
-        *,
-        output_path: str | os.PathLike[str] = "output/",
-        resume: bool = True,
-        fail_fast: bool = False,
-        **sampling: Any,
-    ) -> "VideoBatch":
-        """Make a video of each prompt, with a manifest from which a broken run goes on.
-
-        Args:
-            prompts: Texts, or mappings with `prompt` and `SamplingParams` fields that override.
-            output_path: Folder of the videos and of `manifest.jsonl`.
-            resume: Leave out what the manifest calls done and whose file is there unchanged.
-            fail_fast: End with the first prompt that fails; else it is noted and the next follows.
-            **sampling: As in `generate_video`; the n-th prompt gets `seed + n`.
-
-        Returns:
-            An iterator over the videos that it makes, each with its `video_path`.
-
-        Raises:
-            TypeError, ValueError, OSError: For what was passed, before any work is done.
-            RuntimeError: If another batch is being written into the folder.
-        """
-        from fastvideo_lightning.batch import BatchFolder, VideoBatch
-
-        taken = ("output_path", "resume", "fail_fast")
-        check_keywords(sampling, known=_SAMPLING, others=taken, where="generate_videos()")
-        return VideoBatch(
-            PromptDataset(prompts, **sampling),
-            BatchFolder(output_path),
-            module=self.module,
-            resume=resume,
-            fail_fast=fail_fast,
-            setup=self._launch,
-            iterate=self._iterate,
-        )
 
     def close(self) -> None:
         """Take the weights off the device and let go of the model; a second call does nothing."""
@@ -287,9 +262,8 @@ class VideoGenerator(GeneratesWithLora):
 
     def _iterate(self, prompts: Any, writer: Any) -> Iterator[Any]:
         from fastvideo_lightning.loop import PredictLoop
-
-        loop, skip_failure = PredictLoop(self._launch()), getattr(writer, "skip_failure", None)
         from fastvideo_lightning.placements import explained_memory
 
+        loop, skip_failure = PredictLoop(self._launch()), getattr(writer, "skip_failure", None)
         with self._saving.by(writer), explained_memory(self.module, self.config):
             yield from loop.iterate(self.module, prompts, skip_failure=skip_failure)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from typing import Any
 
@@ -18,8 +19,29 @@ LIBRARY_LOGGERS = (
 )
 
 
+_LOG = logging.getLogger("fastvideo_lightning")
+
+
+def be_quiet(quiet: bool) -> None:
+    """Say nothing from here on but warnings and errors, or everything."""
+    _LOG.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def _write(text: str) -> None:
+    # Named: left to itself, click looks behind what a progress bar puts in the place of stderr.
+    click.echo(text, file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Write a line about what was done, unless quiet was asked for."""
+    if _LOG.isEnabledFor(logging.INFO):
+        _write(text)
+
+
 def quieten_libraries() -> None:
     """Leave stderr to our own messages: libraries log and warn about what no user can change."""
+    if not sys.stderr.isatty() or not _LOG.isEnabledFor(logging.INFO):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of a download
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -31,7 +53,7 @@ def quieten_libraries() -> None:
         text = str(message)
         if filename.startswith(ours) and text not in shown and is_first_process():
             shown.add(text)
-            click.echo(f"Warning: {in_command_words(text)}", err=True)
+            _write(f"Warning: {in_command_words(text)}")
 
     warnings.showwarning = show  # type: ignore[assignment]
 
@@ -46,12 +68,11 @@ class _StderrLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if is_first_process():
-            click.echo(in_command_words(self.format(record)), err=True)
+            _write(in_command_words(self.format(record)))
 
 
 def show_own_log() -> None:
     """Have what the package logs, from INFO on, written to stderr as plain lines."""
-    log = logging.getLogger("fastvideo_lightning")
-    log.addHandler(_StderrLog())
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    _LOG.addHandler(_StderrLog())
+    _LOG.setLevel(logging.INFO)
+    _LOG.propagate = False

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from fastvideo_lightning.meter import READ
+
 MAX_HEADER_BYTES = 100_000_000  # the bound of the reference implementation
 
 PADDING = "__padding__."
@@ -117,6 +119,7 @@ class StoredWeight:
                 f"out must be a host tensor of shape {list(self.shape)}, "
                 f"got {list(out.shape)} on {out.device}."
             )
+        READ.add(self.tensor.size_bytes)
         if not out.numel():
             return
         if out.dtype == self.stored_dtype and out.is_contiguous():

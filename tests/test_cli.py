@@ -36,6 +36,15 @@ def test_the_path_of_the_video_is_all_that_goes_to_stdout(calls, capsys):
     assert captured.err == "96x64, 17 frames at 16 fps, seed 7: made in 2.5 s\n"
 
 
+def test_quiet_leaves_the_path_and_draws_no_bar(calls, capsys):
+    assert run(["generate", "--prompt", "a", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("output/video.mp4\n", "")
+    assert call(calls, "wire")[1]["progress"] is False
+    assert run(["generate", "--prompt", "a"]) == 0
+    assert capsys.readouterr().err
+
+
 def test_without_saving_stdout_stays_empty(calls, capsys):
     assert run(["generate", "--prompt", "a", "--no-save-video"]) == 0
     assert capsys.readouterr().out == ""
@@ -53,7 +62,7 @@ def test_what_is_not_given_is_the_default_of_the_python_names(calls):
     config, machine = call(calls, "wire")
     assert (model, options["dtype"]) == ("tiny-shapes", "auto")
     assert config == OffloadConfig()
-    assert machine == {"num_gpus": 1, "accelerator": "auto"}
+    assert machine == {"num_gpus": 1, "accelerator": "auto", "progress": True}
     assert call(calls, "resolve") == (SamplingParams(),)
 
 
@@ -122,7 +131,8 @@ def test_the_options_of_the_machine_reach_the_module_and_the_generator(calls):
     model, loading = call(calls, "load")
     assert (model, loading["dtype"]) == ("m", "bf16")
     assert (loading["revision"], loading["variant"]) == ("r", "fp16")
-    assert call(calls, "wire")[1] == {"num_gpus": 2, "accelerator": "cpu"}
+    machine = {"num_gpus": 2, "accelerator": "cpu", "progress": True}
+    assert call(calls, "wire")[1] == machine
     assert call(calls, "generate")[1] == "there"
 
 

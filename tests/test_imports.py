@@ -21,7 +21,8 @@ ALLOWED = {
         *("", "lightning", "filelock", "modules", "config", "output", "prompts"),
         *("batch", "callbacks.write_behind"),
     },
-    "weights.py": {"torch", "safetensors"},
+    "weights.py": {"torch", "safetensors", "meter"},
+    "meter.py": set(),
     "trust.py": {"diffusers", "weights"},
     "components.py": {"torch", "diffusers", "transformers", "accelerate", "trust", "weights"},
     "checkpoint.py": {
@@ -80,16 +81,8 @@ ALLOWED = {
     },
     "generator.py": {
         *("torch", "lightning", "callbacks", "config", "devices", "loop", "modules", "output"),
-        *(
-            "acceleration",
-            "batch",
-            "compiling",
-            "lora",
-            "placements",
-            "prompts",
-            "saving",
-            "strategies",
-        ),
+        *("acceleration", "batch", "compiling", "lora", "meter", "placements", "prompts"),
+        *("saving", "strategies"),
     },
 }
 

@@ -119,6 +119,8 @@ def _describe(item: Mapping[str, Any], module: "VideoModule") -> Entry:
     given = {name: value for name, value in item.items() if name not in ("index", "prompt")}
     parameters = module.resolve_sampling(SamplingParams.from_mapping(given)).given()
     seed = parameters.pop("seed")
+    if loras := {name: weight for name, weight in module.loras.items() if weight}:
+        parameters["loras"] = loras
     pipeline = module.pipeline
     return Entry(
         prompt=item["prompt"],

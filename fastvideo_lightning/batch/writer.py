@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
 from fastvideo_lightning.batch.manifest import FAILED, Entry
 from fastvideo_lightning.callbacks.write_behind import WriteBehind
 from fastvideo_lightning.output import GeneratedVideo
+
+if TYPE_CHECKING:
+    import lightning as L
 
 _log = logging.getLogger(__name__)
 
@@ -42,14 +45,17 @@ class BatchWriter:
         """Remember whether another process keeps this video."""
         self._is_repeat = is_repeat
 
-    def on_predict_batch_end(self, outputs: GeneratedVideo, batch: Mapping[str, Any]) -> None:
+    def on_predict_batch_end(
+        self, fabric: "L.Fabric", outputs: GeneratedVideo, batch: Mapping[str, Any]
+    ) -> None:
         """Begin to write the video; raises StorageError if the one before could not be written."""
         if self._is_repeat:
             return
-        self._writes.put(partial(self._keep, outputs, self._entries[batch["index"]]))
+        write = partial(self._keep, outputs, self._entries[batch["index"]])
+        self._writes.put(write, partial(fabric.call, video=outputs))
 
-    def on_predict_end(self) -> None:
-        """Wait until the last video is written."""
+    def on_predict_epoch_end(self) -> None:
+        """Wait until the last video is written: at `on_predict_end` all are there."""
         self._writes.finish()
 
     def on_exception(self) -> None:

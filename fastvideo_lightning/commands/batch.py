@@ -1,10 +1,13 @@
 """`generate --prompts`: many videos, and what the command says about them."""
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from fastvideo_lightning.messages import say
 
 if TYPE_CHECKING:
     from fastvideo_lightning.batch import VideoBatch
@@ -42,21 +45,21 @@ def report_batch(batch: "VideoBatch", output_path: str) -> None:
         click.exceptions.Exit: After Ctrl-C.
     """
     if 0 < batch.num_skipped < batch.total:
-        _say(f"{_count(batch.num_skipped, batch.total)} in {output_path} already.")
+        say(f"{_count(batch.num_skipped, batch.total)} in {output_path} already.")
     try:
         with batch:
             for video in batch:
-                click.echo(video.video_path)
+                click.echo(video.video_path, file=sys.stdout)  # a bar may stand in for it
     except BaseException as stop:
         there = _count(batch.num_skipped + batch.num_made, batch.total)
         again = "Run the same command again to make the others."
-        _say(f"Stopped: {there} in {output_path}. {again}")
+        say(f"Stopped: {there} in {output_path}. {again}")
         if isinstance(stop, KeyboardInterrupt):
             raise click.exceptions.Exit(STOPPED) from None
         raise
     if batch.failed:
         raise RuntimeError(_describe_failures(batch.failed, batch.total, output_path))
-    _say(f"{_count(batch.num_skipped + batch.num_made, batch.total)} in {output_path}.")
+    say(f"{_count(batch.num_skipped + batch.num_made, batch.total)} in {output_path}.")
 
 
 def _describe_failures(failed: Sequence[object], total: int, output_path: str) -> str:
@@ -69,7 +72,3 @@ def _describe_failures(failed: Sequence[object], total: int, output_path: str) -
 
 def _count(number: int, total: int) -> str:
     return f"{number} of {total} videos {'is' if number == 1 else 'are'}"
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)

@@ -37,13 +37,65 @@ def last_screen(text):
     return text.rsplit("\x1b[2K", 1)[-1]
 
 
-def test_each_video_leaves_one_line_with_its_steps():
+def test_a_single_video_leaves_one_line_with_its_steps():
     console = make_console()
-    run(make_fabric(ProgressBar(console=console)), videos=2, steps=4)
-    drawn = console.file.getvalue()
-    assert "video 1 of 2: done" in drawn
-    assert "video 2 of 2: done" in last_screen(drawn)
-    assert "4/4" in last_screen(drawn)
+    run(make_fabric(ProgressBar(console=console)), steps=4)
+    screen = last_screen(console.file.getvalue())
+    assert "video: done" in screen
+    assert "4/4" in screen
+    assert "all videos" not in screen
+
+
+def test_several_videos_have_a_line_for_all_of_them_and_one_for_the_current_one():
+    console = make_console()
+    bar = ProgressBar(console=console)
+    fabric = make_fabric(bar)
+    run(fabric, videos=3, steps=4, until=(1, 2))
+    assert lines(bar) == [("all videos", 1), ("video 2 of 3: denoise", 2)]
+    run(fabric, videos=3, steps=4)
+    assert "3/3" in last_screen(console.file.getvalue())
+    assert "video 3" not in last_screen(console.file.getvalue())
+
+
+def test_the_line_of_all_moves_with_the_steps_so_that_the_time_left_is_known_early():
+    bar = ProgressBar(console=make_console())
+    run(make_fabric(bar), videos=2, steps=4, until=(0, 3))
+    assert bar._bars.tasks[0].completed == pytest.approx(0.5)
+
+
+def test_a_video_that_is_being_written_has_its_line_beside_the_next_one():
+    bar = ProgressBar(console=make_console())
+    fabric = make_fabric(bar)
+    run(fabric, videos=2, steps=2, until=(1, 0))
+    assert lines(bar) == [("all videos", 1), ("video 2 of 2: encode", 0)]
+    fabric.call("on_predict_batch_end", outputs=None, batch={}, batch_idx=1)
+    fabric.call("on_write_start", video=None)
+    assert lines(bar)[1:] == [("video 2 of 2: write", 0)]
+    fabric.call("on_predict_batch_start", batch={}, batch_idx=2)
+    assert [line for line, _ in lines(bar)[1:]] == ["video 2 of 2: write", "video 3 of 2: encode"]
+    fabric.call("on_write_end", video=None)
+    assert [line for line, _ in lines(bar)[1:]] == ["video 3 of 2: encode"]
+    fabric.call("teardown")
+    fabric.call("on_write_end", video=None)
+
+
+def lines(bar):
+    return [(task.description, int(task.completed)) for task in bar._bars.tasks if task.visible]
+
+
+@pytest.mark.parametrize(
+    ("error", "word"), [(RuntimeError(), "failed"), (KeyboardInterrupt(), "stopped")]
+)
+def test_a_video_that_breaks_leaves_its_line_and_the_next_one_begins_anew(error, word):
+    console = make_console()
+    bar = ProgressBar(console=console)
+    fabric = make_fabric(bar)
+    run(fabric, videos=3, until=(1, 2))
+    fabric.call("on_exception", fabric=fabric, module=None, exception=error)
+    assert f"video 2 of 3: {word}" in last_screen(console.file.getvalue())
+    fabric.call("on_predict_batch_start", batch={}, batch_idx=2)
+    assert lines(bar) == [("all videos", 2), ("video 3 of 3: encode", 0)]
+    fabric.call("teardown")
 
 
 def test_stages_follow_the_loop():
@@ -101,6 +153,22 @@ def test_nothing_is_drawn_without_a_terminal(capsys):
     console = make_console(terminal=False)
     run(make_fabric(ProgressBar(console=console)))
     assert console.file.getvalue() == ""
+
+
+def test_what_is_printed_meanwhile_goes_to_stdout_where_that_is_no_terminal(capsys):
+    console = make_console()
+    run(make_fabric(ProgressBar(console=console)), until=(0, 2))
+    print("output/a.mp4")
+    assert capsys.readouterr().out == "output/a.mp4\n"
+    assert "a.mp4" not in console.file.getvalue()
+
+
+def test_without_colours_the_bars_are_plain(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    run(make_fabric(ProgressBar(console=console)))
+    assert "4/4" in console.file.getvalue()
+    assert "\x1b[3" not in console.file.getvalue()
 
 
 def test_bars_are_drawn_on_stderr(capsys, monkeypatch):

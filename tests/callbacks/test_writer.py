@@ -30,7 +30,7 @@ def end(fabric, video, *, written=True):
     batch = {"prompt": video.prompt}
     announce(fabric, "on_predict_batch_end", outputs=video, batch=batch, batch_idx=0)
     if written:
-        announce(fabric, "on_predict_end")
+        announce(fabric, "on_predict_epoch_end")
 
 
 def files(tmp_path):
@@ -129,12 +129,12 @@ def test_a_video_is_written_while_the_next_one_is_made(fabric, tmp_path, monkeyp
     slow.going_on.set()
     end(fabric, second, written=False)
     assert first.video_path == tmp_path / "videos" / "first.mp4"
-    announce(fabric, "on_predict_end")
+    announce(fabric, "on_predict_epoch_end")
     assert slow.written == ["first", "second"]
     assert second.video_path.stat().st_size > 0
 
 
-@pytest.mark.parametrize("moment", ["on_predict_end", "on_exception", "teardown"])
+@pytest.mark.parametrize("moment", ["on_predict_epoch_end", "on_exception", "teardown"])
 def test_what_was_made_is_written_however_the_run_ends(fabric, monkeypatch, moment):
     slow = Slow(monkeypatch)
     video = make_video()
