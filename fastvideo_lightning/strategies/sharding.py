@@ -14,6 +14,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from torch.distributed.tensor import DTensor
 
 from fastvideo_lightning.checkpoint import StoredWeight
@@ -122,4 +123,18 @@ def _read_rows(
 
 def reset_iteration(root: FSDPModule) -> None:
     """Have FSDP forget a forward, which it keeps for a backward that never comes."""
-    root.reset_iter_state()
+    if hasattr(root, "reset_iter_state"):
+        root.reset_iter_state()
+        return
+    top: Any = root._get_fsdp_state()  # torch 2.11 has no public way
+    top._comm_ctx.post_forward_order.clear()
+    top._state_ctx.iter_forward_root = None
+    for state in top._state_ctx.all_states:
+        state._training_state = TrainingState.IDLE
+        group = state._fsdp_param_group
+        if group is None:
+            continue
+        if group._all_gather_result is not None:
+            group.wait_for_unshard()
+        group._training_state = TrainingState.IDLE
+        group.reshard()

@@ -47,7 +47,9 @@ def test_an_encoder_on_the_cpu_equals_one_on_the_cpu(sampling, checkpoint):
     folder = checkpoint("t2v")
     pipeline = load_plain(folder, expects_image=False, dtype=DTYPES)
     with torch.no_grad():  # attention takes another kernel where a gradient may be wanted
-        embeds, negative = pipeline.encode_prompt(PROMPT, max_sequence_length=512)
+        embeds, negative = pipeline.encode_prompt(
+            PROMPT, max_sequence_length=sampling["max_sequence_length"]
+        )
     pipeline.to("cuda")
     frames = pipeline(
         prompt_embeds=embeds.cuda(),
