@@ -68,6 +68,11 @@ class LayerwiseOffload(Placement):
             raise ValueError(f"num_slots must be at least 1, got {num_slots}")
         if resident_blocks < 0:
             raise ValueError(f"resident_blocks must be at least 0, got {resident_blocks}")
+        if skippable and shard_transport == "gather":
+            raise ValueError(
+                "skippable=True cannot be combined with shard_transport='gather': ranks may skip "
+                "different blocks, and would wait for each other. Pass shard_transport='local'."
+            )
         super().__init__(target)
         self.num_slots = num_slots
         self.resident_blocks = resident_blocks
@@ -105,7 +110,8 @@ class LayerwiseOffload(Placement):
         staying = tensors_between(root, model, [block for _, block in blocks])
         if not self.share_residents:
             staying = [binding for unit in residents for binding in unit.bindings] + staying
-        share_streaming(engine, self.shard_transport, group.units)
+        choice = ShardTransport.LOCAL if self.skippable else self.shard_transport
+        share_streaming(engine, choice, group.units)
         engine.attach(group, sources)
         attachment.first, attachment.units = group.first, group.units
         attachment.handles.append(Undo(lambda: engine.detach(group.units)))

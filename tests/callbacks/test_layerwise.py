@@ -216,6 +216,13 @@ def test_one_callback_serves_two_modules():
     assert not two._forward_hooks
 
 
+def test_blocks_that_may_be_skipped_are_not_joined_by_ranks():
+    with pytest.raises(ValueError, match="skip.*Pass shard_transport='local'"):
+        LayerwiseOffload("blocks", skippable=True, shard_transport="gather")
+    with pytest.raises(ValueError, match="one of auto, gather, local, got 'nvlink'"):
+        LayerwiseOffload("blocks", shard_transport="nvlink")
+
+
 def test_a_target_without_blocks_names_the_callback_to_use(toy):
     with pytest.raises(ValueError, match=r"ModelOffload\('head'\)"):
         LayerwiseOffload("head").attach(toy, "cpu")
