@@ -13,6 +13,7 @@ if __name__ == "callbacks":
     )
 
 if TYPE_CHECKING:
+    from fastvideo_lightning.callbacks.budget import MemoryBudget
     from fastvideo_lightning.callbacks.cpu_execution import CPUExecution
     from fastvideo_lightning.callbacks.layerwise import LayerwiseOffload
     from fastvideo_lightning.callbacks.model import ModelOffload
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _HOME = {
     "CPUExecution": "cpu_execution",
     "LayerwiseOffload": "layerwise",
+    "MemoryBudget": "budget",
     "ModelOffload": "model",
     "ProgressBar": "progress",
     "Resident": "resident",
@@ -32,6 +34,7 @@ _HOME = {
 __all__ = [
     "CPUExecution",
     "LayerwiseOffload",
+    "MemoryBudget",
     "ModelOffload",
     "ProgressBar",
     "Resident",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastvideo_lightning.output import GeneratedVideo
     from fastvideo_lightning.plan import Plan, make_plan
     from fastvideo_lightning.prompts import PromptDataset
+    from fastvideo_lightning.replanning import OutOfGPUMemoryError
     from fastvideo_lightning.strategies import HostResidentStrategy, make_strategy
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ _HOME = {
     "GeneratedVideo": "output",
     "HostResidentStrategy": "strategies",
     "OffloadConfig": "config",
+    "OutOfGPUMemoryError": "replanning",
     "Plan": "plan",
     "PredictLoop": "loop",
     "PromptDataset": "prompts",
@@ -39,6 +41,7 @@ __all__ = [
     "GeneratedVideo",
     "HostResidentStrategy",
     "OffloadConfig",
+    "OutOfGPUMemoryError",
     "Plan",
     "PredictLoop",
     "PromptDataset",

@@ -172,12 +172,14 @@ def _make_video(request: Request) -> None:
             accelerator=choices["accelerator"],
             progress=not choices["quiet"],
         )
+        if request.prompts is None:
+            generator.plan(**request.params.given())
     with generator:
         if request.prompts is not None:
             _make_batch(generator, request, request.prompts)
             return
         assert request.prompt is not None
-        generator.setup()
+        generator.setup(request.params)
         with users_mistakes(ImportError):
             for lora in choices.get("lora", ()):
                 generator.load_lora(lora.path, weight=lora.weight)

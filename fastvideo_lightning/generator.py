@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from fastvideo_lightning.batch.generating import GeneratesBatches
-from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords
+from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords, check_switch
 from fastvideo_lightning.devices import check_devices
 from fastvideo_lightning.lora import GeneratesWithLora
 from fastvideo_lightning.output import GeneratedVideo, check_output_folder
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastvideo_lightning.modules import VideoModule
+    from fastvideo_lightning.plan import Plan
 
 __all__ = ["VideoGenerator", "check_devices"]
 
@@ -59,14 +60,19 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         callbacks: Iterable[object] = (),
         progress: bool = True,
     ) -> None:
+        from fastvideo_lightning.placing import Placing
+        from fastvideo_lightning.replanning import Replanning
         from fastvideo_lightning.strategies import check_context, make_strategy
 
-        self.config = config or OffloadConfig()
+        config = config or OffloadConfig()
         self._accelerator = check_devices(num_gpus, accelerator)
         self._num_gpus = num_gpus
-        check_context(module, self.config.context_parallel, num_gpus)
-        module.context_parallel = self.config.context_parallel
-        self._strategy = make_strategy(self.config)
+        check_context(module, config.context_parallel, num_gpus)
+        module.context_parallel = config.context_parallel
+        self._strategy = make_strategy(config)
+        on_gpu = self._accelerator != "cpu"
+        self._placing = Placing(module, config, on_gpu=on_gpu, num_processes=num_gpus)
+        self._replanning = Replanning(self._placing)
         self._callbacks = list(callbacks)
         self._progress = progress
         self._saving = Saving()
@@ -143,8 +149,28 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
             raise RuntimeError("This generator is closed. Make another one with from_pretrained.")
         return self._module
 
-    def setup(self) -> None:
-        """Start the processes, read the weights and place them; calling it again does nothing."""
+    @property
+    def config(self) -> OffloadConfig:
+        """The flags in force: the user's, and with a budget those that the plan chose."""
+        return self._placing.config
+
+    def plan(self, **sampling: Any) -> "Plan | None":
+        """Plan a video for the budget, without reading a weight; None where there is no budget.
+
+        Args:
+            **sampling: As in `generate_video`.
+
+        Raises:
+            BudgetTooSmallError: If it does not fit; names the smallest that is possible.
+        """
+        return self._placing.plan_for(SamplingParams(**sampling))
+
+    def setup(self, params: SamplingParams | None = None) -> None:
+        """Start the processes, read the weights and place them; calling it again does nothing.
+
+        Args:
+            params: The first video, whose size a budget is planned for.
+        """
         module = self.module
         if self._fabric is not None:
             return
@@ -155,24 +181,21 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         from fastvideo_lightning.callbacks.loading import show_loading
         from fastvideo_lightning.compiling import compile_blocks
         from fastvideo_lightning.meter import READ
-        from fastvideo_lightning.placements import explained_memory, make_placements
 
-        placements = make_placements(
-            module, self.config, on_gpu=self._accelerator != "cpu", num_processes=self._num_gpus
-        )
         bars = [ProgressBar()] if self._progress else []
         fabric = L.Fabric(
             accelerator=self._accelerator,
             devices=self._num_gpus,
             strategy=self._strategy,
-            callbacks=[*self._callbacks, *placements, *bars, self._saving],
+            callbacks=[*self._callbacks, *bars, self._replanning, self._saving],
         )
         if not os.environ.get("LT_CLI_USED"):  # `fabric run` has launched already
             fabric.launch()
         try:
+            self._placing.begin(fabric, params, at=len(self._callbacks))
             shows = self._progress and fabric.is_global_zero
             loading = show_loading(module.weight_sources if shows else {}, READ.size)
-            with explained_memory(module, self.config), loading:
+            with self._replanning.explained(), loading:
                 fabric.setup(module)
             if self.config.compile:
                 for fqn in module.denoisers:
@@ -204,21 +227,25 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
 
         Raises:
             TypeError, ValueError, OSError: For what was passed, before any work is done.
-            RuntimeError: If the device runs out of memory; names the stage and what would help.
+            OutOfGPUMemoryError: If memory runs out; names the stage and what would help.
         """
         module = self.module
         check_keywords(sampling, known=_SAMPLING, others=_SAVING, where="generate_video()")
         check_prompt(prompt)
-        if not isinstance(save_video, bool):
-            raise TypeError(
-                f"save_video must be True or False, got {save_video!r}. Pass save_video=True."
-            )
+        check_switch("save_video", save_video)
         params = SamplingParams(**sampling)
         module.resolve_sampling(params)
         if save_video:
             check_output_folder(output_path)
-        self.setup()
-        return self._make_video(prompt, params, output_path if save_video else None)
+        self.setup(params)
+        from fastvideo_lightning.callbacks import VideoWriter
+
+        writer = VideoWriter(output_path) if save_video else None
+        videos = list(self._iterate(PromptDataset([prompt], **params.given()), writer))
+        # One prompt is the first rank's; the others get its video.
+        video: Any = self._launch().broadcast(videos[0] if videos else None)
+        assert isinstance(video, GeneratedVideo)
+        return video
 
     def close(self) -> None:
         """Take the weights off the device and let go of the model; a second call does nothing."""
@@ -228,14 +255,10 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
             self._turn_off()
             fabric.call("teardown")
             fabric._callbacks.clear()
-        if module is None:
-            return
-        module._fabric = None
-        import torch
-
-        if torch.cuda.is_available():
+        if module is not None:
+            module._fabric = None
             del module
-            torch.cuda.empty_cache()
+            self._placing.close()
 
     def __enter__(self) -> Self:
         return self
@@ -243,27 +266,12 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _make_video(
-        self, prompt: str, params: SamplingParams, output_path: str | os.PathLike[str] | None
-    ) -> GeneratedVideo:
-        from fastvideo_lightning.callbacks import VideoWriter
-
-        writer = None if output_path is None else VideoWriter(output_path)
-        videos = list(self._iterate(PromptDataset([prompt], **params.given()), writer))
-        # One prompt is the first rank's; the others get its video.
-        video: Any = self._launch().broadcast(videos[0] if videos else None)
-        assert isinstance(video, GeneratedVideo)
-        return video
-
     def _launch(self) -> "L.Fabric":
         self.setup()
         assert self._fabric is not None
         return self._fabric
 
     def _iterate(self, prompts: Any, writer: Any) -> Iterator[Any]:
-        from fastvideo_lightning.loop import PredictLoop
-        from fastvideo_lightning.placements import explained_memory
-
-        loop, skip_failure = PredictLoop(self._launch()), getattr(writer, "skip_failure", None)
-        with self._saving.by(writer), explained_memory(self.module, self.config):
-            yield from loop.iterate(self.module, prompts, skip_failure=skip_failure)
+        fabric, skip_failure = self._launch(), getattr(writer, "skip_failure", None)
+        with self._saving.by(writer):
+            yield from self._replanning.iterate(fabric, list(prompts), skip_failure)

@@ -66,6 +66,7 @@ class GeneratedVideo:
         video_path: The written file, or None while there is none.
         generation_time_s: Seconds from the prompt to the frames.
         peak_gpu_memory_gib: GiB reserved at most on the GPU, or None without one.
+        num_replans: How often it was begun again with less on the GPU, having run out of memory.
 
     Raises:
         ValueError: If `frames` has another shape or dtype, or is empty.
@@ -79,6 +80,7 @@ class GeneratedVideo:
     video_path: Path | None = None
     generation_time_s: float = 0.0
     peak_gpu_memory_gib: float | None = None
+    num_replans: int = 0
     audio: Audio | None = None
 
     def __post_init__(self) -> None:

@@ -1,10 +1,6 @@
 """Which placement callbacks the flags mean for a module, and which flag would save memory."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
 from fastvideo_lightning.config import OffloadConfig
@@ -123,16 +119,6 @@ def explain_memory(stage: Stage, config: OffloadConfig) -> str:
     else:
         help_ = "Pass a smaller height, width or num_frames."
     return f"Out of GPU memory {where}. {help_}"
-
-
-@contextmanager
-def explained_memory(module: VideoModule, config: OffloadConfig) -> Iterator[None]:
-    """Turn an out-of-memory error into one that names the stage and what would help."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).partition("\n")[0]
-        raise RuntimeError(f"{explain_memory(module.stage, config)} ({reason})") from error
 
 
 def _say_once(message: str) -> None:

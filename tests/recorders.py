@@ -42,7 +42,10 @@ class RecordedGenerator:
     def __exit__(self, *_):
         self.calls.append(("close",))
 
-    def setup(self):
+    def plan(self, **sampling):
+        self.calls.append(("plan", sampling))
+
+    def setup(self, params):
         self.calls.append(("setup",))
 
     def load_lora(self, path, *, weight):

@@ -53,7 +53,8 @@ def test_without_saving_stdout_stays_empty(calls, capsys):
 
 def test_parameters_are_resolved_before_weights_are_read(calls):
     run(["generate", "--prompt", "a"])
-    assert [call[0] for call in calls] == ["load", "resolve", "wire", "setup", "generate", "close"]
+    moments = ["load", "resolve", "wire", "plan", "setup", "generate", "close"]
+    assert [call[0] for call in calls] == moments
 
 
 def test_what_is_not_given_is_the_default_of_the_python_names(calls):

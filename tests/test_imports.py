@@ -79,7 +79,12 @@ ALLOWED = {
         *("torch", "rich", "modules"),
         *("checkpoint", "components", "weights", "offload", "pack"),
     },
+    "placing.py": {"torch", "lightning", "callbacks", "config", "modules", "placements", "plan"},
+    "replanning.py": {
+        *("torch", "lightning", "loop", "modules", "output", "placements", "placing", "plan"),
+    },
     "generator.py": {
+        *("placing", "plan", "replanning"),
         *("torch", "lightning", "callbacks", "config", "devices", "loop", "modules", "output"),
         *("acceleration", "batch", "compiling", "lora", "meter", "placements", "prompts"),
         *("saving", "strategies"),

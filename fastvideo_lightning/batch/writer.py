@@ -85,6 +85,7 @@ class BatchWriter:
             memory={
                 "peak_gpu_gib": video.peak_gpu_memory_gib,
                 "peak_host_gib": _peak_host_gib(),
+                "num_replans": video.num_replans,
             },
         )
         try:

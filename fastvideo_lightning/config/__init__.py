@@ -5,7 +5,13 @@ nothing deeper has to.
 """
 
 from fastvideo_lightning.config.lora import LoraChoice
-from fastvideo_lightning.config.names import check_keywords, check_known, check_text, nearest_name
+from fastvideo_lightning.config.names import (
+    check_keywords,
+    check_known,
+    check_switch,
+    check_text,
+    nearest_name,
+)
 from fastvideo_lightning.config.offload import (
     CACHES,
     HOST_MEMORY,
@@ -27,6 +33,7 @@ __all__ = [
     "SamplingParams",
     "check_keywords",
     "check_known",
+    "check_switch",
     "check_text",
     "nearest_name",
 ]

@@ -50,3 +50,9 @@ def check_text(text: str, where: str) -> None:
             f"{where} is no valid text: character {error.start + 1} is half a character, "
             f"{text[error.start]!r}. Write it in UTF-8."
         ) from error
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}. Pass {name}=True.")

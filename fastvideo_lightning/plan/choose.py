@@ -24,6 +24,9 @@ CHOSEN = (
 )
 """The flags that a plan decides where the user has not."""
 
+TIGHTER = 0.85
+"""Share of the memory that was too much which the next try may take."""
+
 # Sets are ranked by their times on this card where the plan is for none.
 _REFERENCE = "RTX 4090"
 
@@ -75,6 +78,39 @@ def choose(
         raise BudgetTooSmallError(budget_bytes, smallest_of(found))
     best = min(fitting, key=_rank)
     return best if machine is not None else predict(subject, best.config, None)
+
+
+def choose_tighter(
+    subject: Subject,
+    given: OffloadConfig,
+    machine: Machine | None,
+    current: OffloadConfig,
+    stage: str | None,
+) -> Prediction | None:
+    """Return the fastest set of flags that takes less than `current` in a stage.
+
+    Args:
+        subject: The model and the video.
+        given: Flags that the user passed are kept.
+        machine: The hardware.
+        current: The flags under which memory ran out.
+        stage: The stage in which it did; None for none of them.
+
+    Returns:
+        A set that takes at most `TIGHTER` of that stage's memory, or else the smallest; None where
+        nothing takes less.
+    """
+
+    def size(each: Prediction) -> int:
+        return max(s.reserved_bytes for s in each.stages if stage in (None, s.name))
+
+    now = predict(subject, current, machine)
+    found = [predict(subject, c, machine) for c in possible_configs(subject, given)]
+    smaller = [each for each in found if size(each) < size(now)]
+    tight = [each for each in smaller if size(each) <= TIGHTER * size(now)]
+    if tight:
+        return min(tight, key=_rank)
+    return min(smaller, key=lambda each: (size(each), _rank(each)), default=None)
 
 
 def find_smallest(subject: Subject, given: OffloadConfig, machine: Machine | None) -> Prediction:

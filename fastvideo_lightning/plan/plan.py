@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.plan.choose import CHOSEN, round_up
 from fastvideo_lightning.plan.machine import GIB, Machine
-from fastvideo_lightning.plan.predict import Prediction
+from fastvideo_lightning.plan.predict import Prediction, predict
 from fastvideo_lightning.plan.subject import Subject
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ class Plan:
         """Of one denoising step; None where no machine is known."""
         time = self.prediction.stages[1].time_s
         return None if time is None else time / self.subject.request.num_steps
+
+    def under(self, config: OffloadConfig) -> Prediction:
+        """Predict the same video under other flags."""
+        return predict(self.subject, config, self.machine)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, sizes in bytes and times in seconds."""

@@ -1,0 +1,193 @@
+"""Replanning: what happens when the device runs out of memory."""
+
+import gc
+import logging
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastvideo_lightning.modules.steps import Stage
+from fastvideo_lightning.placements import explain_memory
+from fastvideo_lightning.placing import Placing, params_of
+from fastvideo_lightning.plan import Plan, make_plan
+from fastvideo_lightning.plan.choose import CHOSEN, choose_tighter
+from fastvideo_lightning.plan.predict import Prediction
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from fastvideo_lightning.loop import SkipFailure
+    from fastvideo_lightning.output import GeneratedVideo
+
+_log = logging.getLogger(__name__)
+MAX_REPLANS = 2
+_STAGES = {Stage.ENCODE: "encode", Stage.DENOISE: "denoise", Stage.DECODE: "decode"}
+
+
+class OutOfGPUMemoryError(RuntimeError):
+    """The device ran out of memory; the message names the stage and what would fit.
+
+    Attributes:
+        stage: `encode`, `denoise`, `decode`, or None while weights were placed.
+        flags: The flags of a plan that takes less, those that differ; None where nothing does.
+    """
+
+    def __init__(self, message: str, *, stage: str | None, flags: dict[str, Any] | None) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.flags = flags
+
+
+class Replanning:
+    """Makes a video again with less on the device, `MAX_REPLANS` times at most.
+
+    It stands among Fabric's callbacks too, to note on each video how often that was needed.
+
+    Args:
+        placing: What is placed again.
+    """
+
+    def __init__(self, placing: Placing) -> None:
+        self._placing = placing
+        self._num_replans: Counter[int] = Counter()  # by the index of the prompt
+
+    def on_predict_batch_end(self, outputs: "GeneratedVideo") -> None:
+        """Note on the video how many plans it took beyond the first."""
+        outputs.num_replans = self._num_replans[outputs.index]
+
+    def iterate(
+        self,
+        fabric: "L.Fabric",
+        prompts: Iterable[Mapping[str, Any]],
+        skip_failure: "SkipFailure | None",
+    ) -> Iterator[Any]:
+        """Make the videos; on running out of memory, replan or explain.
+
+        Args:
+            fabric: Launched and set up.
+            prompts: Items of a `PromptDataset`.
+            skip_failure: As in `PredictLoop.iterate`.
+        """
+        from fastvideo_lightning.loop import PredictLoop
+
+        items = list(prompts)
+        self._num_replans.clear()
+        self._placing.adapt(fabric, items)
+        skipping = _Skipping(skip_failure, self._gives_up, self.explain)
+        num_made = 0
+        while True:
+            remaining = items[num_made + skipping.num_skipped :]
+            try:
+                for video in PredictLoop(fabric).iterate(
+                    self._placing.module, remaining, skip_failure=skipping if skip_failure else None
+                ):
+                    num_made += 1
+                    yield video
+                return
+            except torch.OutOfMemoryError as error:
+                item = items[num_made + skipping.num_skipped]
+                self._tighten(fabric, item, error)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Explain running out of memory while weights are placed."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            release(error)
+            raise self.explain(error, None) from error
+
+    def explain(self, error: torch.OutOfMemoryError, item: Mapping[str, Any] | None) -> Exception:
+        """Turn the device's error into one that names the stage and a plan that takes less."""
+        stage = self._placing.module.stage
+        tighter = None
+        if item is not None and not self._placing.config.use_fsdp_inference:
+            tighter = self._tighter(item, stage)
+        message = explain_memory(stage, self._placing.config)
+        flags = None
+        if tighter is not None:
+            flags = self._difference(tighter)
+            words = ", ".join(f"{name}={value}" for name, value in flags.items())
+            message += f" Less is taken, {tighter.reserved_bytes / 2**30:.1f} GiB, with {words}."
+        reason = str(error).partition("\n")[0]
+        return OutOfGPUMemoryError(f"{message} ({reason})", stage=_STAGES.get(stage), flags=flags)
+
+    def _gives_up(self, item: Mapping[str, Any]) -> bool:
+        is_asked = self._placing.given.on_oom == "replan"
+        return not is_asked or self._num_replans[item["index"]] >= MAX_REPLANS
+
+    def _tighten(
+        self, fabric: "L.Fabric", item: Mapping[str, Any], error: torch.OutOfMemoryError
+    ) -> None:
+        """Release what the failed video held and place for a tighter plan, or raise."""
+        stage = self._placing.module.stage
+        tighter = None if self._gives_up(item) else self._tighter(item, stage)
+        release(error)
+        if tighter is None:
+            raise self.explain(error, item) from error
+        self._num_replans[item["index"]] += 1
+        flags = self._difference(tighter)
+        _log.warning(
+            "Out of GPU memory in the %s stage: making the video again with %s (%d of %d).",
+            _STAGES.get(stage, "set-up"),
+            ", ".join(f"{name}={value}" for name, value in flags.items()),
+            self._num_replans[item["index"]],
+            MAX_REPLANS,
+        )
+        self._placing.tighten(fabric, tighter)
+
+    def _tighter(self, item: Mapping[str, Any], stage: Stage) -> Prediction | None:
+        plan = self._plan(item)
+        return choose_tighter(
+            plan.subject,
+            self._placing.given,
+            plan.machine,
+            self._placing.config,
+            _STAGES.get(stage),
+        )
+
+    def _plan(self, item: Mapping[str, Any]) -> Plan:
+        return make_plan(self._placing.module, params_of(item), flags={})
+
+    def _difference(self, prediction: Prediction) -> dict[str, Any]:
+        now, then = self._placing.config, prediction.config
+        changed = {name: getattr(then, name) for name in CHOSEN}
+        return {name: value for name, value in changed.items() if value != getattr(now, name)}
+
+
+class _Skipping:
+    """Lets a batch go on after a failure, but for one that is replanned; counts what it skips."""
+
+    def __init__(
+        self,
+        skip_failure: "SkipFailure | None",
+        gives_up: Callable[[Mapping[str, Any]], bool],
+        explain: Callable[[torch.OutOfMemoryError, Mapping[str, Any]], Exception],
+    ) -> None:
+        self.num_skipped = 0
+        self._skip_failure = skip_failure
+        self._gives_up = gives_up
+        self._explain = explain
+
+    def __call__(self, batch: Mapping[str, Any], error: Exception) -> bool:
+        assert self._skip_failure is not None
+        if isinstance(error, torch.OutOfMemoryError):
+            if not self._gives_up(batch):
+                return False
+            release(error)
+            error = self._explain(error, batch)
+        skipped = self._skip_failure(batch, error)
+        self.num_skipped += skipped
+        return skipped
+
+
+def release(error: BaseException) -> None:
+    """Let go of the tensors that the frames of an exception hold, and of the allocator's cache."""
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,98 @@
+"""A budget kept by the generator. There is no GPU here: weights are placed as on one."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import PROMPT, SIZE
+
+from fastvideo_lightning import VideoGenerator
+from fastvideo_lightning.callbacks import MemoryBudget
+from fastvideo_lightning.placing import Placing
+from fastvideo_lightning.plan import BudgetTooSmallError, find_card, planning
+
+
+@pytest.fixture(autouse=True)
+def on_gpu(monkeypatch):
+    begin = Placing.__init__
+
+    def as_on_gpu(self, *args, **kwargs):
+        begin(self, *args, **{**kwargs, "on_gpu": True})
+
+    monkeypatch.setattr(Placing, "__init__", as_on_gpu)
+    monkeypatch.setattr(planning, "find_machine", lambda: find_card("RTX 4090"))
+
+
+def make_generator(checkpoint, **flags):
+    return VideoGenerator.from_pretrained(checkpoint("t2v"), accelerator="cpu", **flags)
+
+
+def make(generator, **options):
+    return generator.generate_video(PROMPT, save_video=False, **{**SIZE, **options})
+
+
+def test_the_plan_is_what_is_placed_and_the_pixels_are_the_same(checkpoint, caplog):
+    with make_generator(checkpoint) as generator:
+        expected = make(generator)
+        assert generator.plan(**SIZE) is None
+    caplog.set_level(logging.INFO, logger="fastvideo_lightning")
+    with make_generator(checkpoint, gpu_memory_budget=4) as generator:
+        video = make(generator)
+        plan = generator.plan(**SIZE)
+        assert generator.config == plan.config
+        assert not generator.config.dit_layerwise_offload
+        budgets = [c for c in generator._fabric._callbacks if isinstance(c, MemoryBudget)]
+    assert [budget.budget_gib for budget in budgets] == [4]
+    assert np.array_equal(video.frames, expected.frames)
+    assert "Planned for 4 GiB: dit_layerwise_offload=False" in caplog.text
+
+
+def test_flags_that_were_passed_stay_as_they_are(checkpoint):
+    with make_generator(checkpoint, gpu_memory_budget=4, dit_layerwise_offload=True) as generator:
+        make(generator)
+        assert generator.config.dit_layerwise_offload
+        assert not generator.config.vae_cpu_offload
+
+
+def test_an_impossible_video_is_refused_before_any_work_and_the_next_is_made(checkpoint):
+    with make_generator(checkpoint, gpu_memory_budget=0.2) as generator:
+        work = []
+        generator.module.text_encoder.register_forward_pre_hook(lambda *_: work.append(1))
+        large = {**SIZE, "height": 512, "width": 512, "num_frames": 81}
+        with pytest.raises(BudgetTooSmallError, match="smallest possible"):
+            make(generator, **large)
+        assert not work
+        assert make(generator).frames.shape == (5, 32, 48, 3)
+
+
+def test_a_video_that_does_not_fit_as_it_is_placed_is_placed_anew(checkpoint):
+    with make_generator(checkpoint, gpu_memory_budget=1) as generator:
+        make(generator)
+        few = generator.config
+        assert not few.vae_tiling
+        large = {**SIZE, "height": 512, "width": 512, "num_frames": 17}
+        plan = generator.plan(**large)
+        generator._placing.adapt(generator._fabric, [{"index": 0, "prompt": PROMPT, **large}])
+        assert generator.config == plan.config
+        assert plan.under(few).reserved_bytes > plan.budget_bytes or generator.config == few
+        make(generator)
+
+
+def test_after_memory_ran_out_later_plans_take_no_more(checkpoint):
+    with make_generator(checkpoint, gpu_memory_budget=1, on_oom="replan") as generator:
+        make(generator)
+        before = generator.config
+        failures = [1]
+
+        def fail(*_):
+            if failures:
+                failures.pop()
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        generator.module.transformer.register_forward_pre_hook(fail)
+        assert make(generator).num_replans == 1
+        tighter = generator.config
+        assert tighter != before
+        assert make(generator).num_replans == 0
+        assert generator.config == tighter

@@ -1,0 +1,193 @@
+"""Running out of device memory. There is no device here: a hook raises what one would raise."""
+
+import gc
+import json
+import logging
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import PROMPT, SIZE
+
+from fastvideo_lightning import OutOfGPUMemoryError, VideoGenerator
+from fastvideo_lightning.callbacks import LayerwiseOffload
+from fastvideo_lightning.placing import Placing
+
+# All on the device: every stage has something to give up.
+ALL_RESIDENT = {
+    "dit_layerwise_offload": False,
+    "text_encoder_cpu_offload": False,
+    "vae_cpu_offload": False,
+}
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Have the weights placed as on a GPU: the engine copies inline on a CPU."""
+    begin = Placing.__init__
+
+    def as_on_gpu(self, *args, **kwargs):
+        begin(self, *args, **{**kwargs, "on_gpu": True})
+
+    monkeypatch.setattr(Placing, "__init__", as_on_gpu)
+
+
+def make_generator(checkpoint, **flags):
+    return VideoGenerator.from_pretrained(checkpoint("t2v"), accelerator="cpu", **flags)
+
+
+def run_out(generator, place, *, times):
+    """Have a module raise as the device's allocator does, so many times."""
+    left = [times]
+
+    def fail(*_):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+
+    return generator.module.get_submodule(place).register_forward_pre_hook(fail)
+
+
+def make(generator, **options):
+    return generator.generate_video(PROMPT, save_video=False, **{**SIZE, **options})
+
+
+PLACES = {"text_encoder": "encode", "transformer": "denoise", "vae.decoder": "decode"}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_error_names_stage_and_flags_of_a_plan_that_takes_less(place, checkpoint, on_gpu):
+    with make_generator(checkpoint, on_oom="raise") as generator:
+        run_out(generator, place, times=1)
+        with pytest.raises(OutOfGPUMemoryError, match=f"in the {PLACES[place]} stage") as caught:
+            make(generator)
+        assert caught.value.stage == PLACES[place]
+        assert "Tried to allocate 2 GiB" in str(caught.value)
+        assert "More." not in str(caught.value)
+        for name, value in (caught.value.flags or {}).items():
+            assert f"{name}={value}" in str(caught.value)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_replanned_video_is_the_same_and_so_is_the_next(place, checkpoint, on_gpu, caplog):
+    with make_generator(checkpoint, **ALL_RESIDENT) as generator:
+        expected = make(generator)
+    caplog.set_level(logging.WARNING)
+    with make_generator(checkpoint, on_oom="replan") as generator:
+        generator._placing.replace(generator._launch(), type(generator.config)(**ALL_RESIDENT))
+        run_out(generator, place, times=1)
+        video = make(generator)
+        assert generator.config != type(generator.config)(**ALL_RESIDENT)
+        again = make(generator)
+    assert (expected.num_replans, video.num_replans, again.num_replans) == (0, 1, 0)
+    if not generator.config.vae_tiling:
+        assert np.array_equal(video.frames, expected.frames)
+    assert np.array_equal(video.frames, again.frames)
+    assert f"Out of GPU memory in the {PLACES[place]} stage" in caplog.text
+
+
+def test_a_video_is_made_again_twice_at_most(checkpoint, on_gpu):
+    with make_generator(checkpoint, on_oom="replan") as generator:
+        generator._placing.replace(generator._launch(), type(generator.config)(**ALL_RESIDENT))
+        handle = run_out(generator, "transformer", times=3)
+        with pytest.raises(OutOfGPUMemoryError, match="denoise stage"):
+            make(generator)
+        handle.remove()
+        assert make(generator).num_replans == 0
+        run_out(generator, "transformer", times=1)
+        with pytest.raises(OutOfGPUMemoryError):  # nothing smaller is left
+            make(generator)
+
+
+def test_flags_that_were_passed_are_not_given_up(checkpoint, on_gpu):
+    passed = {**ALL_RESIDENT, "vae_tiling": False, "text_encoder_layerwise_offload": False}
+    with make_generator(checkpoint, on_oom="replan", **passed) as generator:
+        before = generator.config
+        run_out(generator, "transformer", times=1)
+        with pytest.raises(OutOfGPUMemoryError) as caught:
+            make(generator)
+        assert caught.value.flags is None
+        assert generator.config == before
+
+
+def test_weights_stream_after_a_replan_and_callbacks_of_the_user_stay(checkpoint, on_gpu):
+    class Listener:
+        heard: list[str] = []
+
+        def on_after_setup(self):
+            self.heard.append("setup")
+
+        def on_exception(self):
+            self.heard.append("exception")
+
+        def teardown(self):
+            self.heard.append("teardown")
+
+    flags = {"on_oom": "replan", "callbacks": [Listener()]}
+    with make_generator(checkpoint, **flags) as generator:
+        generator._placing.replace(generator._launch(), type(generator.config)(**ALL_RESIDENT))
+        run_out(generator, "transformer", times=1)
+        make(generator)
+        kinds = [type(callback) for callback in generator._fabric._callbacks]
+        assert kinds.count(LayerwiseOffload) == 1
+        assert kinds[0] is Listener
+        assert Listener.heard == ["setup", "exception"]
+
+
+def test_nothing_is_held_by_the_error(checkpoint, on_gpu):
+    with make_generator(checkpoint) as generator:
+        kept = []
+
+        def fail(module, args, kwargs):
+            tensor = torch.zeros(3)
+            kept.append(weakref.ref(tensor))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        generator.module.transformer.register_forward_pre_hook(fail, with_kwargs=True)
+        with pytest.raises(OutOfGPUMemoryError) as caught:
+            make(generator)
+        gc.collect()
+        assert caught.value.__cause__ is not None
+        assert kept[0]() is None
+
+
+def test_a_batch_goes_on_with_the_tighter_plan_and_the_manifest_says_so(
+    checkpoint, on_gpu, tmp_path
+):
+    prompts = [PROMPT, "a green square", "a red square"]
+    with make_generator(checkpoint, on_oom="replan") as generator:
+        generator._placing.replace(generator._launch(), type(generator.config)(**ALL_RESIDENT))
+        calls = [0]
+
+        def fail_in_second_video(*_):
+            calls[0] += 1
+            if calls[0] == 5:  # two steps, two calls each
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        generator.module.transformer.register_forward_pre_hook(fail_in_second_video)
+        videos = list(generator.generate_videos(prompts, output_path=tmp_path, **SIZE))
+    assert [video.prompt for video in videos] == prompts
+    lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == prompts
+    assert [line["status"] for line in lines] == ["done"] * 3
+    assert [line["memory"]["num_replans"] for line in lines] == [0, 1, 0]
+
+
+def test_without_replanning_a_batch_notes_the_explained_failure(checkpoint, on_gpu, tmp_path):
+    with make_generator(checkpoint) as generator:
+        run_out(generator, "transformer", times=1)
+        prompts = [PROMPT, "a green square"]
+        videos = list(generator.generate_videos(prompts, output_path=tmp_path, **SIZE))
+    assert [video.prompt for video in videos] == ["a green square"]
+    first = json.loads((tmp_path / "manifest.jsonl").read_text().splitlines()[0])
+    assert first["status"] == "failed"
+    assert "in the denoise stage" in first["error"]
+
+
+def test_several_processes_cannot_replan(checkpoint):
+    from fastvideo_lightning import OffloadConfig, VideoModule
+
+    module = VideoModule.from_pretrained(checkpoint("t2v"), device_type="cpu")
+    with pytest.raises(ValueError, match="needs one process, got num_gpus=2"):
+        Placing(module, OffloadConfig(on_oom="replan"), on_gpu=True, num_processes=2)
