@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from fastvideo_lightning.callbacks.budget import MemoryBudget
     from fastvideo_lightning.callbacks.cpu_execution import CPUExecution
     from fastvideo_lightning.callbacks.layerwise import LayerwiseOffload
+    from fastvideo_lightning.callbacks.logger import VideoLogger
     from fastvideo_lightning.callbacks.model import ModelOffload
     from fastvideo_lightning.callbacks.progress import ProgressBar
     from fastvideo_lightning.callbacks.resident import Resident
+    from fastvideo_lightning.callbacks.trainer import TrainerCallback
     from fastvideo_lightning.callbacks.writer import VideoWriter
 
 _HOME = {
@@ -28,6 +30,8 @@ _HOME = {
     "ModelOffload": "model",
     "ProgressBar": "progress",
     "Resident": "resident",
+    "TrainerCallback": "trainer",
+    "VideoLogger": "logger",
     "VideoWriter": "writer",
 }
 
@@ -38,6 +42,8 @@ __all__ = [
     "ModelOffload",
     "ProgressBar",
     "Resident",
+    "TrainerCallback",
+    "VideoLogger",
     "VideoWriter",
 ]
 

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.output import GeneratedVideo
     from fastvideo_lightning.plan import Plan, make_plan
+    from fastvideo_lightning.prompt_module import PromptDataModule
     from fastvideo_lightning.prompts import PromptDataset
     from fastvideo_lightning.replanning import OutOfGPUMemoryError
     from fastvideo_lightning.strategies import HostResidentStrategy, make_strategy
+    from fastvideo_lightning.strategies.trainer import TrainerHostResidentStrategy
 
 __version__ = "0.1.0"
 
@@ -28,8 +30,10 @@ _HOME = {
     "OutOfGPUMemoryError": "replanning",
     "Plan": "plan",
     "PredictLoop": "loop",
+    "PromptDataModule": "prompt_module",
     "PromptDataset": "prompts",
     "SamplingParams": "config",
+    "TrainerHostResidentStrategy": "strategies.trainer",
     "VideoGenerator": "generator",
     "VideoModule": "modules",
     "make_plan": "plan",
@@ -44,8 +48,10 @@ __all__ = [
     "OutOfGPUMemoryError",
     "Plan",
     "PredictLoop",
+    "PromptDataModule",
     "PromptDataset",
     "SamplingParams",
+    "TrainerHostResidentStrategy",
     "VideoGenerator",
     "VideoModule",
     "make_plan",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import numpy as np
@@ -90,6 +90,10 @@ class GeneratedVideo:
                 f"frames must be uint8 [frames, height, width, 3], got {dtype} {list(shape)}. "
                 "Scale to 0..255, cast to uint8 and put the colours last."
             )
+
+    def to(self, device: object, **_: object) -> Self:
+        """Return itself: frames are in host memory. The Trainer moves results, or copies them."""
+        return self
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the video as H.264 mp4 and return its path.

@@ -15,6 +15,7 @@ ALLOWED = {
     "config": {"config"},
     "output.py": {"numpy", "av", "PIL"},
     "prompts.py": {"config"},
+    "prompt_module.py": {"torch", "lightning", "prompts"},
     "prompt_files.py": {"config", "prompts"},
     "saving.py": set(),
     "batch": {

@@ -20,7 +20,8 @@ class DeviceSlot:
     """
 
     def __init__(self, size_bytes: int, device: torch.device) -> None:
-        self.buffer = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+        with torch.inference_mode(False):  # an inference tensor has no version to compare
+            self.buffer = torch.empty(size_bytes, dtype=torch.uint8, device=device)
         self.holder: OffloadUnit | None = None
         self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
         if device.type == "cuda":
