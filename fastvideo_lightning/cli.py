@@ -235,7 +235,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         return cli.main(arguments, prog_name=COMMAND, standalone_mode=False) or 0
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped.", err=True)
+        if _should_show(KeyboardInterrupt()):
+            click.echo("Stopped.", err=True)
         return STOPPED
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -247,10 +248,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
         text = str(error) if says_enough else f"{type(error).__name__}: {error}"
         lines = _in_two_lines(text, "Add --debug to see where it failed.")
         failure, code = error, FAILED
+    if not _should_show(failure, is_told=code == WRONG_CHOICE):
+        return code
     if "--debug" in arguments:
         traceback.print_exception(failure)
     click.echo("\n".join(["Error: " + lines[0], *lines[1:]]), err=True)
     return code
+
+
+def _should_show(failure: BaseException, *, is_told: bool = False) -> bool:
+    """Whether this process is the one to show a failure, of several that make the videos."""
+    launching = sys.modules.get("fastvideo_lightning.strategies.launching")
+    is_cause = launching is None or launching.note_failure(failure, is_told=is_told)
+    return is_cause and is_first_process()
 
 
 def _explain_click(error: click.ClickException) -> list[str]:

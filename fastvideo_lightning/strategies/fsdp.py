@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from fastvideo_lightning.sharing import Replica
 from fastvideo_lightning.strategies.context import ContextParallel, HasDenoisers
+from fastvideo_lightning.strategies.launching import GuardedLauncher
 from fastvideo_lightning.strategies.precision import check_precision
 from fastvideo_lightning.strategies.sharding import shard_denoiser
 
@@ -79,6 +80,13 @@ class FSDPInferenceStrategy(ModelParallelStrategy):
         check_precision(self.precision)
         self._context.enable(module, self.world_size, self.root_device)
         return self._shard(module, self.device_mesh["data_parallel"])
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        if self.num_nodes * self.num_processes > 1:
+            self._launcher = GuardedLauncher(
+                self.cluster_environment, self.num_processes, self.num_nodes
+            )
 
     def _shard(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
         if not isinstance(module, HasDenoisers):

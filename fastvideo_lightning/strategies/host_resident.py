@@ -4,7 +4,6 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.fabric.strategies.parallel import ParallelStrategy
 from lightning.fabric.utilities.distributed import (
     _distributed_is_initialized,
@@ -19,6 +18,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from fastvideo_lightning.sharing import Replica
 from fastvideo_lightning.strategies.context import ContextParallel
+from fastvideo_lightning.strategies.launching import GuardedLauncher
 from fastvideo_lightning.strategies.precision import check_precision
 
 T = TypeVar("T")
@@ -130,6 +130,6 @@ class HostResidentStrategy(ParallelStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         if self._processes_in_all > 1:
-            self._launcher = _SubprocessScriptLauncher(
+            self._launcher = GuardedLauncher(
                 self.cluster_environment, self.num_processes, self.num_nodes
             )

@@ -1,0 +1,185 @@
+"""RankGuard: when one process of a node fails, all end, and the last line says which and why.
+
+Note [Ends of ranks]
+The first process of a node started the others: it sees their exit codes, they see when it is gone.
+An exception that nobody catches is written to a folder that all share, so the reason outlives the
+process. Who learns of a failure waits a moment for what others have to say, because a peer that is
+gone makes the others fail too; the earliest failure that does not look like such a consequence is
+the cause. Then the main thread is asked to end as by SIGTERM, so that it can tidy up; a collective
+that waits for the dead does not hear that, and the process is ended by force.
+"""
+
+import _thread
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from fastvideo_lightning.strategies.failures import Failure, read_failures
+
+_POLL_S = 0.2
+_LISTEN_S = 1.5  # for what other processes have to say
+_CAUSE_S = 5.0  # for a process that has failed to be gone
+_TIDY_S = 3.0  # for a main thread to end by itself
+_LAST_S = 20.0  # for the other processes, after the first has ended without a failure
+_STOPPED = (-signal.SIGINT, 128 + signal.SIGINT)  # Ctrl-C reaches all processes by itself
+
+
+class RankGuard(threading.Thread):
+    """Watches the other processes of the node, see Note [Ends of ranks].
+
+    Args:
+        folder: Where the processes leave why they failed.
+        rank: This process.
+        first_rank: The node's first process.
+        children: In the first process the others, by rank.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        *,
+        first_rank: int | None = None,
+        children: Mapping[int, "subprocess.Popen[bytes]"] | None = None,
+    ) -> None:
+        super().__init__(daemon=True, name="rank-guard")
+        self._folder = folder
+        self._rank = rank
+        self._first_rank = rank if first_rank is None else first_rank
+        self._children = children or {}
+        self._parent = os.getppid()
+        self._failed_here = threading.Event()
+        self._is_ending = False
+        self._is_told = False
+        self._show = sys.excepthook
+
+    def start(self) -> None:
+        """Begin to watch; to be called in the main thread."""
+        sys.excepthook = self._on_uncaught
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        super().start()
+
+    def run(self) -> None:
+        """Watch until a process fails, then end this one, and in the first process all."""
+        while not (self._failed_here.is_set() or self._find_dead()):
+            time.sleep(_POLL_S)
+        if self._failed_here.wait(_CAUSE_S if self._is_ending else _LISTEN_S):
+            time.sleep(_LISTEN_S + 2 * _TIDY_S)  # by then the main thread has ended the process
+        cause = self._find_cause()
+        if not self._is_ending:
+            _thread.interrupt_main(signal.SIGTERM)
+        self._end_children()
+        if not self._children:
+            time.sleep(_TIDY_S)
+        self._leave(cause)
+
+    def note(self, error: BaseException, *, is_told: bool = False) -> bool:
+        """Note an exception that ends this process.
+
+        Args:
+            error: The exception.
+            is_told: The user is told all of it by who notes it: there is no last line.
+
+        Returns:
+            Whether to show it. The consequence of another's failure is not what to read.
+        """
+        self._is_told = self._is_told or is_told or isinstance(error, KeyboardInterrupt)
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt):
+                self._failed_here.set()
+            return True
+        self._is_ending = True
+        own = Failure.of(self._rank, error)
+        own.write(self._folder)
+        cause = self._find_cause()
+        until = time.monotonic() + _CAUSE_S * own.follows
+        while (cause is None or cause.follows) and time.monotonic() < until:
+            time.sleep(_POLL_S)
+            cause = self._find_cause()
+        self._failed_here.set()
+        return cause is None or cause.rank == self._rank
+
+    def finish(self) -> None:
+        """At the end of the process: in the first one, wait for the others, or end them."""
+        self._is_ending = True
+        if not self._children:
+            if self._find_dead():
+                self.join()  # it says why, and ends the process
+            return
+        if self._failed_here.is_set():
+            cause = self._find_cause()
+            self._end_children()
+            if not self._is_told:
+                self._leave(cause)
+        until = time.monotonic() + _LAST_S
+        while any(child.poll() is None for child in self._children.values()):
+            if time.monotonic() > until:
+                rank = next(r for r, child in self._children.items() if child.poll() is None)
+                self._end_children()
+                self._leave(Failure(False, 0.0, rank, f"it had not ended after {_LAST_S:.0f} s"))
+            time.sleep(_POLL_S / 4)
+        if self._find_dead() and not self._is_told:
+            self.join()  # it ends the process
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _on_uncaught(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if self.note(error):
+            self._show(kind, error, trace)
+
+    def _find_dead(self) -> bool:
+        """Whether another process has failed, as far as this one sees by itself."""
+        if not self._children:
+            return os.getppid() != self._parent
+        return any(child.poll() not in (None, 0, *_STOPPED) for child in self._children.values())
+
+    def _find_cause(self) -> Failure | None:
+        failures = read_failures(self._folder)
+        for rank, child in self._children.items():
+            if child.poll() not in (None, 0, *_STOPPED) and rank not in failures:
+                failures[rank] = Failure.of_exit(rank, child.returncode)
+        if not self._children and os.getppid() != self._parent:
+            gone = Failure(False, 0.0, self._first_rank, "it is gone without a word, as if killed")
+            failures.setdefault(self._first_rank, gone)
+        return min(failures.values(), default=None)
+
+    def _end_children(self) -> None:
+        for stop, seconds in (("terminate", _TIDY_S), ("kill", _TIDY_S)):
+            alive = [child for child in self._children.values() if child.poll() is None]
+            for child in alive:
+                getattr(child, stop)()
+            until = time.monotonic() + seconds
+            for child in alive:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(max(until - time.monotonic(), 0.0))
+
+    def _leave(self, cause: Failure | None) -> None:
+        """End the process at once; the first process to come here speaks for all."""
+        if cause is not None and self._speaks():
+            sys.stdout.flush()
+            print(cause.line, file=sys.stderr, flush=True)
+        if self._children or os.getppid() != self._parent:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(1)
+
+    def _speaks(self) -> bool:
+        if self._children:
+            return True
+        if os.getppid() == self._parent:
+            return False
+        try:
+            (self._folder / "said").touch(exist_ok=False)
+        except OSError:
+            return False
+        time.sleep(_LISTEN_S)  # the other processes end meanwhile
+        return True

@@ -1,0 +1,43 @@
+"""One process of a world in which one fails; `test_failing_ranks.py` starts it."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from fastvideo_lightning import HostResidentStrategy
+
+
+def main(num_processes: int, folder: Path) -> None:
+    settings = json.loads((folder / "settings.json").read_text())
+    fabric = L.Fabric(accelerator="cpu", devices=num_processes, strategy=HostResidentStrategy())
+    fabric.launch()
+    rank = fabric.global_rank
+    note = {"pid": os.getpid(), "port": int(os.environ["MASTER_PORT"])}
+    (folder / f"{rank}.json").write_text(json.dumps(note))
+    fabric.barrier()
+    if rank == settings["rank"]:
+        (folder / "failed_at").write_text(str(time.time()))
+        fail(settings["how"])
+    if settings["others"] == "wait":
+        fabric.barrier()
+    time.sleep(300)
+
+
+def fail(how: str) -> None:
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if how == "exit":
+        sys.exit(3)
+    raise ValueError("the third block is broken\nand more")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

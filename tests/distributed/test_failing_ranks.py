@@ -1,0 +1,62 @@
+"""One process fails: all end soon, nothing is left, and the last line says which and why."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from distributed.scripts import HERE, environment
+
+pytestmark = pytest.mark.slow
+
+BROKEN = "ValueError: the third block is broken"
+KILLED = "it was killed by SIGKILL, as the system does when memory runs out"
+GONE = "it is gone without a word, as if killed"
+MEMORY = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "how", "others", "reason"),
+    [
+        pytest.param(2, 1, "raise", "wait", BROKEN, id="an-exception-while-others-wait"),
+        pytest.param(2, 0, "memory", "work", MEMORY, id="memory-of-the-first-while-others-work"),
+        pytest.param(3, 2, "kill", "wait", KILLED, id="a-killed-one-while-others-wait"),
+        pytest.param(3, 0, "kill", "work", GONE, id="the-first-killed-while-others-work"),
+        pytest.param(2, 1, "exit", "wait", "it ended with exit code 3", id="an-exit"),
+    ],
+)
+def test_all_end_within_30_s_and_the_last_line_says_which_and_why(
+    tmp_path, size, rank, how, others, reason
+):
+    (tmp_path / "settings.json").write_text(
+        json.dumps({"rank": rank, "how": how, "others": others})
+    )
+    command = [sys.executable, str(HERE / "failing.py"), str(size), str(tmp_path)]
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            command, env=environment(TMPDIR=str(tmp_path)), stderr=stderr, cwd=tmp_path
+        )
+        assert process.wait(200) != 0
+    notes = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(size)]
+    deadline = float((tmp_path / "failed_at").read_text()) + 30
+    while any(is_alive(note["pid"]) for note in notes):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    assert time.time() < deadline
+    last_line = (tmp_path / "stderr").read_text().splitlines()[-1]
+    assert last_line == f"Error: rank {rank} failed: {reason}"
+    with socket.socket() as connection:
+        assert connection.connect_ex(("127.0.0.1", notes[0]["port"])) != 0
+    assert not list(tmp_path.glob("fastvideo-ranks-*"))
