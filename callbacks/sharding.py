@@ -68,7 +68,7 @@ def share_streaming(
     engine.drain()
     engine.store.shards = shards
     if _choose(engine, choice, units, shards) is ShardTransport.GATHER:
-        engine.transport = make_gather(engine.device, shards)
+        engine.transport = make_gather(engine.device, shards, engine.store)
 
 
 def is_gathered(engine: OffloadEngine) -> bool:

@@ -11,6 +11,7 @@ from fastvideo_lightning.offload.host import HostSlab
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.slots import DeviceSlot
+from fastvideo_lightning.offload.store import HostStore
 from fastvideo_lightning.offload.streams import Transport, make_transport
 
 REPEATS = 3
@@ -37,7 +38,7 @@ def measure_links(shards: ShardGroup, device: torch.device, *, size_bytes: int) 
         with suppress(RuntimeError):  # where pinning is refused, that is what streaming meets too
             slab.pin()
     try:
-        gather = make_gather(device, shards, common=[slab])
+        gather = make_gather(device, shards, HostStore(device), common=[slab])
         mine = [_time(shards, way, slab, slot) for way in (gather, make_transport(device))]
     finally:
         slab.close()

@@ -133,12 +133,16 @@ class OffloadUnit:
 
     def start_over(self, bindings: list[TensorBinding], store: HostStore) -> None:
         """Lay out and load the unit anew, from tensors that are in memory."""
+        self.lay_out_anew(bindings, store)
+        self.load(store)
+
+    def lay_out_anew(self, bindings: list[TensorBinding], store: HostStore) -> None:
+        """Plan the unit again for tensors that are in memory; they go on living on their own."""
         self.unload(store, restore=False)
         self.bindings = bindings
         if self.host_memory is HostMemory.MAPPED:
             self.host_memory = HostMemory.PINNED
         self.plan({}, self.run_device)
-        self.load(store)
 
     def show_slot(self) -> None:
         """Let the module see the tensors in the unit's slot."""

@@ -8,8 +8,10 @@ from distributed import streaming_claims as claims
 from distributed.ranks import World
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.offload import gather
-from fastvideo_lightning.offload.gather import Cut, GatherStream, SharedUnits, cut
+from fastvideo_lightning.offload import parts
+from fastvideo_lightning.offload.agreement import SharedUnits
+from fastvideo_lightning.offload.gather import GatherStream
+from fastvideo_lightning.offload.parts import Cut, cut
 from tests.gpu import requires_gpu
 from tests.gpu.streams import PoisoningStream, SleepingStream
 from tests.toys import make_toy, sample
@@ -28,7 +30,7 @@ class BothRanks(SharedUnits):
         self.others: WeakKeyDictionary = WeakKeyDictionary()
         self.brings_its_part = brings_its_part
 
-    def agree(self, units) -> None:
+    def agree(self, units, *, drain) -> None:
         for unit in units:
             self._cuts[unit.slab] = cut(unit.slab, rank=0, num_ranks=2)
             self.others[unit.slab] = cut(unit.slab, rank=1, num_ranks=2)
@@ -58,7 +60,7 @@ class SleepingGather(SleepingStream, GatherStream):
 
 
 def stream(transport, shared: SharedUnits, order: list[int], monkeypatch) -> list[torch.Tensor]:
-    monkeypatch.setattr(gather, "CHUNK_BYTES", 1 << 19)
+    monkeypatch.setattr(parts, "CHUNK_BYTES", 1 << 19)
     toy = make_toy(6, width=WIDTH)
     toy.order = order
     callback = LayerwiseOffload("blocks")

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from fastvideo_lightning.offload import gather
-from fastvideo_lightning.offload.gather import clip, cut
+from fastvideo_lightning.offload import parts
 from fastvideo_lightning.offload.host import HostSlab, Segment
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.offload.parts import clip, cut
 
 
 class Pieces:
@@ -25,7 +25,7 @@ class Pieces:
 def test_the_ranks_parts_and_the_rest_are_every_byte_once(
     num_ranks, size_bytes, chunk_bytes, monkeypatch
 ):
-    monkeypatch.setattr(gather, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(parts, "CHUNK_BYTES", chunk_bytes)
     master = Pieces(size_bytes, breaks=[b for b in (100, 700, 30_001) if b < size_bytes])
     slot = torch.zeros(size_bytes, dtype=torch.uint8)
     times = torch.zeros(size_bytes, dtype=torch.int64)
@@ -47,7 +47,7 @@ def test_the_ranks_parts_and_the_rest_are_every_byte_once(
 
 
 def test_a_chunk_is_as_long_as_it_may_be(monkeypatch):
-    monkeypatch.setattr(gather, "CHUNK_BYTES", 1 << 13)
+    monkeypatch.setattr(parts, "CHUNK_BYTES", 1 << 13)
     chunks, _ = cut(Pieces(100_000, []), rank=0, num_ranks=2)
     assert {chunk.end - chunk.begin for chunk in chunks[:-1]} == {1 << 13}
     assert len(chunks) == -(-100_000 // (1 << 13))

@@ -1,0 +1,139 @@
+"""SharedUnits: which units the ranks bring in parts, and how they come to agree on it.
+
+Note [Agreement]
+Parts can only be joined where all ranks have the same bytes. Before each run the ranks tell each
+other which units they were given edits of. Such a unit is brought as a whole by every rank from
+then on, each from its own host copy: edits may differ from rank to rank, as without sharing. Where
+all ranks have edited a unit alike, as fusing an adapter does, its bytes go into shared memory
+again. The ranks also compare how many collectives they have started: in a run all must make the
+same calls.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+
+from fastvideo_lightning.offload.host import HostMaster, HostSlab
+from fastvideo_lightning.offload.parts import Chunk, Cut, cut
+from fastvideo_lightning.offload.residents import READ_THREADS
+from fastvideo_lightning.offload.shards import ShardGroup
+from fastvideo_lightning.offload.store import HostStore
+from fastvideo_lightning.offload.unit import OffloadUnit
+
+
+class _Claim(IntEnum):
+    """What a rank says of its bytes of a unit.
+
+    APART: they are its own, and were found to differ from another rank's.
+    EDITED: they are its own, and were not compared yet.
+    SHARED: they are those of files that all ranks map.
+    """
+
+    APART = 0
+    EDITED = 1
+    SHARED = 2
+
+
+class SharedUnits:
+    """What the ranks have agreed on: the units whose parts they join, see Note [Agreement].
+
+    Args:
+        shards: the ranks.
+        store: the units' host masters.
+
+    Attributes:
+        joined: chunks that this rank has joined so far.
+    """
+
+    def __init__(self, shards: ShardGroup, store: HostStore) -> None:
+        self.shards = shards
+        self.store = store
+        self.joined = 0
+        self._cuts: WeakKeyDictionary[HostMaster, Cut] = WeakKeyDictionary()
+        self._apart: WeakSet[HostMaster] = WeakSet()
+
+    def agree(self, units: Sequence[OffloadUnit], *, drain: Callable[[], None]) -> None:
+        """Settle which units are joined; a collective call.
+
+        Args:
+            units: those of the engine, none of them in use but for transient ones.
+            drain: waits for copies, before host memory goes.
+
+        Raises:
+            RuntimeError: the ranks have not made the same calls so far.
+        """
+        units = [unit for unit in units if not unit.transient]
+        claims = [self._claim(unit) for unit in units]
+        known = self.shards.exchange_numbers([self.joined, *claims])
+        self._check_step(known[:, 0].tolist())
+        lowest = known[:, 1:].amin(dim=0).tolist()
+        highest = known[:, 1:].amax(dim=0).tolist()
+        edited = []
+        for unit, low, high in zip(units, lowest, highest, strict=True):
+            assert unit.slab is not None
+            if low != _Claim.SHARED:
+                self._cuts.pop(unit.slab, None)
+            elif unit.slab not in self._cuts:
+                self.add(unit.slab)
+            if low == high == _Claim.EDITED:
+                edited.append(unit)
+        if edited:
+            drain()
+            self._share_again(edited)
+
+    def add(self, master: HostMaster) -> None:
+        """Join a unit's parts from now on."""
+        self._cuts[master] = cut(master, rank=self.shards.rank, num_ranks=self.shards.size)
+
+    def find(self, master: HostMaster) -> Cut | None:
+        """How a unit is brought; None where each rank brings it as a whole."""
+        return self._cuts.get(master)
+
+    def join(self, chunk: Chunk, buffer: torch.Tensor) -> None:
+        """Fill in the other ranks' parts of a chunk of a slot, on the current stream."""
+        self.joined += 1
+        self.shards.join(buffer[chunk.begin : chunk.end], buffer[chunk.own_begin : chunk.own_end])
+
+    def _claim(self, unit: OffloadUnit) -> _Claim:
+        assert unit.slab is not None, f"{unit.fqn} is not attached"
+        if unit.slab.is_shared:
+            return _Claim.SHARED
+        is_plain = isinstance(unit.slab, HostSlab) and unit.slab not in self._apart
+        return _Claim.EDITED if is_plain else _Claim.APART
+
+    def _check_step(self, counts: list[int]) -> None:
+        if len(set(counts)) == 1:
+            return
+        told = ", ".join(f"rank {r}: {c}" for r, c in zip(self.shards.ranks, counts, strict=True))
+        raise RuntimeError(
+            "The ranks are out of step: they have made different calls of the model, or one has "
+            f"failed in between (chunks joined so far: {told}). Start all of them again. Where "
+            "ranks are to work apart from each other, pass shard_transport='local'."
+        )
+
+    def _share_again(self, units: Sequence[OffloadUnit]) -> None:
+        """Put units that all ranks have edited alike into shared memory, one after the other."""
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            digests = self.shards.exchange(list(pool.map(_digest, units)))
+        for unit, *others in zip(units, *digests, strict=True):
+            assert unit.slab is not None
+            if len(set(others)) > 1:
+                self._apart.add(unit.slab)
+                continue
+            unit.lay_out_anew(unit.bindings, self.store)
+            with self.store.sharing([unit]):
+                unit.load(self.store)
+            self.add(unit.slab)
+
+
+def _digest(unit: OffloadUnit) -> str:
+    """What tells a unit's layout and bytes from others."""
+    assert unit.slab is not None
+    digest = hashlib.blake2b(repr(unit.layout.specs).encode())
+    for view in unit.slab.views:
+        digest.update(view.detach().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

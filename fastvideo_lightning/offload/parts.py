@@ -1,0 +1,71 @@
+"""Cuts a unit into the parts that each rank brings.
+
+Note [Parts and chunks]
+A slab is cut into chunks, and each chunk into one part per rank, in the order of the ranks. A rank
+copies its part to where it lies in the slot; the all-gather of the chunk then fills in the others'
+parts, in place. While one chunk is joined the next is copied. The last few bytes, which do not
+divide, are copied by every rank, so that a slot is no longer than its unit; so is what came to the
+unit later, such as an adapter.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fastvideo_lightning.offload.host import HostMaster, Segment
+from fastvideo_lightning.offload.joined import JoinedMaster
+from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES
+
+CHUNK_BYTES = 32 << 20
+"""Long enough for a link's full speed, short enough for a block to have several."""
+
+
+class Chunk(NamedTuple):
+    """A piece of a slot that one collective joins.
+
+    Attributes:
+        begin: where it begins in the slot, in bytes.
+        end: where it ends.
+        own_begin: where this rank's part of it begins.
+        own_end: where that ends.
+        segments: what this rank copies there.
+    """
+
+    begin: int
+    end: int
+    own_begin: int
+    own_end: int
+    segments: list[Segment]
+
+
+class Cut(NamedTuple):
+    """How a unit is brought: chunk by chunk, then what is left over."""
+
+    chunks: list[Chunk]
+    rest: list[Segment]
+
+
+def cut(master: HostMaster, *, rank: int, num_ranks: int) -> Cut:
+    """Divide a unit among the ranks, see Note [Parts and chunks]."""
+    align = ALIGNMENT_BYTES
+    common = master.base if isinstance(master, JoinedMaster) else master
+    parts = common.layout.size_bytes // (num_ranks * align)  # of this many bytes for each rank
+    per_chunk = max(CHUNK_BYTES // (num_ranks * align), 1)
+    chunks = []
+    for first in range(0, parts, per_chunk):
+        part_bytes = min(per_chunk, parts - first) * align
+        begin = first * num_ranks * align
+        own = begin + rank * part_bytes
+        segments = clip(master.segments, own, own + part_bytes)
+        chunks.append(Chunk(begin, begin + num_ranks * part_bytes, own, own + part_bytes, segments))
+    end = parts * num_ranks * align
+    return Cut(chunks, clip(master.segments, end, master.layout.size_bytes))
+
+
+def clip(segments: Sequence[Segment], begin: int, end: int) -> list[Segment]:
+    """What of the segments falls between two positions of a slot."""
+    clipped = []
+    for part, offset in segments:
+        first, last = max(begin, offset), min(end, offset + part.numel())
+        if first < last:
+            clipped.append(Segment(part[first - offset : last - offset], first))
+    return clipped
