@@ -19,7 +19,7 @@ from fastvideo_lightning.offload.forwards import wrap_unit
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit, refuse_whole_compile
 from fastvideo_lightning.offload.host import HostMemory
-from fastvideo_lightning.offload.partition import BlockList, find_block_lists, spread
+from fastvideo_lightning.offload.partition import BlockList, find_block_lists, split_list, spread
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.offload.unit import OffloadUnit
 
@@ -168,7 +168,7 @@ class LayerwiseOffload(Placement):
 
     def _find_lists(self, target: nn.Module) -> list[BlockList]:
         if isinstance(target, nn.ModuleList | nn.Sequential):
-            return [BlockList.of(target, self.target)]
+            return split_list(target, self.target)
         lists = find_block_lists(target, self.target)
         if not lists:
             raise ValueError(

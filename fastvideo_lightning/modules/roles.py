@@ -1,6 +1,7 @@
 """What part each component of a pipeline plays, read off its class."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -15,7 +16,8 @@ class Role(Enum):
     DENOISER: called once or twice in every step. Most of the weights.
     TEXT_ENCODER: called once per prompt, on a few hundred tokens.
     IMAGE_ENCODER: called once per input image.
-    VAE: called at the end, and before the first step where an image goes in.
+    VAE: called outside of the steps, as a whole: what turns latents into frames or sound and back,
+        and smaller models of a pipeline, such as what joins an encoder to the denoiser.
     """
 
     DENOISER = "denoiser"
@@ -37,23 +39,26 @@ class Roles:
 def role_of(model_class: type) -> Role | None:
     """Return the role of a model by what it is, or None where it shows none.
 
-    A denoiser is a diffusers model whose forward takes a timestep; a VAE is one that encodes or
-    decodes; an encoder is a transformers model, told apart by its main input.
+    A denoiser is a diffusers model whose forward takes a timestep; diffusers' other models are
+    called outside of the steps; an encoder is a transformers model, told apart by its main input.
     """
     if is_diffusers_model(model_class):
         arguments = inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
-        if "timestep" in arguments or "timesteps" in arguments:
-            return Role.DENOISER
-        return Role.VAE if hasattr(model_class, "decode") else None
+        return Role.DENOISER if any("timestep" in name for name in arguments) else Role.VAE
     main_input = getattr(model_class, "main_input_name", None)
     if main_input == "pixel_values":
         return Role.IMAGE_ENCODER
     return Role.TEXT_ENCODER if main_input is not None else None
 
 
-def read_roles(components: dict[str, nn.Module]) -> Roles:
+def read_roles(components: Mapping[str, nn.Module]) -> Roles:
     """Sort the models of a pipeline by role, in the pipeline's order."""
-    found = {name: role_of(type(component)) for name, component in components.items()}
+    return sort_roles({name: type(component) for name, component in components.items()})
+
+
+def sort_roles(classes: Mapping[str, type]) -> Roles:
+    """Sort model classes by role, in their order."""
+    found = {name: role_of(kind) for name, kind in classes.items()}
 
     def named(role: Role) -> tuple[str, ...]:
         return tuple(name for name, its_role in found.items() if its_role is role)

@@ -1,5 +1,6 @@
 """Finds the blocks of a model: the lists of alike modules that a forward walks through."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,11 +18,6 @@ class BlockList:
     fqn: str
     blocks: tuple[tuple[str, nn.Module], ...]
 
-    @classmethod
-    def of(cls, module: nn.Module, fqn: str) -> "BlockList":
-        """The members of ``module`` as blocks."""
-        return cls(fqn, tuple((f"{fqn}.{name}", block) for name, block in module.named_children()))
-
 
 def spread(total: int, count: int) -> set[int]:
     """``count`` of the positions ``0 .. total - 1``, evenly spaced."""
@@ -29,23 +25,22 @@ def spread(total: int, count: int) -> set[int]:
 
 
 def find_block_lists(model: nn.Module, prefix: str = "") -> list[BlockList]:
-    """The outermost block lists of ``model``, in the order of registration.
+    """The block lists of ``model``, in the order of registration; each block once.
 
     A list counts when its members have weights and are either of one class, two or more of them, or
-    all made of further modules. Lists inside of a block belong to the block.
+    all made of further modules. Lists inside of a block belong to the block, unless the list is one
+    of stages, as a U-Net has: then the blocks are what the stages are made of.
 
     Args:
         model: where to search; a list itself is searched for lists below it.
         prefix: FQN of ``model``, put before the names found.
     """
-    found: list[BlockList] = []
-    for name, child in model.named_children():
-        fqn = f"{prefix}.{name}" if prefix else name
-        if is_block_list(child):
-            found.append(BlockList.of(child, fqn))
-        else:
-            found.extend(find_block_lists(child, fqn))
-    return found
+    return _each_once(_search(model, prefix))
+
+
+def split_list(module: nn.Module, fqn: str) -> list[BlockList]:
+    """The blocks of one list: its members, or the lists that its stages are made of."""
+    return _each_once(_split(module, fqn))
 
 
 def is_block_list(module: nn.Module) -> bool:
@@ -60,3 +55,56 @@ def is_block_list(module: nn.Module) -> bool:
         any(True for _ in member.children()) for member in members
     )
     return alike or nested
+
+
+# A stage is at most a few times as large as its neighbours, or it is not worth cutting up; and what
+# it has outside of its own lists would stay on the device.
+_UNLIKE_SIZES = 4
+_INSIDE_LISTS = 0.9
+
+
+def _search(model: nn.Module, prefix: str) -> Iterator[BlockList]:
+    for name, child in model.named_children():
+        fqn = f"{prefix}.{name}" if prefix else name
+        yield from _split(child, fqn) if is_block_list(child) else _search(child, fqn)
+
+
+def _split(module: nn.Module, fqn: str) -> Iterator[BlockList]:
+    """A list as it is, or cut up where its members are lists themselves or stages."""
+    sizes = [_count(member) for member in module.children()]
+    unlike = max(sizes) > _UNLIKE_SIZES * min(sizes)
+    whole: list[tuple[str, nn.Module]] = []
+    inside: list[BlockList] = []
+    for name, member in module.named_children():
+        lists = list(_search(member, f"{fqn}.{name}"))
+        if isinstance(member, nn.ModuleList | nn.ModuleDict):  # nothing calls it: its members are
+            inside += list(_split(member, f"{fqn}.{name}")) if is_block_list(member) else lists
+        elif unlike and _is_stage(member, lists):
+            inside += lists
+        else:
+            whole.append((f"{fqn}.{name}", member))
+    if whole:
+        yield BlockList(fqn, tuple(whole))
+    yield from inside
+
+
+def _is_stage(member: nn.Module, lists: list[BlockList]) -> bool:
+    blocks = [block for found in lists for _, block in found.blocks]
+    covered = sum(_count(block) for block in blocks)
+    return len(blocks) > 1 and covered >= _INSIDE_LISTS * _count(member)
+
+
+def _each_once(lists: Iterable[BlockList]) -> list[BlockList]:
+    """Leave out a block that an earlier list has."""
+    seen: set[int] = set()
+    found = []
+    for listed in lists:
+        new = tuple(named for named in listed.blocks if id(named[1]) not in seen)
+        seen |= {id(block) for _, block in new}
+        if new:
+            found.append(BlockList(listed.fqn, new))
+    return found
+
+
+def _count(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
