@@ -101,7 +101,7 @@ class Attachment:
             if any(unit.uses for unit in self.engine.units):
                 return  # a component in its call calls this one: another time
             tensors, rest = split_by_owner(
-                find_bindings(self.root), [unit.module for unit in self.units]
+                find_bindings(self.root), [unit.module for unit in self.units], self.root
             )
             rebind_units(self.engine, dict(zip(self.units, tensors, strict=True)))
         else:

@@ -162,4 +162,4 @@ def bindings_inside(
     root: nn.Module, modules: list[nn.Module]
 ) -> tuple[list[list[TensorBinding]], list[TensorBinding]]:
     """The tensors that each of ``modules`` alone holds, and all others of ``root``."""
-    return split_by_owner(find_bindings(root), modules)
+    return split_by_owner(find_bindings(root), modules, root)

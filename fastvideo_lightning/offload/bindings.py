@@ -1,5 +1,6 @@
 """Where a module keeps its tensors: each tensor once, with every place that registers it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -112,15 +113,28 @@ def split_ties(bindings: list[TensorBinding]) -> list[TensorBinding]:
 
 
 def split_by_owner(
-    bindings: list[TensorBinding], modules: list[nn.Module]
+    bindings: list[TensorBinding], modules: list[nn.Module], root: nn.Module | None = None
 ) -> tuple[list[list[TensorBinding]], list[TensorBinding]]:
     """Sort bindings by the one module of ``modules`` that holds all of their places.
+
+    Args:
+        bindings: what to sort.
+        modules: the owners to sort by.
+        root: what the modules are part of; a module in one of them that ``root`` also has elsewhere
+            then belongs to none.
 
     Returns:
         One list of bindings per module, and the rest: what lies outside of all of them, and what is
         tied across two of them or into the outside.
     """
-    home = {id(inner): i for i, module in enumerate(modules) for inner in module.modules()}
+    home: dict[int, int | None] = {}
+    for i, module in enumerate(modules):
+        for inner in module.modules():
+            other = home.get(id(inner), i)
+            same = other is not None and modules[other] is module
+            home[id(inner)] = other if same else None
+    for inner in _reached_around(root, modules):
+        home[id(inner)] = None
     inside: list[list[TensorBinding]] = [[] for _ in modules]
     outside: list[TensorBinding] = []
     for binding in bindings:
@@ -131,3 +145,16 @@ def split_by_owner(
         else:
             inside[index].append(binding)
     return inside, outside
+
+
+def _reached_around(root: nn.Module | None, modules: list[nn.Module]) -> Iterator[nn.Module]:
+    """Every module of ``root`` that is reached without going through one of ``modules``."""
+    seen = {id(module) for module in modules}
+    waiting = [] if root is None else [root]
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield module
+        waiting.extend(module.children())
