@@ -15,6 +15,7 @@ if __name__ == "callbacks":
 if TYPE_CHECKING:
     from fastvideo_lightning.callbacks.budget import MemoryBudget
     from fastvideo_lightning.callbacks.cpu_execution import CPUExecution
+    from fastvideo_lightning.callbacks.encode_ahead import EncodeAhead
     from fastvideo_lightning.callbacks.layerwise import LayerwiseOffload
     from fastvideo_lightning.callbacks.logger import VideoLogger
     from fastvideo_lightning.callbacks.model import ModelOffload
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CPUExecution": "cpu_execution",
+    "EncodeAhead": "encode_ahead",
     "LayerwiseOffload": "layerwise",
     "MemoryBudget": "budget",
     "ModelOffload": "model",
@@ -37,6 +39,7 @@ _HOME = {
 
 __all__ = [
     "CPUExecution",
+    "EncodeAhead",
     "LayerwiseOffload",
     "MemoryBudget",
     "ModelOffload",

@@ -2,7 +2,13 @@
 
 import logging
 
-from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
+from fastvideo_lightning.callbacks import (
+    CPUExecution,
+    EncodeAhead,
+    LayerwiseOffload,
+    ModelOffload,
+    Resident,
+)
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.steps import Stage
@@ -45,8 +51,8 @@ def make_placements(
     placements: list[object] = []
     for fqn in module.denoisers if not config.use_fsdp_inference else ():
         placements.append(_place_denoiser(fqn, module, config, memory, num_processes))
-    for fqn in module.text_encoders:
-        placements.append(_place_text_encoder(fqn, config, memory))
+    encoders = [_place_text_encoder(fqn, config, memory) for fqn in module.text_encoders]
+    placements += encoders
     for fqns, offload in (
         (module.image_encoders, config.image_encoder_cpu_offload),
         (module.vaes, config.vae_cpu_offload),
@@ -54,6 +60,8 @@ def make_placements(
         placements += [
             ModelOffload(f, host_memory=memory) if offload else Resident(f) for f in fqns
         ]
+    if encoders and all(isinstance(encoder, CPUExecution) for encoder in encoders):
+        placements.append(EncodeAhead())
     return placements
 
 
