@@ -73,7 +73,8 @@ class PredictLoop:
             module: As in `run`.
             prompts: As in `run`.
             skip_failure: Asked with the batch and the exception when `predict_step` fails. Where it
-                says yes, `on_exception` is called and the next prompt follows.
+                says yes, `on_exception` is called and the next prompt follows. It is not asked
+                where several ranks wait for each other in a prompt.
 
         Yields:
             This rank's videos, in the order of the prompts.
@@ -106,6 +107,12 @@ class PredictLoop:
             try:
                 video = module.predict_step(turn.batch, batch_idx)
             except Exception as exception:
+                if skip_failure is not None and self._waits_for_others():
+                    exception.add_note(
+                        "No prompt is skipped where several processes compute together: the others "
+                        "wait for the one that failed. Run them again without this prompt."
+                    )
+                    raise
                 if skip_failure is None or not skip_failure(turn.batch, exception):
                     raise
                 self._call("on_exception", module, exception=exception)
@@ -128,7 +135,7 @@ class PredictLoop:
         is_dealt = isinstance(getattr(prompts, "sampler", None), DistributedSampler)
         if is_dealt:
             replica = replace(replica, index=0, count=1)
-        if is_dealt or not self._in_lockstep(strategy):
+        if is_dealt or not self._in_lockstep():
             return deal(prompts, replica), _count(prompts, replica)
         turns = deal_in_rounds(prompts, replica)
         if isinstance(prompts, DataLoader):
@@ -136,8 +143,12 @@ class PredictLoop:
         dealt = list(turns)
         return dealt, len(dealt)
 
-    def _in_lockstep(self, strategy: Any) -> bool:
+    def _waits_for_others(self) -> bool:
+        return self._fabric.world_size > 1 and self._in_lockstep()
+
+    def _in_lockstep(self) -> bool:
         """Whether weights are gathered over all ranks, so that all must call equally often."""
+        strategy = getattr(self._fabric, "strategy", None)
         parts = [strategy, *getattr(self._fabric, "_callbacks", ())]
         return any(getattr(part, "lockstep", False) for part in parts)
 

@@ -123,3 +123,19 @@ def test_ranks_share_the_prompts_without_repeating_one(source: Any) -> None:
         assert len(share) == number
         seen.append(share)
     assert seen == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize(("world_size", "is_skipped"), [(1, True), (2, False)])
+def test_a_failure_is_not_skipped_where_ranks_wait_for_each_other(
+    world_size: int, is_skipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fabric = make_fabric(SimpleNamespace(lockstep=True))
+    monkeypatch.setattr(type(fabric), "world_size", world_size)
+    module = Speaker([], fail=RuntimeError("no such image"))
+    videos = PredictLoop(fabric).iterate(module, PROMPTS, skip_failure=lambda *_: True)
+    if is_skipped:
+        assert list(videos) == []
+        return
+    with pytest.raises(RuntimeError, match="no such image") as caught:
+        list(videos)
+    assert "the others wait" in caught.value.__notes__[0]

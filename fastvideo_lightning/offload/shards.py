@@ -102,6 +102,8 @@ def find_shard_group(device: torch.device) -> ShardGroup | None:
     assert world is not None
     key = world, device.type
     if key not in _FOUND:
+        for old in [found for found in _FOUND if found[0] is not world]:
+            del _FOUND[old]  # of a process group that was since taken down
         _FOUND[key] = _make_shard_group(device)
     return _FOUND[key]
 
