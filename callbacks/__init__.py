@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastvideo_lightning.callbacks.encode_ahead import EncodeAhead
     from fastvideo_lightning.callbacks.layerwise import LayerwiseOffload
     from fastvideo_lightning.callbacks.logger import VideoLogger
+    from fastvideo_lightning.callbacks.memory import MemoryReport
     from fastvideo_lightning.callbacks.model import ModelOffload
     from fastvideo_lightning.callbacks.progress import ProgressBar
     from fastvideo_lightning.callbacks.resident import Resident
@@ -29,6 +30,7 @@ _HOME = {
     "EncodeAhead": "encode_ahead",
     "LayerwiseOffload": "layerwise",
     "MemoryBudget": "budget",
+    "MemoryReport": "memory",
     "ModelOffload": "model",
     "ProgressBar": "progress",
     "Resident": "resident",
@@ -42,6 +44,7 @@ __all__ = [
     "EncodeAhead",
     "LayerwiseOffload",
     "MemoryBudget",
+    "MemoryReport",
     "ModelOffload",
     "ProgressBar",
     "Resident",

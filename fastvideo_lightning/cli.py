@@ -23,6 +23,7 @@ from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_bat
 from fastvideo_lightning.commands.pack import pack
 from fastvideo_lightning.commands.plan import plan
 from fastvideo_lightning.commands.probe import probe
+from fastvideo_lightning.commands.report import watch_run
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.messages import (
     be_quiet,
@@ -165,12 +166,21 @@ def _make_video(request: Request) -> None:
         )
         if request.prompts is None:
             module.resolve_sampling(request.params)
+        watching = watch_run(
+            choices.get("report"),
+            module,
+            request.config,
+            request.params if request.prompts is None else None,
+            on_gpu=device_type != "cpu",
+            quiet=choices["quiet"],
+        )
         generator = VideoGenerator(
             module,
             request.config,
             num_gpus=choices["num_gpus"],
             accelerator=choices["accelerator"],
             progress=not choices["quiet"],
+            **watching,
         )
         if request.prompts is None:
             generator.plan(**request.params.given())

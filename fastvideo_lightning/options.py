@@ -129,6 +129,7 @@ def make_options() -> list[click.Parameter]:
         ("prompts", PROMPT, str, "File with many: .txt, .jsonl, .csv, or - for stdin."),
         ("resume", PROMPT, bool, "With --prompts, leave out what the folder has already."),
         ("fail_fast", PROMPT, bool, "With --prompts, end with the first that fails."),
+        ("report", PROMPT, str, "File to show the run in: .html, .png or .json."),
         ("quiet", PROMPT, bool, "Say nothing but paths, warnings and errors."),
         ("negative_prompt", PROMPT, str, "What it should not show."),
         ("image_path", PROMPT, str, "First frame, for models that take an image."),

@@ -39,7 +39,17 @@ ALLOWED = {
         *("torch", "lightning", "diffusers", "transformers", "numpy", "PIL", "av"),
         *("checkpoint", "components", "weights", "config", "output", "modules"),
     },
-    "callbacks": {"torch", "lightning", "rich", "offload", "config", "output", "callbacks"},
+    "callbacks": {
+        "torch",
+        "lightning",
+        "rich",
+        "offload",
+        "config",
+        "output",
+        "callbacks",
+        "report",
+        "psutil",
+    },
     "sharing.py": set(),
     "strategies": {
         *("torch", "lightning", "diffusers", "config", "checkpoint", "offload.partition"),
@@ -61,6 +71,7 @@ ALLOWED = {
         *("config", "modules", "offload", "plan"),
     },
     "commands": {
+        "callbacks",
         "",
         "modules",
         "plan",
@@ -80,6 +91,7 @@ ALLOWED = {
         *("torch", "rich", "modules"),
         *("checkpoint", "components", "weights", "offload", "pack"),
     },
+    "report": {"matplotlib", "jinja2", "markupsafe", "report"},
     "placing.py": {"torch", "lightning", "callbacks", "config", "modules", "placements", "plan"},
     "replanning.py": {
         *("torch", "lightning", "loop", "modules", "output", "placements", "placing", "plan"),

@@ -33,3 +33,8 @@ def engine_of(
             f"num_slots={engine.ring.num_slots}. Give all of them the same number."
         )
     return engine
+
+
+def engines_of(root: nn.Module) -> list[OffloadEngine]:
+    """The engines of a root module that have units."""
+    return [engine for engine in _ENGINES.get(root, {}).values() if engine.units]

@@ -1,0 +1,88 @@
+"""Time as the device sees it: marks in the computing stream, and what copies made it wait."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from fastvideo_lightning.offload.host import HostMaster
+from fastvideo_lightning.offload.slots import DeviceSlot
+from fastvideo_lightning.offload.streams import Transport
+from fastvideo_lightning.offload.unit import OffloadUnit
+
+Mark = torch.cuda.Event | float
+
+
+class DeviceClock:
+    """Marks moments without making the host wait; they are read when the device is through.
+
+    Args:
+        device: whose computing stream is marked; elsewhere than on CUDA it is the host's time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def mark(self) -> Mark:
+        """This moment: on CUDA, when the kernels launched so far are through."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def seconds(self, begin: Mark, end: Mark) -> float:
+        """Seconds from one mark to another; waits until the device has passed the second."""
+        if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+            end.synchronize()
+            elapsed_ms: float = begin.elapsed_time(end)
+            return elapsed_ms / 1e3
+        assert isinstance(begin, float)
+        assert isinstance(end, float)
+        return end - begin
+
+
+class TimedTransport:
+    """A transport that notes how long the computing waited for another's copies.
+
+    Args:
+        transport: what moves the bytes.
+        clock: marks when a wait begins and ends.
+    """
+
+    def __init__(self, transport: Transport, clock: DeviceClock) -> None:
+        self.transport = transport
+        self._clock = clock
+        self._waits: list[tuple[Mark, Mark]] = []
+
+    def take_waits(self) -> list[tuple[Mark, Mark]]:
+        """The waits since the last call, as the marks of their begins and ends."""
+        waits, self._waits = self._waits, []
+        return waits
+
+    def agree(self, units: Sequence[OffloadUnit]) -> None:
+        """As the transport does."""
+        self.transport.agree(units)
+
+    def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
+        """As the transport does; where copies are made inline, the computing waits for them."""
+        if self._clock.device.type == "cuda":
+            self.transport.copy(master, slot)
+            return
+        begin = self._clock.mark()
+        self.transport.copy(master, slot)
+        self._waits.append((begin, self._clock.mark()))
+
+    def wait(self, slot: DeviceSlot) -> None:
+        """As the transport does, between two marks."""
+        begin = self._clock.mark()
+        self.transport.wait(slot)
+        self._waits.append((begin, self._clock.mark()))
+
+    def release(self, slot: DeviceSlot) -> None:
+        """As the transport does."""
+        self.transport.release(slot)
+
+    def drain(self) -> None:
+        """As the transport does."""
+        self.transport.drain()

@@ -1,0 +1,14 @@
+"""What a run did: its timeline, and the picture, page and lines that show it."""
+
+from fastvideo_lightning.report.files import check_report_path, write_report
+from fastvideo_lightning.report.summary import summary_lines
+from fastvideo_lightning.report.timeline import Sample, Span, Timeline
+
+__all__ = [
+    "Sample",
+    "Span",
+    "Timeline",
+    "check_report_path",
+    "summary_lines",
+    "write_report",
+]

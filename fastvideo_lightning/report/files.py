@@ -1,0 +1,52 @@
+"""The file of a report: a picture, a page or plain values, by its ending."""
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastvideo_lightning.report.timeline import Timeline
+
+ENDINGS = (".html", ".png", ".json")
+
+
+def check_report_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a report that can be written, before any work is done.
+
+    Raises:
+        ValueError: If it has another ending, or nothing is installed to draw with.
+        OSError: If its folder cannot be made.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(
+            f"A report must end in {', '.join(ENDINGS)}, got {str(path)!r}. "
+            "Pass one such as report.html."
+        )
+    if path.suffix.lower() != ".json" and find_spec("matplotlib") is None:
+        raise ValueError(
+            f"{path.name} needs matplotlib, which is not installed. "
+            'Install it with `pip install "fastvideo-lightning[report]"`, or pass report.json.'
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_report(timeline: Timeline, path: str | os.PathLike[str]) -> Path:
+    """Write a report, whole or not at all, and return its path."""
+    path = check_report_path(path)
+    kind = path.suffix.lower()
+    if kind == ".json":
+        content = json.dumps(timeline.to_dict(), indent=1).encode() + b"\n"
+    elif kind == ".png":
+        from fastvideo_lightning.report.draw import draw_png
+
+        content = draw_png(timeline)
+    else:
+        from fastvideo_lightning.report.page import make_page
+
+        content = make_page(timeline).encode()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+    return path
