@@ -1,0 +1,235 @@
+"""Step time and memory of a denoiser over several GPUs: each way of holding and moving its weights.
+
+    python -m benchmarks.multi_gpu --processes 2 --model wan-14b --frames 1,17,81
+
+Starts one process for each GPU. The modes are measured one after the other; each also with context
+parallel, where all processes compute one video. Times and reserved memory are those of the slowest
+and of the fullest process, host bytes those of all together.
+"""
+
+import json
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from benchmarks.machine import (
+    describe_machine,
+    empty_caches,
+    read_peak,
+    reset_peak,
+    synchronize,
+    time_steps,
+)
+from benchmarks.shapes import CONFIGS, RandomWan, make_inputs, make_transformer
+from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
+from fastvideo_lightning.callbacks.placement import Placement
+from fastvideo_lightning.strategies.context import ContextParallel
+from fastvideo_lightning.strategies.sharding import shard_denoiser
+
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = ("mode", "frames", "step_ms", "reserved_gb", "host_gb", "setup_s", "equal_to_resident")
+Attach = Callable[["Pipeline", torch.device], tuple[int, Callable[[], None]]]
+
+
+class Pipeline(nn.Module):
+    """A denoiser as the strategies want it: named, with its weights' places."""
+
+    denoisers = ("transformer",)
+
+    def __init__(self, transformer: RandomWan) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.weight_sources = {
+            f"transformer.{fqn}": source for fqn, source in transformer.weight_sources.items()
+        }
+
+
+def placed(make: Callable[[], Placement]) -> Attach:
+    """By one of our callbacks, in a batch as the predict loop would have it."""
+
+    def attach(pipeline: Pipeline, device: torch.device) -> tuple[int, Callable[[], None]]:
+        callback = make()
+        engine = callback.attach(pipeline, device).engine
+        callback.on_predict_batch_start()
+
+        def close() -> None:
+            callback.on_predict_batch_end()
+            callback.detach()
+
+        return (0 if engine is None else engine.store.size_bytes), close
+
+    return attach
+
+
+def streamed(how: str) -> Attach:
+    """Blocks that all ranks stream, from one pinned copy on the host."""
+    return placed(
+        lambda: LayerwiseOffload("transformer", host_memory="pinned", shard_transport=how)
+    )
+
+
+def fsdp(*, cpu_offload: bool) -> Attach:
+    """FSDP2, its shards on the device or on the host."""
+
+    def attach(pipeline: Pipeline, device: torch.device) -> tuple[int, Callable[[], None]]:
+        shard_denoiser(
+            "transformer",
+            pipeline.transformer,
+            pipeline.weight_sources,
+            mesh=init_device_mesh(device.type, (dist.get_world_size(),)),
+            device=device,
+            cpu_offload=cpu_offload,
+            pin_memory=device.type == "cuda",
+        )
+        shards = [w for w in pipeline.transformer.parameters() if isinstance(w, DTensor)]
+        local = (shard.to_local() for shard in shards)
+        on_host = sum(part.nbytes for part in local if part.device.type == "cpu")
+        return on_host, lambda: None
+
+    return attach
+
+
+MODES: dict[str, Attach] = {
+    "resident": placed(lambda: Resident("transformer")),
+    "fsdp": fsdp(cpu_offload=False),
+    "fsdp-cpu-offload": fsdp(cpu_offload=True),
+    "streamed-local": streamed("local"),
+    "streamed-gather": streamed("gather"),
+}
+
+
+def measure(mode: str, device: torch.device, settings: dict[str, Any]) -> list[dict[str, object]]:
+    """One mode on this rank, a row for each number of frames; all ranks get the same rows."""
+    name, _, context = mode.partition("+")
+    transformer = make_transformer(settings["model"], settings["folder"])
+    pipeline = Pipeline(transformer)
+    before = empty_caches(device)
+    begin = time.perf_counter()
+    if context:
+        size = dist.get_world_size()
+        ContextParallel(size).enable(pipeline, size, device)
+    host_bytes, close = MODES[name](pipeline, device)
+    synchronize(device)
+    setup_s = time.perf_counter() - begin
+    rows = []
+    for frames in settings["frames"]:
+        inputs = make_inputs(transformer, frames, settings["size"], device=device)
+
+        @torch.no_grad()
+        def step(inputs: dict[str, torch.Tensor] = inputs) -> torch.Tensor:
+            return transformer(**inputs, return_dict=False)[0]
+
+        reset_peak(device)
+        output = step().cpu()
+        expected = settings["expected"].setdefault(frames, output)
+        reserved = read_peak(device).reserved - before.reserved
+        seconds = [time_steps(step, device) for _ in range(settings["rounds"])]
+        mine = statistics.median(seconds), reserved, host_bytes, setup_s
+        every: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(every, (*mine, torch.equal(output, expected)))
+        step_s, fullest, host, setup, equal = zip(*every, strict=True)
+        figures = max(step_s) * 1e3, max(fullest) / 1e9, sum(host) / 1e9, max(setup), all(equal)
+        rows.append(dict(zip(COLUMNS, (mode, frames, *figures), strict=True)))
+    close()
+    return rows
+
+
+def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
+    """What each process does; the first writes after every mode."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=settings["processes"],
+    )
+    if rank == 0:
+        make_transformer(settings["model"], settings["folder"])  # writes the checkpoint
+    dist.barrier()
+    settings["expected"] = {}
+    rows: list[dict[str, object]] = []
+    for mode in settings["modes"]:
+        rows += measure(mode, device, settings)
+        empty_caches(device)
+        if rank == 0:
+            facts = {key: settings[key] for key in ("model", "size", "processes", "rounds")}
+            text = json.dumps({**facts, **describe_machine(device), "rows": rows}, indent=1)
+            settings["path"].with_suffix(".json").write_text(text + "\n")
+            settings["path"].with_suffix(".md").write_text(make_table(rows))
+    dist.destroy_process_group()
+
+
+def make_table(rows: list[dict[str, object]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in rows:
+        cells = (f"{x:.3g}" if isinstance(x := row[name], float) else str(x) for name in COLUMNS)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--processes", default=2, show_default=True)
+@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b", show_default=True)
+@click.option("--frames", default="1,17,81", show_default=True)
+@click.option("--size", default="480x832", show_default=True, help="Height and width.")
+@click.option("--modes", default="all", show_default=True, help="`resident,fsdp+context`, ...")
+@click.option("--rounds", default=3, show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path(tempfile.gettempdir()) / "random-wan",
+    help="Where the checkpoint of random weights is kept.",
+)
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(
+    processes: int,
+    model: str,
+    frames: str,
+    size: str,
+    modes: str,
+    rounds: int,
+    folder: Path,
+    output: Path,
+) -> None:
+    """Measure and write JSON and a Markdown table."""
+    every = [*MODES, *(f"{mode}+context" for mode in MODES)]
+    chosen = every if modes == "all" else modes.split(",")
+    if unknown := [mode for mode in chosen if mode not in every]:
+        raise click.BadParameter(f"no mode {unknown[0]!r}; there are {', '.join(every)}")
+    height, width = (int(side) for side in size.split("x"))
+    output.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "processes": processes,
+        "model": model,
+        "frames": [int(count) for count in frames.split(",")],
+        "size": (height, width),
+        "modes": chosen,
+        "rounds": rounds,
+        "folder": folder,
+        "path": output / f"multi-gpu-{model}",
+    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(run_rank, (port, settings), nprocs=processes)
+    click.echo((output / f"multi-gpu-{model}.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
