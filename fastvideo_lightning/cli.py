@@ -4,6 +4,7 @@ It reads and checks everything that was typed before it imports what takes secon
 about the model before a weight is read. stdout gets the path of the video and nothing else.
 """
 
+import errno
 import io
 import os
 import re
@@ -256,7 +257,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         says_enough = isinstance(error, RuntimeError | ValueError | OSError) and str(error)
         text = str(error) if says_enough else f"{type(error).__name__}: {error}"
-        lines = _in_two_lines(text, "Add --debug to see where it failed.")
+        hint = "Add --debug to see where it failed."
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            hint = "Free some space and run the same command again."
+        lines = _in_two_lines(text, hint)
         failure, code = error, FAILED
     if not _should_show(failure, is_told=code == WRONG_CHOICE):
         return code

@@ -240,8 +240,9 @@ def _read_yaml(path: str) -> Mapping[Any, Any]:
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise WrongChoiceError(f"{path}{place}: not YAML: {error.problem}. {how}") from error
-    except yaml.YAMLError as error:
-        raise WrongChoiceError(f"{path}: not YAML: {error!r}. {how}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # `2030-99-99` is no date
+        reason = "too deeply nested" if isinstance(error, RecursionError) else repr(error)
+        raise WrongChoiceError(f"{path}: not YAML: {reason}. {how}") from error
     if not isinstance(content, Mapping | None):
         raise WrongChoiceError(
             f"{path} must hold option names and values, got a {type(content).__name__}. {how}"

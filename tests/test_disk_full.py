@@ -1,0 +1,134 @@
+"""A disk that fills up: a real one of a few hundred kB, where the system lets us mount it."""
+
+import contextlib
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from recorders import record_calls
+
+import fastvideo_lightning
+from fastvideo_lightning.batch.folder import BatchFolder, StorageError
+from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest
+from fastvideo_lightning.cli import run
+from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.pack.packing import Packing
+
+SIZE_BYTES = 512 * 1024
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """The root of a file system of half a megabyte."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "tmpfs", str(root)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounts a small tmpfs, which takes root on Linux")
+    yield root
+    subprocess.run(["umount", str(root)], check=True)
+
+
+def fill(disk, *, leave=0):
+    """Take what is free on the disk, but for so many bytes; return the file that holds it."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        file.truncate(ballast.stat().st_size - leave)
+    return ballast
+
+
+def noise(prompt="a", *, size=96):
+    """A video that hardly compresses: about as many bytes as pixels."""
+    frames = np.random.default_rng(0).integers(0, 256, (12, size, size, 3), np.uint8)
+    return GeneratedVideo(frames, prompt, seed=7, fps=8)
+
+
+def entry(prompt="a"):
+    return Entry(prompt, 7, DONE)
+
+
+def test_a_video_that_does_not_fit_leaves_nothing(disk):
+    ballast = fill(disk, leave=40 * 1024)
+    with pytest.raises(OSError, match="No space left on device"):
+        noise().save(disk / "a.mp4")
+    assert list(disk.iterdir()) == [ballast]
+    ballast.unlink()
+    assert noise().save(disk / "a.mp4").stat().st_size > 40 * 1024
+
+
+def test_a_batch_says_what_to_do_and_goes_on_once_there_is_space(disk):
+    folder = BatchFolder(disk / "videos")
+    folder.open()
+    first = folder.keep(noise("first", size=32), entry("first"))
+    ballast = fill(disk, leave=40 * 1024)
+    with pytest.raises(StorageError, match="Free some space. Run the same again"):
+        folder.keep(noise("second"), entry("second"))
+    assert list((disk / "videos").glob("*.mp4")) == [first]
+    assert list((disk / "videos" / ".partial").glob("*.mp4")) == []
+    ballast.unlink()
+    folder.keep(noise("second"), entry("second"))
+    folder.close()
+    assert sum(BatchFolder(disk / "videos").open().values()) == 2
+
+
+def test_an_entry_that_does_not_fit_costs_no_other(disk):
+    manifest = Manifest(disk)
+    manifest.append(entry("a" * 3000))
+    ballast = fill(disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        manifest.append(entry("b" * 5000))
+    assert [e.prompt[0] for e in manifest.read()] == ["a"]
+    ballast.unlink()
+    manifest.append(entry("c"))
+    assert [e.prompt[0] for e in manifest.read()] == ["a", "c"]
+
+
+def test_a_video_whose_entry_does_not_fit_is_made_again(disk, monkeypatch):
+    folder = BatchFolder(disk / "videos")
+    folder.open()
+    append = Manifest.append
+
+    def without_space(manifest, entry):
+        ballast = fill(disk)
+        try:
+            append(manifest, entry)
+        finally:
+            ballast.unlink()
+
+    monkeypatch.setattr(Manifest, "append", without_space)
+    long = entry("a" * 5000)
+    with pytest.raises(StorageError, match="No space left"):
+        folder.keep(noise(size=32), long)
+    monkeypatch.undo()
+    folder.close()
+    again = BatchFolder(disk / "videos")
+    assert again.open() == {}
+    again.keep(noise(size=32), long)
+    assert len(list((disk / "videos").glob("*.mp4"))) == 1
+
+
+def pack(disk):
+    return run(["pack", "tiny-shapes", str(disk / "packed")])
+
+
+def test_packing_is_refused_where_there_is_no_room(disk, capsys):
+    assert pack(disk) == 2
+    assert "No room for" in capsys.readouterr().err
+    assert list(disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_packing_leaves_no_checkpoint(disk, capsys, monkeypatch):
+    record_calls(monkeypatch)  # and with it, what the command sets for its own process
+    monkeypatch.delitem(vars(fastvideo_lightning), "VideoModule")
+    monkeypatch.setattr(Packing, "check_space", lambda packing: None)  # another program's doing
+    assert pack(disk) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in lines[-2]
+    assert lines[-1] == "Free some space and run the same command again."
+    packed = disk / "packed"
+    assert not (packed / "model_index.json").exists(), "it would pass for a checkpoint"
+    assert not [path for path in packed.rglob("*.safetensors") if not path.name.startswith(".")]
