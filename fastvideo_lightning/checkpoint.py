@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.components import Component, RunDtypes, build_component, library_bars_off
+from fastvideo_lightning.quantization import QUANTIZATIONS, make_quantization
 from fastvideo_lightning.trust import check_code
 from fastvideo_lightning.weights import CheckpointError, StoredWeight, read_json
 
@@ -113,6 +114,7 @@ def load_pipeline(
     dtype: str | torch.dtype = "auto",
     device_type: str | None = None,
     stays_fp32: Callable[[str, type], bool] = lambda name, model_class: False,
+    quantizes: Callable[[str, type], bool] = lambda name, model_class: False,
 ) -> tuple[Any, dict[str, StoredWeight]]:
     """Build the pipeline with its parameters on meta.
 
@@ -121,9 +123,11 @@ def load_pipeline(
         dtype: `auto`: fp32 on a CPU; elsewhere bf16, and fp32 for the components of `stays_fp32`.
             A `torch.dtype` or one of `bf16`, `fp16`, `fp32`: every component runs in it, as with
             `DiffusionPipeline.from_pretrained(torch_dtype=...)`. What a library keeps in fp32
-            (`_keep_in_fp32_modules`) stays so.
+            (`_keep_in_fp32_modules`) stays so. `fp8` or `int8`: as `auto`, but with the linear
+            layers of the components of `quantizes` in it, by torchao.
         device_type: Where the run will likely be; by default `cuda` where there is one.
         stays_fp32: Whether `auto` keeps a component, by name and class, in fp32.
+        quantizes: Whether `fp8` and `int8` are for a component.
 
     Returns:
         The pipeline, and for each weight on meta, by its FQN such as `vae.conv1.weight`, its place.
@@ -133,6 +137,7 @@ def load_pipeline(
         CheckpointError: If the weights are incomplete or damaged.
     """
     chosen = parse_dtype(dtype)
+    quantization = make_quantization(dtype)
     device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_variant(checkpoint)
     built: dict[str, Component] = {}
@@ -149,6 +154,7 @@ def load_pipeline(
             model_class,
             checkpoint.folder / name,
             dtypes=dtypes,
+            quantization=quantization if quantizes(name, model_class) else None,
             device_type=device_type,
             variant=checkpoint.variant,
             allow_pickle=checkpoint.allow_pickle,
@@ -163,12 +169,14 @@ def load_pipeline(
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    """Return the dtype that was meant; None for `auto`. Anything else is a ValueError."""
-    if dtype == "auto":
+    """Return the dtype that was meant; None for `auto`, `fp8`, `int8`; ValueError for no dtype."""
+    if dtype == "auto" or dtype in QUANTIZATIONS:
         return None
     chosen = _DTYPE_NAMES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in _DTYPE_NAMES.values():
-        raise ValueError(f"dtype must be one of auto, bf16, fp16 and fp32, got {dtype!r}.")
+        raise ValueError(
+            f"dtype must be one of auto, bf16, fp16, fp32, fp8 and int8, got {dtype!r}."
+        )
     return chosen
 
 

@@ -59,6 +59,7 @@ def build_component(
     folder: Path,
     *,
     dtypes: RunDtypes,
+    quantization: object = None,
     device_type: str,
     variant: str | None,
     allow_pickle: bool = False,
@@ -69,6 +70,7 @@ def build_component(
         model_class: A class of diffusers or transformers.
         folder: The component's folder.
         dtypes: The dtypes it will run in.
+        quantization: Diffusers' configuration of one, for its loader, or None.
         device_type: Where it will likely run; buffers that `__init__` makes take that dtype.
         variant: The variant of its files, such as `fp16`; files without it are used where
             the component has none with it.
@@ -89,10 +91,13 @@ def build_component(
     if tensors is None:
         check_pickle(folder, allow_pickle=allow_pickle)
     component = None
-    if tensors is not None and not read_json(folder / "config.json").get("quantization_config"):
+    stored = read_json(folder / "config.json").get("quantization_config")
+    if tensors is not None and not stored and quantization is None:
         component = _build_without_weights(model_class, folder, tensors, dtypes, dtype)
     if component is None:
-        kind = {"variant": variant, "use_safetensors": tensors is not None}
+        kind: dict[str, Any] = {"variant": variant, "use_safetensors": tensors is not None}
+        if quantization is not None:
+            kind["quantization_config"] = quantization
         component = Component(_load_by_library(model_class, folder, dtype, kind))
     component.module.requires_grad_(False)
     component.module.eval()

@@ -123,7 +123,7 @@ class GroupedCommand(click.Command):
 def make_options() -> list[click.Parameter]:
     """Return the options of `generate`, in the order of the help page."""
     accelerators = click.Choice(["auto", "cpu", "gpu", "cuda", "mps"])
-    dtypes = click.Choice(["auto", "fp32", "bf16", "fp16"])
+    dtypes = click.Choice(["auto", "fp32", "bf16", "fp16", "fp8", "int8"])
     rows: list[tuple[str, str, Any, str]] = [
         ("prompt", PROMPT, str, "What the video shows."),
         ("prompts", PROMPT, str, "File with many: .txt, .jsonl, .csv, or - for stdin."),
@@ -146,7 +146,7 @@ def make_options() -> list[click.Parameter]:
             "dtype",
             MODEL,
             dtypes,
-            "Of the weights; auto: fp32 on a CPU, on a GPU bf16 (VAE: fp32).",
+            "auto: fp32 on a CPU, on a GPU bf16 (VAE: fp32); fp8, int8: the denoiser alone.",
         ),
         ("accelerator", MODEL, accelerators, "Where to compute."),
         ("num_gpus", MODEL, click.IntRange(min=1), "Processes, one for each GPU."),

@@ -39,7 +39,7 @@ WRONG = [
     (["--seed", "-1"], "--seed must be", "--seed 1024"),
     (["--guidance-scale", "nan"], "--guidance-scale must be a finite", "--guidance-scale 5.0"),
     (["--seed", "x"], "Invalid value for '--seed': 'x'", "--help"),
-    (["--dtype", "int8"], "Invalid value for '--dtype': 'int8'", "--help"),
+    (["--dtype", "int4"], "Invalid value for '--dtype': 'int4'", "--help"),
     (["--num-gpus", "0"], "Invalid value for '--num-gpus': 0", "--help"),
     (["--prompt", " "], "--prompt is empty: got ' '.", '"a red circle moves right"'),
     (["--use-fsdp-inference"], "--dit-layerwise-offload cannot be", "--no-dit-layerwise-offload"),

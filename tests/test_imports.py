@@ -26,7 +26,9 @@ ALLOWED = {
     "meter.py": set(),
     "trust.py": {"diffusers", "weights"},
     "components.py": {"torch", "diffusers", "transformers", "accelerate", "trust", "weights"},
+    "quantization.py": {"torchao", "diffusers"},
     "checkpoint.py": {
+        "quantization",
         "torch",
         "diffusers",
         "transformers",
@@ -88,6 +90,7 @@ ALLOWED = {
         "weights",
     },
     "pack": {
+        "quantization",
         *("torch", "rich", "modules"),
         *("checkpoint", "components", "weights", "offload", "pack"),
     },

@@ -53,7 +53,7 @@ def test_an_empty_file_and_empty_values_give_nothing(read, text):
         ("vae_tiling: 1", "vae_tiling must be true or false, got 1"),
         ("save-video: 'no'", "save_video must be true or false, got 'no'"),
         ("prompt: 3", "prompt must be text; put it in quotes, got 3"),
-        ("dtype: int8", "dtype: 'int8' is not one of 'auto'"),
+        ("dtype: int4", "dtype: 'int4' is not one of 'auto'"),
         ("pipeline-arguments: 3", "pipeline_arguments must be names and values, .* got 3"),
         ("num-gpus: 0", "num_gpus: 0 is not in the range"),
         ("num-frames: 1\nnum_frames: 2", "num_frames is given twice"),

@@ -79,8 +79,9 @@ class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
 
         Args:
             path: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
-            dtype: `auto`: fp32 on a CPU; on a GPU bf16, and fp32 for the VAE. A dtype or `bf16`,
-                `fp16`, `fp32`: all components in it, the VAE too, as diffusers' `torch_dtype` does.
+            dtype: `auto`: fp32 on a CPU; on a GPU bf16, and fp32 for the VAE. `fp8`, `int8`: so the
+                denoisers' linear layers, by torchao, and `auto` for the rest. A dtype or `bf16`,
+                `fp16`, `fp32`: all components in it, as diffusers' `torch_dtype` does.
             revision: Branch, tag or commit on the hub.
             variant: Variant of the weight files, such as `fp16`.
             allow_pickle: Load pickled weights where there are no others; they can run code.
@@ -93,15 +94,15 @@ class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
         """
         from fastvideo_lightning.modules import find_family
 
-        checkpoint = open_checkpoint(
-            path, revision=revision, variant=variant, allow_pickle=allow_pickle
-        )
+        where = {"revision": revision, "variant": variant}
+        checkpoint = open_checkpoint(path, **where, allow_pickle=allow_pickle)
         family = find_family(checkpoint.class_name) if cls is VideoModule else cls
         pipeline, sources = load_pipeline(
             checkpoint,
             dtype=dtype,
             device_type=device_type,
             stays_fp32=lambda name, model_class: role_of(model_class) is Role.VAE,
+            quantizes=lambda _, model_class: role_of(model_class) is Role.DENOISER,
         )
         return family(pipeline, weight_sources=sources, sampling=checkpoint.sampling)
 
@@ -266,7 +267,7 @@ class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
 
     def _sample(self, prompt: str, params: SamplingParams) -> Result:
         self._watch = StepWatch(self._announce, params.num_inference_steps or 1)
-        denoisers = [self.get_submodule(fqn) for fqn in self.denoisers]
+        denoisers = map(self.get_submodule, self.denoisers)
         shifted = shifted_scheduler(self._pipeline, params.flow_shift)
         with shifted, guided(self._pipeline, params.guidance_scale):
             pipeline = self.pipeline_for(params)

@@ -1,7 +1,8 @@
 """Leaves: the plain tensors that a tensor consists of.
 
-A plain tensor is its own leaf. A wrapper subclass (quantized weights) yields its inner tensors and
-can be built again around others.
+A plain tensor is its own leaf. A wrapper subclass (torchao's quantized weights) yields its inner
+tensors and can be built again around others. A parameter of a class of its own whose bytes are all
+that it moves (GGUF's) is its own leaf too, and is built again with its attributes.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,21 +26,34 @@ def find_leaves(tensor: torch.Tensor, fqn: str) -> list[torch.Tensor]:
     Raises:
         TypeError: the subclass does not tell its inner tensors.
     """
-    if is_plain(tensor):
+    if is_plain(tensor) or _is_own_leaf(tensor):
         return [tensor]
     if not hasattr(tensor, "__tensor_flatten__"):
         raise TypeError(
             f"{fqn} is a {type(tensor).__name__}, a tensor subclass that does not tell its inner "
-            "tensors (__tensor_flatten__), so its bytes cannot be moved. Use CPUExecution or "
-            "Resident for the component that holds it."
+            "tensors (__tensor_flatten__), so its bytes cannot be moved. Use CPUExecution for "
+            "the component that holds it, or load it without this quantization or with torchao's "
+            "(dtype='fp8')."
         )
     names, _ = tensor.__tensor_flatten__()
     return [leaf for name in names for leaf in find_leaves(getattr(tensor, name), f"{fqn}.{name}")]
 
 
+def _is_own_leaf(tensor: torch.Tensor) -> bool:
+    """Whether a parameter's class adds nothing to its bytes but what is no tensor."""
+    if not issubclass(type(tensor), nn.Parameter) or hasattr(tensor, "__tensor_flatten__"):
+        return False
+    return not any(_holds_tensor(value) for value in vars(tensor).values())
+
+
+def _holds_tensor(value: object) -> bool:
+    inside = vars(value).values() if hasattr(value, "__dict__") else ()
+    return any(isinstance(part, torch.Tensor) for part in (value, *inside))
+
+
 def addresses_of(tensor: torch.Tensor) -> tuple[int, ...]:
     """Where the leaves of a tensor lie."""
-    if is_plain(tensor):
+    if is_plain(tensor) or not hasattr(tensor, "__tensor_flatten__"):
         return (tensor.data_ptr(),)
     return tuple(leaf.data_ptr() for leaf in find_leaves(tensor, ""))
 
@@ -52,6 +66,10 @@ def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def rebuild(like: torch.Tensor, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
     """A tensor as ``like``, over other leaves; a Parameter where ``like`` is one."""
+    if not is_plain(like) and not hasattr(like, "__tensor_flatten__"):
+        own: torch.Tensor = torch.Tensor._make_subclass(type(like), leaves[0], like.requires_grad)
+        vars(own).update(vars(like))
+        return own
     built = _rebuild(like, list(leaves))
     if isinstance(like, nn.Parameter):
         return nn.Parameter(built, requires_grad=like.requires_grad)

@@ -55,9 +55,7 @@ class ResidentSet:
         """Bring tensors that were put in the place of others to where they belong."""
         self.bindings = split_ties(self.bindings)
         for binding in self.bindings:
-            for leaf in find_leaves(binding.tensor, binding.fqn):
-                if leaf.device != self.device:
-                    leaf.data = leaf.detach().to(self.device)
+            move(binding, self.device)
 
     def keep_only(self, found: dict[int, TensorBinding]) -> None:
         """Go on with those of ``found``, by the tensor's id, that are in the set; take them out."""
@@ -67,17 +65,27 @@ class ResidentSet:
     def unload(self) -> None:
         """Leave ordinary host tensors in the module."""
         for binding in self.bindings:
-            for leaf in find_leaves(binding.tensor, binding.fqn):
-                if not leaf.is_meta:  # it never arrived
-                    leaf.data = leaf.detach().cpu()
+            if not binding.tensor.is_meta:  # it never arrived
+                move(binding, torch.device("cpu"))
 
     def _place(self, binding: TensorBinding, sources: Mapping[str, WeightSource]) -> None:
         tensor = binding.tensor
         if not tensor.is_meta:
-            for leaf in find_leaves(tensor, binding.fqn):
-                leaf.data = leaf.detach().to(self.device)
+            move(binding, self.device)
             return
         source = find_source(binding, sources)
         host = empty_host_tensor(source_spec(source, self.run_device, self.device))
         source.read_into(host)
         binding.bind(rebuild(tensor, [host.to(self.device)]))
+
+
+def move(binding: TensorBinding, device: torch.device) -> None:
+    """Bring a tensor to a device; a wrapper subclass, whose own device is fixed, is built anew."""
+    tensor = binding.tensor
+    if tensor.device == device:
+        return
+    leaves = find_leaves(tensor, binding.fqn)
+    if leaves[0] is tensor:
+        tensor.data = tensor.detach().to(device)
+    else:
+        binding.bind(rebuild(tensor, [leaf.detach().to(device) for leaf in leaves]))

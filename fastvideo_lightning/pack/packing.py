@@ -22,6 +22,7 @@ from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.pack.files import copy_file, is_finished, write_bytes, write_file
 from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
 from fastvideo_lightning.pack.source import INDEX, RECORD, files_beside, fingerprint, with_dtype
+from fastvideo_lightning.quantization import QUANTIZATIONS
 from fastvideo_lightning.weights import StoredWeight, read_json
 
 Progress = Callable[[Path, int], None]
@@ -147,6 +148,11 @@ def plan_packing(
 ) -> Packing:
     """Check what `pack` is asked for and plan it; only headers are read. See `pack`."""
     parse_dtype(dtype)
+    if dtype in QUANTIZATIONS:
+        raise ValueError(
+            f"dtype={dtype!r} quantizes while a model is loaded; a packed checkpoint holds plain "
+            "weights. Pass dtype='auto' or 'bf16' here, and this one to from_pretrained."
+        )
     checkpoint = open_checkpoint(model, revision=revision, variant=variant)
     folder, target = checkpoint.folder, Path(out).expanduser()
     _check_target(folder, target)

@@ -87,5 +87,5 @@ def test_a_rebuilt_parameter_is_one_and_keeps_its_gradient_flag():
 def test_a_subclass_that_cannot_be_taken_apart_is_refused_by_name():
     block = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     block[1].weight = nn.Parameter(torch.zeros(2, 2).as_subclass(Opaque), requires_grad=False)
-    with pytest.raises(TypeError, match=r"blocks\.1\.weight is a Opaque.*Resident"):
+    with pytest.raises(TypeError, match=r"blocks\.1\.weight is a Opaque.*CPUExecution"):
         LayerwiseOffload("blocks").attach(nn.ModuleDict({"blocks": block}), "cpu")
