@@ -3,9 +3,12 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import sqrt
+from os import PathLike
 from typing import Any, Self
 
 from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.media import load_rgb
 from fastvideo_lightning.modules.pipelines import Pipeline, shift_option
 from fastvideo_lightning.weights import CheckpointError
 
@@ -59,6 +62,27 @@ def check_shift(pipeline: Pipeline, flow_shift: float | None) -> None:
             f"flow_shift={flow_shift} has no effect on this checkpoint's scheduler, "
             f"{type(getattr(pipeline, 'scheduler', None)).__name__}. Leave it out."
         )
+
+
+def fit_image(
+    params: SamplingParams, path: str | PathLike[str], height_step: int, width_step: int
+) -> SamplingParams:
+    """Return the settings with the image's shape, in about the area that they have.
+
+    Args:
+        params: Settings with a height and a width.
+        path: The image.
+        height_step: What the height is a multiple of.
+        width_step: What the width is a multiple of.
+    """
+    assert params.height is not None
+    assert params.width is not None
+    width, height = load_rgb(path).size
+    scale = sqrt(params.height * params.width / (height * width))
+    return params.merge(
+        height=max(int(height * scale) // height_step, 1) * height_step,
+        width=max(int(width * scale) // width_step, 1) * width_step,
+    )
 
 
 def check_grid(name: str, value: int, *, first: int, step: int, last: int) -> None:

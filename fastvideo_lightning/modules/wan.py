@@ -1,7 +1,7 @@
 """The Wan family: text-to-video, image-to-video, two experts, and TI2V that takes both."""
 
 from dataclasses import dataclass
-from math import lcm, sqrt
+from math import lcm
 from typing import Any
 
 from diffusers import WanImageToVideoPipeline
@@ -10,7 +10,7 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.base import VideoModule
 from fastvideo_lightning.modules.media import load_rgb
 from fastvideo_lightning.modules.pipelines import Pipeline, place_pipeline
-from fastvideo_lightning.modules.sampling import check_grid
+from fastvideo_lightning.modules.sampling import check_grid, fit_image
 from fastvideo_lightning.modules.wan_defaults import wan_defaults
 
 _TEXT_TOKENS = 512  # what every Wan was trained with
@@ -65,11 +65,7 @@ class WanModule(VideoModule):
         if params.guidance_scale is not None and params.guidance_scale_2 is None:
             resolved = SamplingParams(**{**resolved.given(), "guidance_scale_2": None})
         if params.image_path is not None and params.height is None and params.width is None:
-            assert resolved.height is not None
-            assert resolved.width is not None
-            area = resolved.height * resolved.width
-            height, width = self._fit_image(load_rgb(params.image_path).size, area)
-            resolved = resolved.merge(height=height, width=width)
+            resolved = fit_image(resolved, params.image_path, *self._size_steps)
         return resolved
 
     def check_sampling(self, params: SamplingParams) -> None:
@@ -171,16 +167,6 @@ class WanModule(VideoModule):
         scale = self.pipeline.vae_scale_factor_spatial
         _, patch_height, patch_width = self._denoiser_config.patch_size
         return lcm(scale * patch_height, _PIPELINE_STEP), lcm(scale * patch_width, _PIPELINE_STEP)
-
-    def _fit_image(self, size: tuple[int, int], area: int) -> tuple[int, int]:
-        """Return height and width of the image's shape, about `area` pixels, that can be made."""
-        width, height = size
-        step_height, step_width = self._size_steps
-        scale = sqrt(area / (height * width))
-        return (
-            max(int(height * scale) // step_height, 1) * step_height,
-            max(int(width * scale) // step_width, 1) * step_width,
-        )
 
     def _check_images(self, params: SamplingParams) -> None:
         kind, config = self.kind, self._denoiser_config

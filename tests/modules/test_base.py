@@ -8,7 +8,7 @@ from references import load_plain
 from torch.utils.data import DataLoader
 
 from fastvideo_lightning import PromptDataset, VideoModule
-from fastvideo_lightning.modules import GenericModule, find_family
+from fastvideo_lightning.modules import FamilyModule, GenericModule, find_family
 from fastvideo_lightning.modules.placement import check_placement
 from fastvideo_lightning.modules.steps import Stage, StepWatch
 
@@ -64,7 +64,8 @@ def test_the_generic_module_makes_the_same_video(checkpoint: FindCheckpoint, ima
 
 def test_families_are_found_by_class_name() -> None:
     assert find_family("WanPipeline").__name__ == "WanModule"
-    assert find_family("LTXPipeline") is GenericModule
+    assert find_family("LTXPipeline") is FamilyModule
+    assert find_family("StableVideoDiffusionPipeline") is GenericModule
 
 
 def test_a_component_nothing_has_placed_is_named(checkpoint: FindCheckpoint) -> None:

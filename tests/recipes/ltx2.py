@@ -14,7 +14,12 @@ from recipes.texts import WIDTH, seeded
 # Without these, a tiny model would be asked to skip its block 28.
 _GUIDANCE = {"spatio_temporal_guidance_blocks": None, "stg_scale": 0.0}
 _FURTHER = {**_GUIDANCE, "audio_stg_scale": 0.0, "use_cross_timestep": False}
-_CALL: dict[str, Any] = {"guidance_scale": 3.0, "max_sequence_length": 16, "fps": 25}
+_CALL: dict[str, Any] = {
+    "num_frames": 5,
+    "guidance_scale": 3.0,
+    "max_sequence_length": 16,
+    "fps": 25,
+}
 _RATE = {"fps": "frame_rate"}
 
 

@@ -1,0 +1,113 @@
+"""How the families beside Wan are sampled by default, one row for each pipeline.
+
+Sizes, frames, rates, steps and guidance are those of the examples on the families' pages in the
+documentation of diffusers (https://huggingface.co/docs/diffusers/api/pipelines/overview) and on the
+model cards that these link to; where both are silent, the defaults of the pipeline's call.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from fastvideo_lightning.config import SamplingParams
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one pipeline.
+
+    Attributes:
+        defaults: Its sampling.
+        size_step: Height and width are multiples of it.
+        first_frames: The fewest frames; one more for each group that the VAE makes one latent of.
+        frame_step: Frames in such a group; None: the VAE says.
+        last_frames: The most frames, where the model is made for so many.
+        tiles: The VAE decodes in tiles and in no other way.
+    """
+
+    defaults: SamplingParams
+    size_step: int = 16
+    first_frames: int = 1
+    frame_step: int | None = None
+    last_frames: int | None = None
+    tiles: bool = False
+
+
+_at = partial(SamplingParams, num_inference_steps=50)
+
+_HUNYUAN = _at(height=720, width=1280, num_frames=129, fps=24, guidance_scale=6.0)
+# Size and guidance come from the checkpoint: its denoiser's target size, and its guider.
+_HUNYUAN_15 = _at(num_frames=121, fps=24)
+_FRAMEPACK = SamplingParams(
+    height=832, width=480, num_frames=91, fps=30, num_inference_steps=30, guidance_scale=9.0
+)
+_LTX = _at(height=480, width=704, num_frames=161, fps=25, guidance_scale=3.0)
+_LTX_2 = SamplingParams(
+    height=512, width=768, num_frames=121, fps=24, num_inference_steps=30, guidance_scale=3.0
+)
+# CogVideoX's size and frames come from the checkpoint; 1.5's says another size than its page.
+_COGVIDEO = _at(guidance_scale=6.0)
+COGVIDEO_15 = {"height": 768, "width": 1360, "num_frames": 81, "fps": 16}
+_MOCHI = SamplingParams(
+    height=480, width=848, num_frames=85, fps=30, num_inference_steps=64, guidance_scale=4.5
+)
+_WAN = _at(height=480, width=832, fps=16, guidance_scale=5.0)
+_WAN_ANIMATE = SamplingParams(
+    height=720, width=1280, fps=30, num_inference_steps=20, guidance_scale=1.0
+)
+_COSMOS = SamplingParams(
+    height=704, width=1280, num_frames=121, fps=30, num_inference_steps=36, guidance_scale=7.0
+)
+_COSMOS_2 = _COSMOS.merge(num_frames=93, fps=16, num_inference_steps=35)
+_COSMOS_25 = _COSMOS_2.merge(num_inference_steps=36)
+_SKYREELS = _at(height=544, width=960, num_frames=97, fps=24, guidance_scale=6.0)
+_ALLEGRO = SamplingParams(
+    height=720, width=1280, num_frames=88, fps=15, num_inference_steps=100, guidance_scale=7.5
+)
+_LATTE = _at(height=512, width=512, num_frames=16, fps=8, guidance_scale=7.5)
+# Guided without a negative prompt, diffusers fails: an empty one is none.
+_EASYANIMATE = _at(
+    height=512, width=512, num_frames=49, fps=8, guidance_scale=6.0, negative_prompt=""
+)
+_KANDINSKY = _at(height=512, width=768, num_frames=121, fps=24, guidance_scale=5.0)
+_SANA = _at(height=480, width=832, num_frames=81, fps=16, guidance_scale=6.0)
+
+FAMILIES: dict[str, Row] = {
+    "HunyuanVideoPipeline": Row(_HUNYUAN),
+    "HunyuanVideoImageToVideoPipeline": Row(_HUNYUAN.merge(guidance_scale=1.0)),
+    "HunyuanVideo15Pipeline": Row(_HUNYUAN_15),
+    "HunyuanVideo15ImageToVideoPipeline": Row(_HUNYUAN_15),
+    # It makes whole sections, as many as hold the frames.
+    "HunyuanVideoFramepackPipeline": Row(_FRAMEPACK, frame_step=1),
+    "LTXPipeline": Row(_LTX, 32),
+    "LTXImageToVideoPipeline": Row(_LTX, 32),
+    "LTXConditionPipeline": Row(_LTX.merge(height=512, width=768, num_inference_steps=40), 32),
+    "LTX2Pipeline": Row(_LTX_2, 32),
+    "LTX2ImageToVideoPipeline": Row(_LTX_2, 32),
+    "LTX2ConditionPipeline": Row(_LTX_2, 32),
+    "CogVideoXPipeline": Row(_COGVIDEO),
+    "CogVideoXImageToVideoPipeline": Row(_COGVIDEO),
+    "CogVideoXVideoToVideoPipeline": Row(_COGVIDEO),
+    "MochiPipeline": Row(_MOCHI),
+    "WanVACEPipeline": Row(_WAN.merge(num_frames=81)),
+    "WanVideoToVideoPipeline": Row(_WAN),
+    "WanAnimatePipeline": Row(_WAN_ANIMATE),
+    "CosmosTextToWorldPipeline": Row(_COSMOS),
+    "CosmosVideoToWorldPipeline": Row(_COSMOS),
+    "Cosmos2VideoToWorldPipeline": Row(_COSMOS_2),
+    "Cosmos2_5_PredictBasePipeline": Row(_COSMOS_25),
+    "SkyReelsV2Pipeline": Row(_SKYREELS),
+    "SkyReelsV2ImageToVideoPipeline": Row(_SKYREELS.merge(guidance_scale=5.0)),
+    "SkyReelsV2DiffusionForcingPipeline": Row(_SKYREELS.merge(num_inference_steps=30)),
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": Row(_SKYREELS.merge(guidance_scale=5.0)),
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": Row(_SKYREELS),
+    "AllegroPipeline": Row(_ALLEGRO, first_frames=4, frame_step=4, tiles=True),
+    # The places of 16 frames are built in.
+    "LattePipeline": Row(_LATTE, first_frames=16, frame_step=1, last_frames=16),
+    "EasyAnimatePipeline": Row(_EASYANIMATE),
+    "EasyAnimateInpaintPipeline": Row(_EASYANIMATE),
+    "Kandinsky5T2VPipeline": Row(_KANDINSKY),
+    # The first four latent frames are matched to those after them: with none, frames are NaN.
+    "Kandinsky5I2VPipeline": Row(_KANDINSKY, first_frames=17),
+    "SanaVideoPipeline": Row(_SANA, 32),
+    "SanaImageToVideoPipeline": Row(_SANA, 32),
+}

@@ -1,0 +1,77 @@
+"""What families know beyond their pipeline's signature."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipes import RECIPES
+
+from fastvideo_lightning import SamplingParams, VideoModule
+from fastvideo_lightning.modules.catalog import find_video_pipelines
+from fastvideo_lightning.modules.families import FAMILIES
+
+
+def module_of(name: str) -> VideoModule:
+    return VideoModule.from_pipeline(RECIPES[name].build())
+
+
+def resolve(name: str, **sampling: Any) -> SamplingParams:
+    return module_of(name).resolve_sampling(SamplingParams(**sampling))
+
+
+def test_every_row_is_a_pipeline_of_diffusers() -> None:
+    assert FAMILIES.keys() <= find_video_pipelines().keys()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_defaults_of_a_family_pass_its_own_checks(name: str, image: Path) -> None:
+    module, sampling = module_of(name), RECIPES[name].sampling
+    inputs = {"pose_video", "face_video"} & sampling.get("pipeline_arguments", {}).keys()
+    inputs |= {"video"} & {field.removesuffix("_path") for field in sampling}
+    params = SamplingParams(
+        image_path=image if "image_path" in sampling else None,
+        pipeline_arguments=dict.fromkeys(inputs, ()),
+    )
+    resolved = module.resolve_sampling(params)
+    assert resolved.fps is not None
+    assert resolved.num_inference_steps is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("HunyuanVideoPipeline", {"height": 100}, "multiple of 16.*got 100.*height=96"),
+        ("LTXPipeline", {"width": 48}, "multiple of 32.*got 48.*width=64"),
+        ("HunyuanVideoPipeline", {"num_frames": 128}, "1 plus a multiple of 4.*num_frames=129"),
+        ("MochiPipeline", {"num_frames": 84}, "1 plus a multiple of 6.*num_frames=85"),
+        ("AllegroPipeline", {"num_frames": 87}, "multiple of 4.*num_frames=88"),
+        ("LattePipeline", {"num_frames": 8}, "16 to 16, got 8.*num_frames=16"),
+    ],
+)
+def test_a_size_or_length_that_diffusers_would_round_is_refused(
+    name: str, wrong: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(name, **wrong)
+
+
+def test_too_few_frames_for_numbers_are_refused(image: Path) -> None:
+    with pytest.raises(ValueError, match="17 plus a multiple of 4.*num_frames=17"):
+        resolve("Kandinsky5I2VPipeline", num_frames=13, image_path=image)
+
+
+def test_without_a_size_an_image_keeps_its_shape(image: Path) -> None:
+    params = resolve("LTXImageToVideoPipeline", image_path=image)  # 40 x 30
+    assert (params.height, params.width) == (480, 640)
+    params = resolve("LTXImageToVideoPipeline", image_path=image, height=64)
+    assert (params.height, params.width) == (64, 704)
+
+
+def test_what_the_pages_leave_open_is_the_checkpoints() -> None:
+    params = resolve("CogVideoXPipeline")
+    assert (params.height, params.width, params.num_frames, params.fps) == (32, 32, 5, 8)
+
+
+def test_a_vae_that_decodes_in_tiles_alone_does_so() -> None:
+    module = module_of("AllegroPipeline")
+    assert module.get_submodule("vae").use_tiling
