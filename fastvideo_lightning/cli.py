@@ -165,6 +165,7 @@ def _make_video(request: Request) -> None:
             allow_pickle=choices["allow_pickle"],
             device_type="cpu" if device_type == "cpu" else None,
         )
+        module.context_parallel = request.config.context_parallel
         if request.prompts is None:
             module.resolve_sampling(request.params)
         watching = watch_run(

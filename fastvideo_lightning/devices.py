@@ -1,6 +1,18 @@
 """Whether the machine has the devices that a run asks for."""
 
+import os
+
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
+
+def count_nodes() -> int:
+    """Return over how many machines torchrun, `fabric run` or SLURM has started this run."""
+    environment = os.environ
+    if "LT_NUM_NODES" in environment:
+        return int(environment["LT_NUM_NODES"])
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return int(environment["WORLD_SIZE"]) // int(environment["LOCAL_WORLD_SIZE"])
+    return int(environment.get("SLURM_NNODES", 1)) if "SLURM_NTASKS" in environment else 1
 
 
 def check_devices(num_gpus: int, accelerator: str) -> str:
@@ -19,6 +31,13 @@ def check_devices(num_gpus: int, accelerator: str) -> str:
             f"accelerator must be one of {', '.join(_ACCELERATORS)}, got {accelerator!r}. "
             "Pass accelerator='auto'."
         )
+    num_nodes = count_nodes()
+    if num_gpus % num_nodes:
+        raise ValueError(
+            f"num_gpus counts the GPUs of all {num_nodes} machines and must be a multiple of that, "
+            f"got {num_gpus}. Pass num_gpus={max(num_gpus // num_nodes, 1) * num_nodes}."
+        )
+    num_gpus //= num_nodes
     import torch
 
     if accelerator == "cpu":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fastvideo_lightning.batch.generating import GeneratesBatches
 from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords, check_switch
-from fastvideo_lightning.devices import check_devices
+from fastvideo_lightning.devices import check_devices, count_nodes
 from fastvideo_lightning.lora import GeneratesWithLora
 from fastvideo_lightning.output import GeneratedVideo, check_output_folder
 from fastvideo_lightning.prompts import PromptDataset, check_prompt
@@ -41,7 +41,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
     Args:
         module: The model.
         config: Where its weights live.
-        num_gpus: Devices, one process each.
+        num_gpus: Devices, one process each; on several machines, those of all.
         accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`; `auto` is a GPU where there is one.
         callbacks: The user's own, called before those that the flags make.
         progress: Draw bars where stderr is a terminal.
@@ -165,6 +165,11 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         """
         return self._placing.plan_for(SamplingParams(**sampling))
 
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process is the one to print, of several that run the same script."""
+        return self._fabric is None or self._fabric.is_global_zero
+
     def setup(self, params: SamplingParams | None = None) -> None:
         """Start the processes, read the weights and place them; calling it again does nothing.
 
@@ -185,7 +190,8 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         bars = [ProgressBar()] if self._progress else []
         fabric = L.Fabric(
             accelerator=self._accelerator,
-            devices=self._num_gpus,
+            devices=self._num_gpus // count_nodes(),
+            num_nodes=count_nodes(),
             strategy=self._strategy,
             callbacks=[*self._callbacks, *bars, self._replanning, self._saving],
         )

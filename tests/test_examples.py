@@ -56,6 +56,8 @@ def test_the_custom_callback_logs_every_step_of_both_videos(tmp_path):
     assert entries == [json.loads(s) for s in (tmp_path / "stage_times.jsonl").open()]
 
 
-@pytest.mark.parametrize("name", ["generate.py", "fabric_script.py", "custom_callback.py"])
+@pytest.mark.parametrize(
+    "name", ["generate.py", "fabric_script.py", "custom_callback.py", "multi_gpu_fsdp.py"]
+)
 def test_an_example_says_at_its_top_how_to_run_it(name):
     assert f"python examples/{name}" in (ROOT / "examples" / name).read_text().split('"""')[1]

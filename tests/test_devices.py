@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from fastvideo_lightning.devices import check_devices, count_nodes
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
+NAMES = [*TORCHRUN, "LT_NUM_NODES", "SLURM_NTASKS", "SLURM_NNODES"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "nodes"),
+    [
+        ({}, 1),
+        (TORCHRUN, 2),
+        ({**TORCHRUN, "WORLD_SIZE": "8"}, 1),
+        ({"LT_NUM_NODES": "3"}, 3),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "4"}, 4),
+        ({"SLURM_NNODES": "4"}, 1),  # a shell on a cluster, not a task of it
+    ],
+)
+def test_machines_are_counted_by_the_variables_of_who_started_the_run(
+    monkeypatch, variables, nodes
+):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert count_nodes() == nodes
+
+
+def test_gpus_are_those_of_all_machines(monkeypatch):
+    monkeypatch.setenv("LT_NUM_NODES", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert check_devices(8, "auto") == "cuda"
+    with pytest.raises(ValueError, match="all 2 machines and must be a multiple of that, got 7"):
+        check_devices(7, "auto")
