@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, sharding
-from fastvideo_lightning.offload import parts
+from fastvideo_lightning.offload import parts, shards
 from fastvideo_lightning.offload.gather import GatherStream, InlineGather
 from fastvideo_lightning.offload.link import LinkSpeeds
 from fastvideo_lightning.offload.shards import find_shard_group
@@ -397,6 +397,26 @@ def two_transports_on_one_module_are_refused(device):
     assert_equal(model.second, toy_of(seed=1), device)
     one.detach()
     two.detach()
+
+
+def nodes_share_among_themselves(device, num_nodes):
+    """As if the ranks were on so many nodes; return what each shares with."""
+    home, rank = shards._home, dist.get_rank()
+    try:
+        shards._FOUND.clear()
+        shards._home = lambda: f"node {rank * num_nodes // dist.get_world_size()}"
+        group = find_shard_group(device)
+        model, plain = toy_of(), toy_of()
+        callback = attach(model, device)
+        callback.on_predict_batch_start()
+        assert_equal(model, plain, device)
+        callback.on_predict_batch_end()
+        assert callback.lockstep == (group is not None)
+        callback.detach()
+        return None if group is None else group.ranks
+    finally:
+        shards._home = home
+        shards._FOUND.clear()
 
 
 def the_group_is_found_once(device):

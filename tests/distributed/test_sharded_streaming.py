@@ -114,6 +114,11 @@ def test_two_transports_on_one_module_are_refused(world: World):
     world.run(claims.two_transports_on_one_module_are_refused)
 
 
+def test_the_ranks_of_each_node_share_among_themselves(world: World):
+    shared = world.run(claims.nodes_share_among_themselves, 2)
+    assert shared == ([[0, 1], [0, 1], [2, 3], [2, 3]] if world.size == 4 else [None, None])
+
+
 def test_the_ranks_of_a_node_are_one_group(world: World):
     world.run(claims.the_group_is_found_once)
 
