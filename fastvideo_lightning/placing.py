@@ -132,9 +132,10 @@ class Placing:
         self._make(fabric)
         fabric._callbacks[at:at] = self._callbacks
         for callback in self._callbacks:
-            hook = callback.on_after_setup  # type: ignore[attr-defined]
-            moment = {"fabric": fabric, "module": self.module}
-            hook(**fabric._filter_kwargs_for_callback(hook, moment))
+            hook = getattr(callback, "on_after_setup", None)
+            if hook is not None:
+                moment = {"fabric": fabric, "module": self.module}
+                hook(**fabric._filter_kwargs_for_callback(hook, moment))
 
     def close(self) -> None:
         """Let go of the model, which Fabric's teardown has taken off the device."""

@@ -92,8 +92,8 @@ def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) ->
     clock = _Clock(machine)
     stages = (
         _encode(subject, config, places, stays, clock),
-        _denoise(subject, places, stays, clock),
-        _decode(subject, config, places, stays, clock),
+        _denoise(subject, places, stays, slot_bytes, clock),
+        _decode(subject, config, places, stays, slot_bytes, clock),
     )
     return Prediction(config, components, stages, slot_bytes)
 
@@ -185,11 +185,27 @@ def _encode(
     return clock.stage("encode", stays + peak, compute, link, total, bound, moved)
 
 
+def _on_call(subject: Subject, places: dict[str, ComponentPlan], slot_bytes: int) -> dict[str, int]:
+    """Bytes that each VAE takes while it is on the device; none where it borrows a slot."""
+    return {
+        size.fqn: 0 if places[size.fqn].size_bytes <= slot_bytes else places[size.fqn].size_bytes
+        for size in subject.by_role(Role.VAE)
+        if places[size.fqn].where == ON_CALL
+    }
+
+
 def _denoise(
-    subject: Subject, places: dict[str, ComponentPlan], stays: int, clock: _Clock
+    subject: Subject,
+    places: dict[str, ComponentPlan],
+    stays: int,
+    slot_bytes: int,
+    clock: _Clock,
 ) -> StagePlan:
     """All steps; of two experts each does some of them, and their times are alike."""
     denoisers = subject.by_role(Role.DENOISER)
+    # A decoder that no slot has room for comes in under the last step, beside its activations.
+    is_streamed = any(places[size.fqn].streamed_bytes for size in denoisers)
+    ahead = sum(_on_call(subject, places, slot_bytes).values()) if is_streamed else 0
     num_calls = subject.request.num_steps * subject.request.num_calls
     peak = max((subject.work[size.fqn].activation_bytes for size in denoisers), default=0)
     compute = link = total = 0.0
@@ -203,7 +219,8 @@ def _denoise(
         total += share * max(once, copy)
         moved += round(share * places[size.fqn].streamed_bytes)
         kind = kind if once >= copy else "link"
-    return clock.stage("denoise", stays + FRAGMENTATION * peak, compute, link, total, kind, moved)
+    peak = FRAGMENTATION * peak + ahead
+    return clock.stage("denoise", stays + peak, compute, link, total, kind, moved)
 
 
 def _decode(
@@ -211,14 +228,15 @@ def _decode(
     config: OffloadConfig,
     places: dict[str, ComponentPlan],
     stays: int,
+    slot_bytes: int,
     clock: _Clock,
 ) -> StagePlan:
     peak, compute, link, moved = 0.0, 0.0, 0.0, 0
+    on_call = _on_call(subject, places, slot_bytes)
     for size in subject.by_role(Role.VAE):
         work = (subject.tiled if config.vae_tiling else subject.work)[size.fqn]
         place = places[size.fqn]
-        transient = place.size_bytes if place.where == ON_CALL else 0
-        peak = max(peak, transient + FRAGMENTATION * work.activation_bytes)
+        peak = max(peak, on_call.get(size.fqn, 0) + FRAGMENTATION * work.activation_bytes)
         compute += clock.compute(work)[0]
         link += clock.link(place.streamed_bytes)
         moved += place.streamed_bytes

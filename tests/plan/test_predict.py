@@ -1,12 +1,14 @@
 """The prediction against what was measured on GPUs, see `benchmarks/results`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastvideo_lightning import OffloadConfig, SamplingParams
+from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan import find_card
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.subject import Subject
@@ -40,6 +42,9 @@ ON_H100 = {
 def predict_denoising(module, frames, *, streamed, card):
     params = SamplingParams(height=480, width=832, num_frames=frames, num_inference_steps=1)
     subject = Subject.of(module, params.merge(guidance_scale=1.0))
+    # The benchmark had a denoiser and nothing else.
+    components = tuple(s for s in subject.components if s.role is Role.DENOISER)
+    subject = replace(subject, components=components)
     config = OffloadConfig(dit_layerwise_offload=streamed)
     return predict(subject, config, find_card(card)).stages[1]
 
@@ -94,3 +99,18 @@ def test_what_decoding_allocates_is_as_counted_in_diffusers(dtype, tiled, frames
         module.vae.to(torch.float32)
     work = (subject.tiled if tiled else subject.work)["vae"]
     assert work.activation_bytes == pytest.approx(allocated, rel=0.07)
+
+
+def test_a_decoder_takes_memory_of_its_own_where_no_slot_has_room_for_it(wan):
+    params = SamplingParams(height=480, width=832, num_frames=17)
+    for name, has_room in (("wan-14b", True), ("wan-1.3b", False)):
+        subject = Subject.of(wan(name), params)
+        vae = next(size for size in subject.components if size.role is Role.VAE)
+        without = replace(subject, components=tuple(s for s in subject.components if s is not vae))
+        stages = zip(
+            predict(subject, OffloadConfig(), None).stages,
+            predict(without, OffloadConfig(), None).stages,
+            strict=True,
+        )
+        _, denoise, _ = (each.reserved_bytes - bare.reserved_bytes for each, bare in stages)
+        assert denoise == pytest.approx(0 if has_room else 1.01 * vae.whole.size_bytes, abs=2)
