@@ -219,8 +219,8 @@ def _denoise(
         total += share * max(once, copy)
         moved += round(share * places[size.fqn].streamed_bytes)
         kind = kind if once >= copy else "link"
-    peak = FRAGMENTATION * peak + ahead
-    return clock.stage("denoise", stays + peak, compute, link, total, kind, moved)
+    active = FRAGMENTATION * peak + ahead
+    return clock.stage("denoise", stays + active, compute, link, total, kind, moved)
 
 
 def _decode(
