@@ -21,6 +21,7 @@ import click
 
 from fastvideo_lightning import __version__
 from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_batch
+from fastvideo_lightning.commands.models import models
 from fastvideo_lightning.commands.pack import pack
 from fastvideo_lightning.commands.plan import plan
 from fastvideo_lightning.commands.probe import probe
@@ -135,6 +136,7 @@ def generate(context: click.Context, /, config: str | None, debug: bool, **given
     _make_video(request)
 
 
+cli.add_command(models)
 cli.add_command(pack)
 cli.add_command(plan)
 cli.add_command(probe)

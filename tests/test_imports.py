@@ -73,6 +73,7 @@ ALLOWED = {
         *("config", "modules", "offload", "plan"),
     },
     "commands": {
+        "inventory",
         "callbacks",
         "",
         "modules",

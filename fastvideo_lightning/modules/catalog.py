@@ -3,7 +3,9 @@
 import inspect
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+from torch import nn
 
 VIDEO_FIELDS = ("frames", "video")
 IMAGE_FIELDS = ("images", "image")
@@ -31,6 +33,17 @@ def returns(pipeline_class: Any, names: tuple[str, ...]) -> bool:
     return any(
         field.name in names for kind in _outputs_of(pipeline_class) for field in fields(kind)
     )
+
+
+def declared_models(pipeline_class: Any) -> dict[str, list[Any]]:
+    """Return the model classes that each component of a pipeline may have, by component."""
+    found = {}
+    for name, hint in get_type_hints(pipeline_class.__init__).items():
+        kinds = get_args(hint) or (hint,)
+        models = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, nn.Module)]
+        if models:
+            found[name] = models
+    return found
 
 
 def _find_pipelines(names: tuple[str, ...]) -> dict[str, Any]:

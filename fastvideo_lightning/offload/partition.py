@@ -24,6 +24,25 @@ def spread(total: int, count: int) -> set[int]:
     return {(2 * i + 1) * total // (2 * count) for i in range(count)}
 
 
+def streamed_share(model: nn.Module, *, num_slots: int = 2) -> float:
+    """The part of ``model``'s bytes that does not stay on the device when its blocks stream.
+
+    That is the blocks, but for those left over when the number of slots does not divide them, and
+    embedding tables larger than a block, of which the rows that are read come over. 0.0 where there
+    is no block.
+    """
+    blocks = [block for found in find_block_lists(model) for _, block in found.blocks]
+    if not blocks:
+        return 0.0
+    stays = spread(len(blocks), len(blocks) % num_slots)
+    streamed = sum(_count(block) for i, block in enumerate(blocks) if i not in stays)
+    largest = max(map(_count, blocks))
+    inside = {id(module) for block in blocks for module in block.modules()}
+    tables = (m for m in model.modules() if type(m) is nn.Embedding and id(m) not in inside)
+    streamed += sum(_count(table) for table in tables if _count(table) > largest)
+    return streamed / _count(model)
+
+
 def find_block_lists(model: nn.Module, prefix: str = "") -> list[BlockList]:
     """The block lists of ``model``, in the order of registration; each block once.
 
