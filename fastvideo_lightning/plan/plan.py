@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.choose import CHOSEN, round_up
 from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.predict import Prediction, predict
@@ -42,11 +43,13 @@ class Plan:
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The flags that the plan decides, by name."""
-        names = [name for name in CHOSEN if name != "dit_resident_blocks"]
-        if self.config.dit_layerwise_offload:
-            names.insert(1, "dit_resident_blocks")
-        return {name: getattr(self.config, name) for name in names}
+        """The flags that the plan decides and that have an effect on the model, by name."""
+        without_effect = set()
+        if not self.config.dit_layerwise_offload:
+            without_effect.add("dit_resident_blocks")
+        if not self.subject.by_role(Role.IMAGE_ENCODER):
+            without_effect.add("image_encoder_cpu_offload")
+        return {n: getattr(self.config, n) for n in CHOSEN if n not in without_effect}
 
     @property
     def command_line(self) -> str:

@@ -45,7 +45,7 @@ def make_plan(
 
     Raises:
         BudgetTooSmallError: If nothing fits; names the smallest possible budget.
-        ValueError: If the card is unknown, or `auto` is asked for where there is no GPU.
+        ValueError: If the card is unknown, `auto` is asked for where there is no GPU, or FSDP.
     """
     if isinstance(model, VideoModule):
         module, called = model, type(model.pipeline).__name__
@@ -53,6 +53,11 @@ def make_plan(
         module, called = VideoModule.from_pretrained(model, device_type="cuda"), str(model)
     params = module.resolve_sampling(params or SamplingParams())
     given = flags if isinstance(flags, OffloadConfig) else OffloadConfig(**(flags or {}))
+    if given.use_fsdp_inference:
+        raise ValueError(
+            "A plan is for one GPU, and use_fsdp_inference=True shards the denoiser over several. "
+            "Leave it out to plan what each GPU does without it."
+        )
     if budget_gib is None:
         budget_gib = given.gpu_memory_budget
     machine = machine or (find_card(card) if card else find_machine())

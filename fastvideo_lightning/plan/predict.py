@@ -122,8 +122,10 @@ class _Clock:
 
     def cpu(self, work: Work) -> float:
         """Seconds of one call on the host."""
+        if self.machine is None:
+            return 0.0
         flop = work.matmul_flop + work.attention_flop
-        return flop / self.machine.cpu_flops if self.machine else 0.0
+        return flop / self.machine.cpu_flops + work.num_kernels * self.machine.launch_s
 
     def stage(
         self,

@@ -19,9 +19,9 @@ _COLUMNS = 100
 
 def draw_plan(plan: "Plan") -> Group:
     """Return what rich prints."""
-    parts: list[Table | Text] = [Text(_headline(plan), style="bold"), _components(plan)]
-    parts += [_stages(plan), *(Text(line) for line in _closing_lines(plan))]
-    return Group(*parts)
+    headline = Text(_headline(plan), style="bold")
+    lines = [Text(line) for line in _closing_lines(plan)]
+    return Group(headline, Text(), _components(plan), Text(), _stages(plan), Text(), *lines)
 
 
 def plan_text(plan: "Plan") -> str:

@@ -90,3 +90,16 @@ def test_tiles_are_taken_only_where_nothing_fits_without(wan):
 
 def test_every_decided_flag_is_a_field_of_the_configuration():
     assert set(CHOSEN) < set(OffloadConfig.__dataclass_fields__)
+
+
+def test_fsdp_cannot_be_planned(wan):
+    flags = {"use_fsdp_inference": True, "dit_layerwise_offload": False}
+    with pytest.raises(ValueError, match="A plan is for one GPU"):
+        make_plan(wan("wan-1.3b"), VIDEO, card="H100", flags=flags)
+
+
+def test_flags_without_effect_on_the_model_are_left_out(wan):
+    plan = make_plan(wan("wan-1.3b"), VIDEO, budget_gib=40, card="H100")
+    assert "image_encoder_cpu_offload" not in plan.flags
+    assert "dit_resident_blocks" not in plan.flags
+    assert "--image-encoder" not in plan.command_line
