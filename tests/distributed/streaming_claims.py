@@ -15,6 +15,7 @@ from fastvideo_lightning.offload.gather import GatherStream, InlineGather
 from fastvideo_lightning.offload.link import LinkSpeeds
 from fastvideo_lightning.offload.shards import find_shard_group
 from tests.callbacks.test_adapters import adapt, strip
+from tests.offload.test_leaves import Scaled, make_chain
 from tests.toys import OnFile, OnMeta, TensorSource, Toy, make_toy, sample
 
 WIDTH = 48
@@ -253,6 +254,36 @@ def adapters_come_and_go(device, on_all):
         assert_equal(model, plain, device)
         assert joined(callback) > before
         engine_in(callback).check()
+    callback.detach()
+
+
+def quantized_weights_come_by_their_inner_tensors(device):
+    chain, plain = make_chain(), make_chain()
+    torch.manual_seed(1)
+    for one, other in zip(chain, plain, strict=True):  # wide enough to have parts
+        values, scale = torch.randint(-9, 9, (64, 64), dtype=torch.int8), torch.rand(64, 1)
+        for block in (one, other):
+            wide = Scaled(values.clone(), scale.clone())
+            block.weight = nn.Parameter(wide, requires_grad=False)
+    callback = LayerwiseOffload("", shard_transport="gather")
+    callback.attach(chain, device)
+    x = torch.ones(2, 64, device=device)
+
+    def expected() -> torch.Tensor:
+        y = x
+        for block in plain:
+            y = y @ (block.weight.values.to(device) * block.weight.scale.to(device))
+        return y
+
+    assert torch.equal(chain(x), expected())
+    for model in (chain, plain):
+        model[1].weight.values.add_(1)
+        model[2].weight.scale.data = torch.full((64, 1), 2.0 + dist.get_rank())
+    for _ in range(2):
+        assert torch.equal(chain(x), expected())
+    shared = [unit.slab.is_shared for unit in engine_in(callback).units]
+    assert shared[1]  # edited alike, and shared again
+    assert joined(callback) > 0
     callback.detach()
 
 

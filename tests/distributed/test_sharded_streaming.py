@@ -71,6 +71,10 @@ def test_adapters_come_and_go_on_all_ranks_or_on_one(world: World, on_all):
     world.run(claims.adapters_come_and_go, on_all)
 
 
+def test_quantized_weights_come_by_their_inner_tensors(world: World):
+    world.run(claims.quantized_weights_come_by_their_inner_tensors)
+
+
 def test_what_a_forward_writes_is_kept(world: World):
     world.run(claims.what_a_forward_writes_is_kept)
 
