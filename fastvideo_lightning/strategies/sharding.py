@@ -122,19 +122,29 @@ def _read_rows(
 
 
 def reset_iteration(root: FSDPModule) -> None:
-    """Have FSDP forget a forward, which it keeps for a backward that never comes."""
+    """Have FSDP forget a forward, which it keeps for a backward that never comes.
+
+    After an exception in a forward, the next one works.
+    """
     if hasattr(root, "reset_iter_state"):
         root.reset_iter_state()
-        return
-    top: Any = root._get_fsdp_state()  # torch 2.11 has no public way
-    top._comm_ctx.post_forward_order.clear()
-    top._state_ctx.iter_forward_root = None
-    for state in top._state_ctx.all_states:
+    else:
+        _reset_each_group(root)
+
+
+def _reset_each_group(root: Any) -> None:
+    """Do the same where torch has no method for it, as 2.11 has none."""
+    context = root._get_fsdp_state()
+    context._comm_ctx.post_forward_order.clear()
+    context._state_ctx.iter_forward_root = None
+    for module in root.modules():
+        if not isinstance(module, FSDPModule):
+            continue
+        state = module._get_fsdp_state()
         state._training_state = TrainingState.IDLE
         group = state._fsdp_param_group
-        if group is None:
-            continue
-        if group._all_gather_result is not None:
-            group.wait_for_unshard()
-        group._training_state = TrainingState.IDLE
-        group.reshard()
+        if group is not None:
+            group.wait_for_unshard()  # of a block that was brought ahead, and not called
+            group._training_state = TrainingState.IDLE
+            group._post_forward_indices.clear()
+        module.reshard()

@@ -36,6 +36,7 @@ class Way(NamedTuple):
 
 WAYS = {
     "fsdp": Way(2, FSDP, ["t2v", "two_experts", "ti2v", "i2v_clip"]),
+    "streamed": Way(2, {"shard_transport": "gather"}, ["two_experts", "i2v_clip"]),
     "context": Way(2, {"context_parallel": 2}, ["t2v", "ti2v"]),
     "fsdp-context": Way(4, {**FSDP, "context_parallel": 2}, ["two_experts"]),
 }
