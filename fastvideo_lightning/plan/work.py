@@ -87,7 +87,7 @@ class Request:
 
 def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) -> Work:
     """One call of a denoiser, see Note [Coefficients]."""
-    config = module.get_submodule(size.fqn).config
+    config = _config(module, size)
     width, hidden = _widths(config, size)
     tokens = _tokens(module, config, request)
     num_blocks = max(len(size.blocks), 1)
@@ -96,7 +96,7 @@ def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) ->
     peak = max(22.5 * width, 4 * hidden + 8.8 * width)
     if getattr(module.pipeline.config, "expand_timesteps", False):
         peak += 38 * width  # modulation for each token, in fp32
-    latents = 4 * 4 * tokens * prod(getattr(config, "patch_size", None) or (1,)) * 16
+    latents = 4 * 4 * tokens * prod(_patch(config)) * 16
     return Work(
         activation_bytes=round(request.batch * (tokens * peak + latents)),
         matmul_flop=2 * weights * tokens * request.batch,
@@ -108,7 +108,7 @@ def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) ->
 
 def text_encoder_work(module: VideoModule, size: ComponentSize) -> Work:
     """One prompt through a text encoder."""
-    config = module.get_submodule(size.fqn).config
+    config = _config(module, size)
     width = int(getattr(config, "d_model", None) or getattr(config, "hidden_size", 0) or 4096)
     heads = int(getattr(config, "num_heads", None) or 32)
     weights = sum(block.size_bytes for block in size.blocks) / 2 or size.whole.size_bytes / 2
@@ -163,7 +163,7 @@ class _Autoencoder:
 
     @classmethod
     def of(cls, module: VideoModule, size: ComponentSize) -> "_Autoencoder":
-        config = module.get_submodule(size.fqn).config
+        config = _config(module, size)
         base = getattr(config, "base_dim", None) or 96
         decoder_base = getattr(config, "decoder_base_dim", None) or base
         patch = int(getattr(config, "patch_size", None) or 1)
@@ -207,11 +207,24 @@ def _tokens(module: VideoModule, config: Any, request: Request) -> int:
     pipeline = module.pipeline
     space = int(getattr(pipeline, "vae_scale_factor_spatial", None) or 8)
     time = int(getattr(pipeline, "vae_scale_factor_temporal", None) or 4)
-    patch = getattr(config, "patch_size", None) or (1, 2, 2)
-    if isinstance(patch, int):
-        patch = (getattr(config, "patch_size_t", None) or 1, patch, patch)
+    patch = _patch(config)
     frames = -(-((request.num_frames - 1) // time + 1) // patch[0])
     return frames * (request.height // space // patch[1]) * (request.width // space // patch[2])
+
+
+def _patch(config: Any) -> tuple[int, int, int]:
+    """Latent frames, rows and columns that make one token; 1 each where nothing is said."""
+    size = getattr(config, "patch_size", None) or 1
+    in_time = getattr(config, "patch_size_t", None) or 1
+    if isinstance(size, int):
+        return int(in_time), size, size
+    size = tuple(size)
+    return size if len(size) == 3 else (int(in_time), *size[-2:])
+
+
+def _config(module: VideoModule, size: ComponentSize) -> Any:
+    """A component's configuration; None for one without."""
+    return getattr(module.get_submodule(size.fqn), "config", None)
 
 
 def _is_wan(module: VideoModule) -> bool:
