@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning.fabric import Fabric
+from torch import nn
 
 from fastvideo_lightning.callbacks.write_behind import WriteBehind
 from fastvideo_lightning.output import (
@@ -20,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 class VideoWriter:
     """Write each video as mp4 under the name of its prompt, and note the path on the video.
+
+    A picture, which is what a module with `file_suffix` `.png` makes, is written as PNG.
 
     The name is taken before the video is made, as an empty file, so that no other process takes it
     meanwhile; the finished video replaces that file in one step. It is written while the next video
@@ -44,13 +47,18 @@ class VideoWriter:
         check_output_folder(self.output_path)
 
     def on_predict_batch_start(
-        self, batch: Mapping[str, object], *, is_repeat: bool = False
+        self,
+        batch: Mapping[str, object],
+        *,
+        module: nn.Module | None = None,
+        is_repeat: bool = False,
     ) -> None:
         """Take a free file name for the prompt, unless another process writes the video."""
         self._drop_reservation()
         if is_repeat:
             return
-        self._reserved = reserve_video_path(self.output_path, str(batch["prompt"]))
+        suffix: str = getattr(module, "file_suffix", ".mp4")
+        self._reserved = reserve_video_path(self.output_path, str(batch["prompt"]), suffix=suffix)
 
     def on_predict_batch_end(
         self, fabric: Fabric, outputs: GeneratedVideo, *, is_repeat: bool = False

@@ -96,17 +96,20 @@ class GeneratedVideo:
         return self
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the video as H.264 mp4 and return its path.
+        """Write the video as H.264 mp4, or one frame as PNG, and return its path.
 
         The file appears whole or not at all: it is written under a temporary name beside `path` and
         renamed. H.264 with 4:2:0 colours needs even sides, so an odd side gets its last row or
         column of pixels twice.
 
         Raises:
-            ValueError: If `path` does not end in `.mp4`.
+            ValueError: If `path` does not end in `.mp4`, nor in `.png` for one frame.
             OSError: If the file cannot be written.
         """
         path = Path(path)
+        if path.suffix.lower() == ".png" and len(self.frames) == 1:
+            _write_png(self.frames[0], path)
+            return path
         if path.suffix.lower() != ".mp4":
             raise ValueError(
                 f"path must end in .mp4, got {str(path)!r}. Pass {str(path.with_suffix('.mp4'))!r}."
@@ -117,13 +120,10 @@ class GeneratedVideo:
 
     def save_frames(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write each frame into `folder` as `frame_0000.png` and so on; return the paths."""
-        from PIL import Image
-
         folder = check_output_folder(folder)
         paths = [folder / f"frame_{number:04d}.png" for number in range(len(self.frames))]
         for frame, path in zip(self.frames, paths, strict=True):
-            with _whole_or_nothing(path) as part:
-                Image.fromarray(frame).save(part, format="PNG")
+            _write_png(frame, path)
         return paths
 
 
@@ -160,18 +160,20 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def reserve_video_path(folder: str | os.PathLike[str], prompt: str) -> Path:
+def reserve_video_path(
+    folder: str | os.PathLike[str], prompt: str, *, suffix: str = ".mp4"
+) -> Path:
     """Take a free name in `folder` for the prompt's video by creating it empty.
 
-    The name is `<prompt>.mp4`, then `<prompt>_1.mp4`, `<prompt>_2.mp4`, ... Creation is exclusive,
-    so two processes never get the same one.
+    The name is `<prompt>.mp4`, then `<prompt>_1.mp4`, `<prompt>_2.mp4`, ..., or with another
+    suffix. Creation is exclusive, so two processes never get the same one.
 
     Raises:
         ValueError, OSError: As `check_output_folder`.
     """
     folder, stem = check_output_folder(folder), safe_stem(prompt)
     for number in count():
-        path = folder / (f"{stem}_{number}.mp4" if number else f"{stem}.mp4")
+        path = folder / (f"{stem}_{number}{suffix}" if number else f"{stem}{suffix}")
         try:
             path.open("xb").close()
         except FileExistsError:
@@ -211,6 +213,13 @@ def _whole_or_nothing(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _write_png(frame: Frames, path: Path) -> None:
+    from PIL import Image
+
+    with _whole_or_nothing(path) as part:
+        Image.fromarray(frame).save(part, format="PNG")
 
 
 def _encode_mp4(frames: Frames, path: Path, fps: int, audio: Audio | None = None) -> None:

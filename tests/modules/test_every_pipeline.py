@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoints import write_image
 from diffusers.utils import load_image
-from recipes import PROMPT, RECIPES, Recipe
+from recipes import PICTURES, PROMPT, RECIPES, Recipe
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -59,9 +59,9 @@ def test_the_reason_for_which_a_pipeline_is_left_out_is_real(name: str, media: M
         run_plain(RECIPES[name], media)
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES.keys() - UNUSABLE.keys()))
+@pytest.mark.parametrize("name", sorted((RECIPES | PICTURES).keys() - UNUSABLE.keys()))
 def test_streamed_equals_plain(name: str, media: Media) -> None:
-    recipe = RECIPES[name]
+    recipe = (RECIPES | PICTURES)[name]
     plain_frames, plain_audio, plain_steps = run_plain(recipe, media)
     module = VideoModule.from_pipeline(recipe.build())
     placements = place(module)

@@ -13,9 +13,10 @@ from recipes import (  # noqa: F401  (each enters its recipes)
     ltx2,
     mochi,
     others,
+    pictures,
     unets,
     wan,
 )
-from recipes.recipe import PROMPT, RECIPES, Recipe
+from recipes.recipe import PICTURES, PROMPT, RECIPES, Recipe
 
-__all__ = ["PROMPT", "RECIPES", "Recipe"]
+__all__ = ["PICTURES", "PROMPT", "RECIPES", "Recipe"]

@@ -9,6 +9,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 PROMPT = "a red circle moves right"
 RECIPES: dict[str, "Recipe"] = {}
+PICTURES: dict[str, "Recipe"] = {}
 SMALL = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
 
 
@@ -53,7 +54,10 @@ class Recipe:
 
 
 def recipe(
-    *names: str, spelling: dict[str, str | None] | None = None, **sampling: Any
+    *names: str,
+    spelling: dict[str, str | None] | None = None,
+    into: dict[str, Recipe] = RECIPES,
+    **sampling: Any,
 ) -> Callable[[Callable[..., DiffusionPipeline]], Callable[..., DiffusionPipeline]]:
     """Enter a function that builds a pipeline by its class name.
 
@@ -65,7 +69,7 @@ def recipe(
         kept = {name: value for name, value in merged.items() if value is not None}
         for name in names:
             made = (lambda name=name: build(name)) if len(names) > 1 else build
-            RECIPES[name] = Recipe(made, kept, spelling or {})
+            into[name] = Recipe(made, kept, spelling or {})
         return build
 
     return enter
