@@ -33,8 +33,8 @@ def _write(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line about what was done, unless quiet was asked for."""
-    if _LOG.isEnabledFor(logging.INFO):
+    """Write a line about what was done, once for all processes, unless quiet was asked for."""
+    if is_first_process() and _LOG.isEnabledFor(logging.INFO):
         _write(text)
 
 

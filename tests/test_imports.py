@@ -19,7 +19,7 @@ ALLOWED = {
     "prompt_files.py": {"config", "prompts"},
     "saving.py": set(),
     "batch": {
-        *("", "lightning", "filelock", "modules", "config", "output", "prompts"),
+        *("", "torch", "lightning", "filelock", "modules", "config", "output", "prompts"),
         *("batch", "callbacks.write_behind"),
     },
     "weights.py": {"torch", "safetensors", "meter"},

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import lightning as L
 
 _SAMPLING = tuple(SamplingParams.__dataclass_fields__)
+# Of the configuration: what makes it another video, and is no matter of where weights live.
+_CHANGING_PIXELS = ("cache", "attention_backend")
 _TAKEN = ("output_path", "resume", "fail_fast")
 
 
@@ -20,6 +22,7 @@ class GeneratesBatches:
     """The verb of a generator that makes many videos."""
 
     module: Any
+    config: Any
 
     def _launch(self) -> "L.Fabric":
         raise NotImplementedError
@@ -59,6 +62,7 @@ class GeneratesBatches:
             module=self.module,
             resume=resume,
             fail_fast=fail_fast,
+            settings={name: getattr(self.config, name) for name in _CHANGING_PIXELS},
             setup=self._launch,
             iterate=self._iterate,
         )

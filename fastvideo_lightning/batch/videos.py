@@ -43,6 +43,7 @@ class VideoBatch(Iterator[GeneratedVideo]):
         module: "VideoModule",
         resume: bool,
         fail_fast: bool,
+        settings: Mapping[str, Any],
         setup: "Callable[[], L.Fabric]",
         iterate: Iterate,
     ) -> None:
@@ -50,24 +51,25 @@ class VideoBatch(Iterator[GeneratedVideo]):
         self.num_skipped = 0
         self._folder = folder
         self._items = list(prompts)
-        self._entries = {item["index"]: _describe(item, module) for item in self._items}
+        self._entries = {item["index"]: _describe(item, module, settings) for item in self._items}
         self._writer = BatchWriter(folder, self._entries, fail_fast=fail_fast)
         self._setup, self._iterate = setup, iterate
         self._rank = _rank_from_environment()
         if not self._rank:
             done = folder.open()
             self._items = self._remaining(done if resume else Counter())
+        self._of_others: tuple[int, list[Entry]] = (0, [])
         self._videos = self._make()
 
     @property
     def num_made(self) -> int:
-        """Videos that this process has written."""
-        return self._writer.num_written
+        """Videos that were written: by this process, and at the end by all that share the batch."""
+        return self._writer.num_written + self._of_others[0]
 
     @property
     def failed(self) -> list[Entry]:
-        """Entries of this process's prompts that failed."""
-        return self._writer.failed
+        """Entries of the prompts that failed: this process's, and at the end everyone's."""
+        return self._writer.failed + self._of_others[1]
 
     def __iter__(self) -> Self:
         return self
@@ -97,9 +99,21 @@ class VideoBatch(Iterator[GeneratedVideo]):
             for _ in self._iterate(self._items, self._writer):
                 yield from self._writer.take_written()
             yield from self._writer.take_written()
-            fabric.barrier()
+            self._gather(fabric)
         finally:
             self._folder.close()
+
+    def _gather(self, fabric: "L.Fabric") -> None:
+        """Wait for the other processes, and learn what they made."""
+        if fabric.world_size == 1:
+            return
+        from torch.distributed import all_gather_object
+
+        outcomes: list[Any] = [None] * fabric.world_size
+        all_gather_object(outcomes, (self._writer.num_written, self._writer.failed))
+        del outcomes[fabric.global_rank]
+        made, failed = zip(*outcomes, strict=True)
+        self._of_others = sum(made), [entry for entries in failed for entry in entries]
 
     def _remaining(self, done: Counter[str]) -> list[dict[str, Any]]:
         """Return the prompts whose videos are not there; one asked for twice is made twice."""
@@ -114,13 +128,14 @@ class VideoBatch(Iterator[GeneratedVideo]):
         return remaining
 
 
-def _describe(item: Mapping[str, Any], module: "VideoModule") -> Entry:
+def _describe(item: Mapping[str, Any], module: "VideoModule", settings: Mapping[str, Any]) -> Entry:
     """Return what is known of a video before it is made; checks that the model can make it."""
     given = {name: value for name, value in item.items() if name not in ("index", "prompt")}
     parameters = module.resolve_sampling(SamplingParams.from_mapping(given)).given()
     seed = parameters.pop("seed")
     if loras := {name: weight for name, weight in module.loras.items() if weight}:
         parameters["loras"] = loras
+    parameters |= {name: value for name, value in settings.items() if value is not None}
     pipeline = module.pipeline
     return Entry(
         prompt=item["prompt"],

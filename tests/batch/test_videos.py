@@ -175,6 +175,22 @@ def test_wrong_prompts_are_found_before_any_work(generator, tmp_path):
     assert not (tmp_path / "manifest.jsonl").exists()
 
 
+def test_another_cache_makes_another_video(generator, tmp_path, monkeypatch):
+    def cached(name):
+        from dataclasses import replace
+
+        config = replace(type(generator).config.fget(generator), cache=name)
+        monkeypatch.setattr(type(generator), "config", property(lambda _: config))
+        return generator.generate_videos([PROMPT], output_path=tmp_path, **SIZE)
+
+    with cached("first_block") as batch:
+        before = batch.num_skipped, batch._entries[0].identity
+    with cached(None) as plain:
+        assert (before[0], plain.num_skipped) == (0, 0)
+        assert plain._entries[0].identity != before[1]
+        assert "cache" not in plain._entries[0].parameters
+
+
 def test_what_is_done_needs_no_weights(generator, checkpoint, tmp_path):
     list(generator.generate_videos([PROMPT], output_path=tmp_path, **SIZE))
     from fastvideo_lightning import VideoModule

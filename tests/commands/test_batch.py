@@ -8,7 +8,8 @@ import pytest
 from recorders import RecordedBatch, read_errors, record_calls
 
 import fastvideo_lightning
-from fastvideo_lightning.batch import Entry, StorageError
+from fastvideo_lightning.batch import Entry, Manifest, StorageError
+from fastvideo_lightning.batch.manifest import sha256_of
 from fastvideo_lightning.cli import run
 from fastvideo_lightning.output import GeneratedVideo
 
@@ -104,18 +105,36 @@ def test_failures_are_counted_and_end_with_one(calls, capsys, monkeypatch):
 PROMPTS = "".join(f"a {colour} circle moves right\n" for colour in ("red", "green", "blue"))
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(fastvideo_lightning.__file__).parents[1])}
+GENERATE = [sys.executable, "-m", "fastvideo_lightning", "generate", "--accelerator", "cpu"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_batch_one_folder_and_one_manifest(tmp_path):
+    (tmp_path / "p.txt").write_text("a red circle\n" * 3)
+    words = [*GENERATE, "--prompts", "p.txt", "--num-inference-steps", "2", "--num-gpus", "2"]
+    done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    videos = {str(path.relative_to(tmp_path)) for path in (tmp_path / "output").glob("*.mp4")}
+    assert set(done.stdout.splitlines()) == videos
+    assert done.stderr.count("videos are in output/.") == 1
+    assert "3 of 3 videos are in output/." in done.stderr
+    entries = Manifest(tmp_path / "output").read()
+    assert {f"output/{entry.file}" for entry in entries} == videos
+    assert sorted(entry.seed for entry in entries) == [1024, 1025, 1026]
+    assert all(sha256_of(tmp_path / "output" / e.file) == e.sha256 for e in entries)
+
+
 @pytest.mark.slow
 def test_a_batch_that_was_killed_is_finished_by_the_same_command(tmp_path):
     (tmp_path / "p.txt").write_text(PROMPTS)
-    words = [sys.executable, "-m", "fastvideo_lightning", "generate", "--accelerator", "cpu"]
-    words += ["--prompts", "p.txt", "--num-inference-steps", "4"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(fastvideo_lightning.__file__).parents[1])}
-    with subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as process:
+    words = [*GENERATE, "--prompts", "p.txt", "--num-inference-steps", "4"]
+    with subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"output/a_red_circle_moves_right.mp4\n"
         process.kill()
     made = sorted((tmp_path / "output").glob("*.mp4"))
     before = {path: path.stat().st_mtime_ns for path in made}
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 3 - len(made)), done.stderr
     assert f"{len(made)} of 3 videos" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in made} == before
