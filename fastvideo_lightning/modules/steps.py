@@ -33,7 +33,8 @@ class Stage(Enum):
 class StepWatch:
     """Follows one pipeline call through its stages and announces its steps.
 
-    Step 0 starts with the first call of a denoiser; step i + 1 starts where step i ends.
+    Step 0 starts with the first call of a denoiser; step i + 1 starts where step i ends. A pipeline
+    that denoises section by section starts anew with each, and the number of steps grows.
 
     Args:
         announce: Told `on_denoise_step_start` and `on_denoise_step_end`.
@@ -43,7 +44,7 @@ class StepWatch:
     def __init__(self, announce: Announce, num_steps: int) -> None:
         self.stage = Stage.IDLE
         self._announce = announce
-        self._num_steps = num_steps
+        self._section_steps = self._num_steps = num_steps
         self._step = 0
         self._latents = LatentsWatch()
 
@@ -54,10 +55,8 @@ class StepWatch:
         with ExitStack() as stack:
 
             def start(*_: object) -> None:
-                if self.stage is Stage.ENCODE:
-                    self._num_steps = getattr(pipeline, "num_timesteps", None) or self._num_steps
-                    self.stage = Stage.DENOISE
-                    self._announce("on_denoise_step_start", 0, self._num_steps)
+                if self.stage is not Stage.DENOISE:
+                    self._start_section(getattr(pipeline, "num_timesteps", None))
 
             for denoiser in denoisers:
                 if getattr(denoiser, "is_cache_enabled", False):  # a failed video leaves its own
@@ -75,6 +74,17 @@ class StepWatch:
             else:  # nothing is denoised
                 yield {}
         self.stage = Stage.IDLE
+
+    def _start_section(self, num_steps: int | None) -> None:
+        """Begin to denoise; a video that is made in sections begins again for each.
+
+        Args:
+            num_steps: The pipeline's own count for this section, where it has one.
+        """
+        num_steps = num_steps or self._section_steps
+        self._num_steps = self._step + num_steps
+        self.stage = Stage.DENOISE
+        self._announce("on_denoise_step_start", self._step, self._num_steps)
 
     def _on_step_end(
         self, pipeline: Pipeline, step: int, timestep: Any, tensors: Mapping[str, Any]
