@@ -12,7 +12,7 @@ from fastvideo_lightning.offload.leaves import find_leaves, rebuild
 from fastvideo_lightning.offload.reading import find_source, source_spec
 from fastvideo_lightning.offload.source import WeightSource
 
-READ_THREADS = min(8, os.cpu_count() or 1)
+READ_THREADS = min(16, os.cpu_count() or 1)
 
 
 class ResidentSet:
