@@ -101,7 +101,7 @@ class TrainerCallback(L.Callback):
         if stage != "predict":
             raise ValueError(
                 f"TrainerCallback({self.callback!r}) is for Trainer.predict, got stage {stage!r}. "
-                "To train, write the loop with Fabric."
+                "To train, write the loop with Fabric, as in examples/finetune_lora.py."
             )
         fabric = _FABRICS.setdefault(trainer, TrainerFabric(trainer))
         pl_module._fabric = fabric  # type: ignore[assignment]

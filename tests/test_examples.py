@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +57,41 @@ def test_the_custom_callback_logs_every_step_of_both_videos(tmp_path):
     assert entries == [json.loads(s) for s in (tmp_path / "stage_times.jsonl").open()]
 
 
+@pytest.mark.slow
+def test_the_fine_tuned_adapter_learns_and_makes_a_video(tmp_path):
+    printed = run_example("finetune_lora.py", tmp_path, "2")
+    first, *_, last = (float(loss) for loss in printed.splitlines()[0].split()[1:])
+    assert last < 0.7 * first
+    assert (tmp_path / "output" / "green" / "pytorch_lora_weights.safetensors").is_file()
+    assert count_frames(tmp_path / "output" / "a_red_circle_moves_right.mp4") == 17
+
+
+def test_the_server_answers_with_a_video_and_says_what_a_caller_passed_wrongly(tmp_path):
+    pytest.importorskip("litserve", reason="needs litserve")
+    from fastapi import HTTPException
+
+    names = runpy.run_path(str(ROOT / "examples" / "litserve_server.py"))
+    api = names["VideoAPI"]("tiny-shapes")
+    api.setup("cpu")
+    request = {"prompt": "a red circle moves right", "num_inference_steps": 2}
+    response = api.encode_response(api.predict(api.decode_request(request)))
+    (tmp_path / "video.mp4").write_bytes(response.body)
+    assert count_frames(tmp_path / "video.mp4") == 17
+    with pytest.raises(HTTPException, match="Did you mean height"):
+        api.predict({"prompt": "a red circle", "heigt": 64})
+    api.generator.close()
+
+
 @pytest.mark.parametrize(
-    "name", ["generate.py", "fabric_script.py", "custom_callback.py", "multi_gpu_fsdp.py"]
+    "name",
+    [
+        "generate.py",
+        "fabric_script.py",
+        "custom_callback.py",
+        "multi_gpu_fsdp.py",
+        "finetune_lora.py",
+        "litserve_server.py",
+    ],
 )
 def test_an_example_says_at_its_top_how_to_run_it(name):
     assert f"python examples/{name}" in (ROOT / "examples" / name).read_text().split('"""')[1]

@@ -34,7 +34,7 @@ class TrainerHostResidentStrategy(DDPStrategy):
         if (fn := trainer.state.fn) != TrainerFn.PREDICTING:
             raise ValueError(
                 f"{type(self).__name__} is for Trainer.predict, got {fn}. "
-                "To train, write the loop with Fabric."
+                "To train, write the loop with Fabric, as in examples/finetune_lora.py."
             )
         if type(self.precision_plugin) is not Precision:
             precision = self.precision_plugin.precision
