@@ -7,7 +7,7 @@ import pytest
 import torch
 from checkpoints import PROMPT, SIZE
 
-from fastvideo_lightning import VideoGenerator
+from fastvideo_lightning import SamplingParams, VideoGenerator, make_plan
 from fastvideo_lightning.callbacks import MemoryBudget
 from fastvideo_lightning.placing import Placing
 from fastvideo_lightning.plan import BudgetTooSmallError, find_card, planning
@@ -94,5 +94,7 @@ def test_after_memory_ran_out_later_plans_take_no_more(checkpoint):
         assert make(generator).num_replans == 1
         tighter = generator.config
         assert tighter != before
+        first = make_plan(generator.module, SamplingParams(**SIZE), budget_gib=1)
+        assert generator.plan(**SIZE).reserved_bytes < first.reserved_bytes
         assert make(generator).num_replans == 0
         assert generator.config == tighter

@@ -62,6 +62,12 @@ def test_flags_that_were_passed_are_kept(flags, wan):
         assert getattr(plan.config, name) == value
 
 
+def test_an_encoder_asked_to_compute_on_the_cpu_is_not_streamed_instead(wan):
+    flags = {"text_encoder_cpu_offload": True}
+    plan = make_plan(wan("wan-14b"), VIDEO, budget_gib=12, card="H100", flags=flags)
+    assert not plan.config.text_encoder_layerwise_offload
+
+
 def test_a_flag_passed_at_its_default_is_kept_and_one_left_out_is_chosen(wan):
     free = make_plan(wan("wan-1.3b"), VIDEO, budget_gib=70, card="H100", flags=OffloadConfig())
     kept = OffloadConfig(vae_cpu_offload=True)
