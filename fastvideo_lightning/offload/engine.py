@@ -42,8 +42,6 @@ class OffloadEngine:
         num_slots: int = 2,
         transport: Transport | None = None,
     ) -> None:
-        if num_slots < 1:
-            raise ValueError(f"num_slots must be at least 1, got {num_slots}")
         self.device = torch.device(device)
         self.units: list[OffloadUnit] = []
         self.stats = OffloadStats()
@@ -279,8 +277,7 @@ class OffloadEngine:
 
     def _prefetch_after(self, unit: OffloadUnit) -> None:
         """Prefetch the successors that the other slots have room for."""
-        for _ in range(self.memory.ring.num_slots - 1):
-            following = self._order.after(unit)
+        for following in self._order.window(unit, self.ring.num_slots)[1:]:
             if following is unit or (not self.running and self._order.wraps(unit, following)):
                 return
             self.prefetch(following)

@@ -55,6 +55,8 @@ class SlotRing:
     """
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be at least 1, got {num_slots}")
         self.num_slots = num_slots
         self.device = device
         self.slots: list[DeviceSlot] = []
