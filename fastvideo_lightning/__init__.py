@@ -17,13 +17,18 @@ if TYPE_CHECKING:
     from fastvideo_lightning.prompt_module import PromptDataModule
     from fastvideo_lightning.prompts import PromptDataset
     from fastvideo_lightning.replanning import OutOfGPUMemoryError
-    from fastvideo_lightning.strategies import HostResidentStrategy, make_strategy
+    from fastvideo_lightning.strategies import (
+        FSDPInferenceStrategy,
+        HostResidentStrategy,
+        make_strategy,
+    )
     from fastvideo_lightning.strategies.trainer import TrainerHostResidentStrategy
 
 __version__ = "0.1.0"
 
 _HOME = {
     "CheckpointError": "checkpoint",
+    "FSDPInferenceStrategy": "strategies",
     "GeneratedVideo": "output",
     "HostResidentStrategy": "strategies",
     "OffloadConfig": "config",
@@ -42,6 +47,7 @@ _HOME = {
 
 __all__ = [
     "CheckpointError",
+    "FSDPInferenceStrategy",
     "GeneratedVideo",
     "HostResidentStrategy",
     "OffloadConfig",

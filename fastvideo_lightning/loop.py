@@ -120,9 +120,9 @@ class PredictLoop:
             self._call("on_predict_batch_end", module, outputs=video, **moment)
             if not turn.is_repeat:
                 yield video
-        self._fabric.barrier()
         self._call("on_predict_epoch_end", module)
         self._call("on_predict_end", module)
+        self._fabric.barrier()  # what the run was to make is there, whichever process made it
 
     def _share(self, prompts: Any) -> tuple[Iterable[Turn], int | None]:
         """Return this rank's turns and their number, where it is known.

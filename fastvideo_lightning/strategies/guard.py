@@ -57,6 +57,7 @@ class RankGuard(threading.Thread):
         self._children = children or {}
         self._parent = os.getppid()
         self._failed_here = threading.Event()
+        self._is_tidy = threading.Event()
         self._is_ending = False
         self._is_told = False
         self._show = sys.excepthook
@@ -78,8 +79,7 @@ class RankGuard(threading.Thread):
         if not self._is_ending:
             _thread.interrupt_main(signal.SIGTERM)
         self._end_children()
-        if not self._children:
-            time.sleep(_TIDY_S)
+        self._is_tidy.wait(_TIDY_S)
         self._leave(cause)
 
     def note(self, error: BaseException, *, is_told: bool = False) -> bool:
@@ -111,6 +111,7 @@ class RankGuard(threading.Thread):
     def finish(self) -> None:
         """At the end of the process: in the first one, wait for the others, or end them."""
         self._is_ending = True
+        self._is_tidy.set()
         if not self._children:
             if self._find_dead():
                 self.join()  # it says why, and ends the process

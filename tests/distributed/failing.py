@@ -22,11 +22,16 @@ def main(num_processes: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(note))
     fabric.barrier()
     if rank == settings["rank"]:
+        time.sleep(1)  # the others are at work by then
         (folder / "failed_at").write_text(str(time.time()))
         fail(settings["how"])
     if settings["others"] == "wait":
         fabric.barrier()
-    time.sleep(300)
+    try:
+        while True:
+            time.sleep(0.01)
+    finally:
+        (folder / f"tidy-{rank}").touch()
 
 
 def fail(how: str) -> None:

@@ -57,6 +57,8 @@ def test_all_end_within_30_s_and_the_last_line_says_which_and_why(
     assert time.time() < deadline
     last_line = (tmp_path / "stderr").read_text().splitlines()[-1]
     assert last_line == f"Error: rank {rank} failed: {reason}"
+    if others == "work":
+        assert len(list(tmp_path.glob("tidy-*"))) == size - 1
     with socket.socket() as connection:
         assert connection.connect_ex(("127.0.0.1", notes[0]["port"])) != 0
     assert not list(tmp_path.glob("fastvideo-ranks-*"))
