@@ -26,6 +26,7 @@ from fastvideo_lightning.commands.pack import pack
 from fastvideo_lightning.commands.plan import plan
 from fastvideo_lightning.commands.probe import probe
 from fastvideo_lightning.commands.report import watch_run
+from fastvideo_lightning.commands.serve import serve
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.messages import (
     be_quiet,
@@ -140,6 +141,7 @@ cli.add_command(models)
 cli.add_command(pack)
 cli.add_command(plan)
 cli.add_command(probe)
+cli.add_command(serve)
 
 
 def _make_video(request: Request) -> None:

@@ -72,7 +72,12 @@ ALLOWED = {
         *("torch", "rich", "psutil", "platformdirs"),
         *("config", "modules", "offload", "plan"),
     },
+    "serve": {
+        *("gradio", "starlette", "torch", "PIL", "config", "modules", "output", "checkpoint"),
+        *("generator", "plan", "prompts", "serve"),
+    },
     "commands": {
+        "serve",
         "inventory",
         "callbacks",
         "",

@@ -1,0 +1,101 @@
+"""The command `fastvideo-lightning serve`: the web page."""
+
+import importlib.util
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.options import (
+    DEFAULTS,
+    FLAGS,
+    GroupedCommand,
+    GroupedOption,
+    WrongChoiceError,
+    make_options,
+)
+
+if TYPE_CHECKING:
+    from fastvideo_lightning.serve.studio import Studio
+
+_EXAMPLES = """\b
+Examples:
+  fastvideo-lightning serve
+  fastvideo-lightning serve --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --port 8000
+  fastvideo-lightning serve --max-side 832 --max-frames 81 --max-queue 4
+
+The page answers to this machine alone. `--host 0.0.0.0` opens it to everybody who can reach the
+machine: it asks nobody for a password.
+"""
+_PAGE, _LIMITS = "Page", "Limits"
+_NEEDS = (
+    "The page needs Gradio, which is not installed. "
+    'Install it: pip install "fastvideo-lightning[serve]"'
+)
+_OF_THE_MODEL = ("model", "revision", "variant", "dtype", "accelerator", "output_path")
+
+
+def _options() -> list[click.Parameter]:
+    """Return the options of `generate` that concern the model, then the page's own."""
+    shared = {option.name: option for option in make_options()}
+    kept: list[click.Parameter] = [shared[name] for name in (*_OF_THE_MODEL, *FLAGS)]
+    rows = [
+        ("host", _PAGE, str, "Address to listen on. [default: 127.0.0.1]"),
+        ("port", _PAGE, click.IntRange(1, 65535), "Port to listen on. [default: 7860]"),
+        ("max_side", _LIMITS, click.IntRange(min=1), "Pixels of height and width. [default: 1280]"),
+        ("max_frames", _LIMITS, click.IntRange(min=1), "Frames of a video. [default: 161]"),
+        ("max_steps", _LIMITS, click.IntRange(min=1), "Denoising steps. [default: 100]"),
+        ("max_queue", _LIMITS, click.IntRange(min=1), "Videos that may wait. [default: 8]"),
+    ]
+    return kept + [GroupedOption(n, group=g, kind=kind, text=text) for n, g, kind, text in rows]
+
+
+@click.command(cls=GroupedCommand, epilog=_EXAMPLES, params=_options())
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
+@click.pass_context
+def serve(context: click.Context, /, debug: bool, **given: Any) -> None:
+    """Make videos from a page in the browser, one after the other, until Ctrl-C."""
+    from fastvideo_lightning.cli import users_mistakes
+    from fastvideo_lightning.messages import quieten_libraries
+
+    if importlib.util.find_spec("gradio") is None:
+        raise WrongChoiceError(_NEEDS, context)
+    if not (debug or (context.parent and context.parent.params["debug"])):
+        quieten_libraries()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    choices = {**DEFAULTS, **{name: v for name, v in given.items() if v is not None}}
+    host, port = choices.get("host", "127.0.0.1"), choices.get("port", 7860)
+    with users_mistakes():
+        config = OffloadConfig.from_mapping({k: v for k, v in choices.items() if k in FLAGS})
+        # Seconds of imports from here on.
+        from fastvideo_lightning.serve.server import LOCAL_HOSTS, check_address, serving
+
+        check_address(host, port)
+    studio = _open_studio(choices, config)
+    with serving(studio, host=host, port=port) as address:
+        click.echo(address)
+        if host not in LOCAL_HOSTS:
+            click.echo("Everybody who can reach this machine can use the page.", err=True)
+        click.echo("Press Ctrl-C to end.", err=True)
+        threading.Event().wait()
+
+
+def _open_studio(choices: dict[str, Any], config: OffloadConfig) -> "Studio":
+    from fastvideo_lightning import CheckpointError
+    from fastvideo_lightning.cli import users_mistakes
+    from fastvideo_lightning.devices import check_devices
+    from fastvideo_lightning.serve.limits import Limits
+    from fastvideo_lightning.serve.studio import Model, Studio
+
+    with users_mistakes(CheckpointError):
+        model = Model(
+            name=choices["model"],
+            config=config,
+            accelerator=choices["accelerator"],
+            device_type=check_devices(1, choices["accelerator"]),
+            loading={k: choices[k] for k in ("dtype", "revision", "variant") if k in choices},
+        )
+        limits = {k: v for k, v in choices.items() if k in Limits.__dataclass_fields__}
+        return Studio(model, output_path=choices["output_path"], limits=Limits(**limits))

@@ -1,0 +1,129 @@
+"""A job: one video that a visitor asked for, and how far it is."""
+
+import threading
+import time
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from uuid import uuid4
+
+from fastvideo_lightning.config import SamplingParams
+
+
+class JobState(Enum):
+    """How far a job is.
+
+    QUEUED: it waits; nothing of it is in memory but what was typed.
+    RUNNING: its video is being made, or the model is being placed for it.
+    DONE: its video is written.
+    FAILED: there is no video; `message` says why.
+    CANCELLED: there is no video because nobody wants it any more.
+    """
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing comes after it."""
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video as a visitor asked for it.
+
+    Attributes:
+        prompt: What it shows.
+        params: How it is sampled.
+    """
+
+    prompt: str
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a job looks like at one moment.
+
+    Attributes:
+        state: How far it is.
+        place: Its place in the queue, from 1; 0 when it does not wait.
+        stage: What is being done: load, encode, denoise, decode or write.
+        step: Denoising steps that are done.
+        num_steps: All of them; 0 while that is unknown.
+        step_s: Mean seconds of a step; 0 before the second.
+        elapsed_s: Seconds since its turn came.
+        message: What went wrong, or what the finished video is.
+        files: What it wrote, the video first.
+    """
+
+    state: JobState = JobState.QUEUED
+    place: int = 0
+    stage: str = ""
+    step: int = 0
+    num_steps: int = 0
+    step_s: float = 0.0
+    elapsed_s: float = 0.0
+    message: str = ""
+    files: tuple[Path, ...] = ()
+
+
+class Cancelled(Exception):  # noqa: N818  # it is no error
+    """Raised inside a video that nobody wants any more."""
+
+
+class Job:
+    """One request and what became of it. Only the queue's thread, and `cancel`, change it."""
+
+    def __init__(self, request: Request) -> None:
+        self.id = uuid4().hex
+        self.request = request
+        self._progress = Progress()
+        self._started_at: float | None = None
+        self._steps_started_at = 0.0
+        self._is_unwanted = threading.Event()
+
+    def start(self) -> None:
+        """Its turn has come."""
+        self._started_at = time.perf_counter()
+        self._progress = Progress(JobState.RUNNING)
+
+    def reach(self, stage: str, step: int = 0, num_steps: int = 0) -> None:
+        """Note a stage and its steps; raise `Cancelled` if the job is not wanted any more."""
+        if self._is_unwanted.is_set():
+            raise Cancelled
+        now = time.perf_counter()
+        if step == 0:
+            self._steps_started_at = now
+        step_s = (now - self._steps_started_at) / step if step else self._progress.step_s
+        self._progress = replace(
+            self._progress,
+            stage=stage,
+            step=step or self._progress.step,
+            num_steps=num_steps or self._progress.num_steps,
+            step_s=step_s,
+        )
+
+    def finish(self, state: JobState, message: str, files: tuple[Path, ...] = ()) -> None:
+        """Note the end."""
+        self._progress = replace(
+            self._progress, state=state, message=message, files=files, elapsed_s=self._elapsed_s()
+        )
+
+    def abandon(self) -> None:
+        """Have the next `reach` raise."""
+        self._is_unwanted.set()
+
+    def look(self, place: int = 0) -> Progress:
+        """Return what it looks like now, `place` being where it stands in the queue."""
+        progress = self._progress
+        if progress.state is JobState.RUNNING:
+            return replace(progress, elapsed_s=self._elapsed_s())
+        return replace(progress, place=place)
+
+    def _elapsed_s(self) -> float:
+        return 0.0 if self._started_at is None else time.perf_counter() - self._started_at

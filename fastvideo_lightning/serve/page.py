@@ -1,0 +1,150 @@
+"""The page itself, made of Gradio's parts."""
+
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+
+from fastvideo_lightning.serve.form import FIELDS
+from fastvideo_lightning.serve.session import Session, View
+from fastvideo_lightning.serve.studio import Studio
+from fastvideo_lightning.serve.view import show_idle
+from fastvideo_lightning.serve.words import LABELS
+
+_SHAPES = ("a red circle moves right", "a blue square moves up on a white background")
+_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def make_page(studio: Studio) -> gr.Blocks:
+    """Build the page of a studio."""
+    page: gr.Blocks
+    with gr.Blocks(title="FastVideo Lightning", analytics_enabled=False) as page:
+        gr.Markdown(f"# FastVideo Lightning\n{studio.describe()}")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=340):
+                fields = _make_fields(studio)
+                with gr.Row():
+                    make = gr.Button("Make video", variant="primary", elem_id="make")
+                    stop = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
+            with gr.Column(scale=3, min_width=340):
+                status = gr.HTML(show_idle(), elem_id="status")
+                video = gr.Video(
+                    label="Video",
+                    interactive=False,
+                    autoplay=True,
+                    loop=True,
+                    height=480,
+                    buttons=["download"],
+                    elem_id="video",
+                )
+        # In the browser, so that a page that is opened again finds its video.
+        last_id = gr.BrowserState(None, storage_key="fastvideo-lightning-job")
+        plan = gr.HTML(elem_id="plan")
+        _wire(page, Session(studio), fields, [last_id, gr.State(), status, make, stop, video])
+        _show_plan(page, Session(studio), fields, plan)
+    return page
+
+
+def _wire(page: gr.Blocks, session: Session, fields: list[Any], shown: list[Any]) -> None:
+    """Say which function answers which click."""
+    last_id, job_id, _, make, stop, _ = shown
+
+    async def on_make(*values: Any) -> AsyncIterator[list[Any]]:
+        async for view in session.make(values):
+            yield _update(view)
+
+    async def on_load(known: str | None) -> AsyncIterator[list[Any]]:
+        async for view in session.resume(known):
+            yield _update(view)
+
+    make.click(on_make, fields, shown, concurrency_limit=None, **_QUIET)
+    page.load(on_load, last_id, shown, concurrency_limit=None, **_QUIET)
+    stop.click(session.cancel, job_id, None, concurrency_limit=None, **_QUIET)
+
+
+def _show_plan(page: gr.Blocks, session: Session, fields: list[Any], plan: gr.HTML) -> None:
+    """Show what goes where for the sizes in the form, whenever one of them changes."""
+
+    async def on_change(*values: Any) -> str:
+        return await session.plan(values)
+
+    page.load(on_change, fields, plan, **_QUIET)
+    for field in fields[4:10]:  # what a plan depends on: sizes, steps, guidance
+        field.blur(on_change, fields, plan, **_QUIET)
+
+
+def _update(view: View) -> list[Any]:
+    """Return what changes: the job's id in browser and session, box, two buttons, video."""
+    file = str(view.files[0].resolve()) if view.files else None
+    if file is not None:
+        gr.set_static_paths(file)
+    return [
+        view.job_id,
+        view.job_id,
+        view.status,
+        gr.Button(interactive=not view.is_open),
+        gr.Button(interactive=view.is_open),
+        file,
+    ]
+
+
+def _make_fields(studio: Studio) -> list[Any]:
+    """Lay out the form; the fields come back in the order of `FIELDS`."""
+    fields: dict[str, Any] = {
+        "prompt": gr.Textbox(
+            label=LABELS["prompt"],
+            placeholder="What the video shows",
+            value=_SHAPES[0] if studio.is_tiny_shapes else None,
+            lines=3,
+            max_length=studio.limits.max_prompt_characters,
+            elem_id="prompt",
+        )
+    }
+    if studio.is_tiny_shapes:
+        gr.Examples([[text] for text in _SHAPES], fields["prompt"], label="For example")
+    images = studio.images
+    with gr.Row(visible=images.first):
+        for name, is_wanted in (("image_path", images.first), ("last_image_path", images.last)):
+            fields[name] = gr.Image(
+                label=LABELS[name],
+                type="filepath",
+                sources=["upload", "clipboard"],
+                visible=is_wanted,
+                elem_id=name,
+            )
+    with gr.Row():
+        for name in ("width", "height", "num_frames"):
+            fields[name] = _make_number(studio, name)
+    with gr.Row():
+        for name in ("num_inference_steps", "guidance_scale", "fps"):
+            fields[name] = _make_number(studio, name)
+    with gr.Accordion("More", open=False):
+        fields["negative_prompt"] = gr.Textbox(
+            label=LABELS["negative_prompt"],
+            placeholder="What it should not show",
+            value=studio.defaults.negative_prompt,
+            max_length=studio.limits.max_prompt_characters,
+            elem_id="negative_prompt",
+        )
+        with gr.Row():
+            fields["seed"] = _make_number(studio, "seed")
+            gr.Button("Another seed").click(
+                lambda: secrets.randbelow(2**31),
+                None,
+                fields["seed"],
+                concurrency_limit=None,
+                **_QUIET,
+            )
+    return [fields[name] for name in FIELDS]
+
+
+def _make_number(studio: Studio, name: str) -> gr.Number:
+    return gr.Number(
+        label=LABELS[name],
+        value=getattr(studio.defaults, name),
+        info=studio.hint(name),
+        minimum=0,
+        min_width=90,
+        elem_id=name,
+    )

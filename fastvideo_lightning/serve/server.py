@@ -1,0 +1,93 @@
+"""Starting the page, and ending it."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fastvideo_lightning.serve.guard import Guard
+from fastvideo_lightning.serve.studio import Studio
+from fastvideo_lightning.serve.view import CSS
+
+LOCAL_HOSTS = ("127.0.0.1", "localhost")
+_MAX_UPLOAD = "20mb"
+
+
+@contextmanager
+def serving(studio: Studio, *, host: str = "127.0.0.1", port: int = 7860) -> Iterator[str]:
+    """Serve a studio's page inside the context; yields its address.
+
+    Uploaded images, and nothing else, are kept in a folder inside of the output folder that goes
+    with the context. Only files of the output folder can be read through the page.
+
+    Args:
+        studio: What makes the videos; it is closed at the end.
+        host: Address to bind to.
+        port: Port to bind to.
+
+    Raises:
+        OSError: If the port is taken or the address is none of this machine's.
+    """
+    try:
+        studio.start()
+        with TemporaryDirectory(prefix=".page-", dir=studio.output_path.resolve()) as folder:
+            # Gradio reads these when it builds a page; it would use the working directory else.
+            os.environ["GRADIO_TEMP_DIR"] = os.environ["GRADIO_EXAMPLES_CACHE"] = folder
+            os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+            from fastvideo_lightning.serve.page import make_page
+
+            page = make_page(studio)
+            page.queue(max_size=None, default_concurrency_limit=None, api_open=False)
+            try:
+                _, address, _ = page.launch(
+                    server_name=host, server_port=port, **_launch_options(studio, host)
+                )
+                yield address
+            finally:
+                page.close(verbose=False)
+    finally:
+        studio.close()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise OSError unless this machine can listen there."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(
+            f"Cannot listen on {host}:{port}: {reason}. Pass another --host or --port."
+        ) from error
+
+
+def _launch_options(studio: Studio, host: str) -> dict[str, Any]:
+    import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    guard = Middleware(Guard, folder=Path(studio.output_path), takes_uploads=studio.images.first)
+    # A name that resolves to this machine is not enough: another site could have one made up.
+    names = list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"]
+    return {
+        "app_kwargs": {"middleware": [Middleware(TrustedHostMiddleware, names), guard]},
+        "css": CSS,
+        # Fonts of the machine: the page asks no other server for anything.
+        "theme": gr.themes.Default(
+            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
+        "max_file_size": _MAX_UPLOAD,
+        "footer_links": [],
+        "share": False,
+        "ssr_mode": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "inbrowser": False,
+        "prevent_thread_lock": True,
+        "quiet": True,
+    }

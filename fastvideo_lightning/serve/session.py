@@ -1,0 +1,93 @@
+"""What happens between a visitor's click and the end of their video."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastvideo_lightning.serve.form import read_form
+from fastvideo_lightning.serve.jobs import Job
+from fastvideo_lightning.serve.queue import FullQueueError
+from fastvideo_lightning.serve.studio import Studio
+from fastvideo_lightning.serve.view import show_error, show_idle, show_plan, show_progress
+from fastvideo_lightning.serve.words import explain
+
+LOOK_EVERY_S = 0.3
+REFUSALS = (TypeError, ValueError, OSError, FullQueueError)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the page shows at one moment.
+
+    Attributes:
+        status: The box, as HTML.
+        job_id: The job it is about, or None.
+        is_open: Whether that job is still to end.
+        files: What it wrote, the video first.
+    """
+
+    status: str
+    job_id: str | None = None
+    is_open: bool = False
+    files: tuple[Path, ...] = ()
+
+
+class Session:
+    """Answers the page's clicks.
+
+    Args:
+        studio: What makes the videos.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+
+    async def make(self, values: Sequence[Any]) -> AsyncIterator[View]:
+        """Queue what the form's fields say, then show how far it is until it ends."""
+        try:
+            request = read_form(values)
+            # On a thread: a model that is asked for the first time may look at an image.
+            job = await asyncio.to_thread(self._studio.submit, request)
+        except REFUSALS as error:
+            yield View(show_error(explain(error)))
+            return
+        async for view in self._follow(job):
+            yield view
+
+    async def resume(self, job_id: str | None) -> AsyncIterator[View]:
+        """Show the video that this browser asked for last, if it is still remembered."""
+        job = self._studio.find(job_id) if isinstance(job_id, str) else None
+        if job is None:
+            yield View(show_idle())
+            return
+        async for view in self._follow(job):
+            yield view
+
+    async def plan(self, values: Sequence[Any]) -> str:
+        """Return what goes where for the form's video, or why that cannot be said, as HTML."""
+        try:
+            return show_plan(await asyncio.to_thread(self._studio.plan, read_form(values)))
+        except REFUSALS as error:
+            return show_plan(explain(error))
+
+    def cancel(self, job_id: str | None) -> None:
+        """Stop that job; it ends in whatever it does next."""
+        job = self._studio.find(job_id) if isinstance(job_id, str) else None
+        if job is not None:
+            self._studio.cancel(job)
+
+    async def _follow(self, job: Job) -> AsyncIterator[View]:
+        shown = None
+        while True:
+            progress = self._studio.look(job)
+            view = View(
+                show_progress(progress), job.id, not progress.state.is_final, progress.files
+            )
+            if view != shown:
+                yield view
+            if progress.state.is_final:
+                return
+            shown = view
+            await asyncio.sleep(LOOK_EVERY_S)

@@ -1,0 +1,178 @@
+"""The studio: one model, the queue before it and the folder behind it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastvideo_lightning.checkpoint import open_checkpoint
+from fastvideo_lightning.config import MAX_FPS, OffloadConfig, SamplingParams
+from fastvideo_lightning.generator import VideoGenerator
+from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.modules.sampling import SamplingDefaults
+from fastvideo_lightning.output import check_output_folder
+from fastvideo_lightning.plan import make_plan
+from fastvideo_lightning.plan.show import plan_text
+from fastvideo_lightning.prompts import check_prompt
+from fastvideo_lightning.serve.images import WantedImages
+from fastvideo_lightning.serve.jobs import Job, Progress, Request
+from fastvideo_lightning.serve.limits import Limits
+from fastvideo_lightning.serve.queue import JobQueue
+from fastvideo_lightning.serve.watch import JobWatch
+from fastvideo_lightning.serve.words import explain
+
+_HINTS = {"fps": f"1 to {MAX_FPS}", "guidance_scale": "1 turns it off"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model, in what, where.
+
+    Attributes:
+        name: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
+        config: Where its weights live.
+        accelerator: As in `VideoGenerator`.
+        device_type: What the accelerator is on this machine: `cpu`, `cuda` or `mps`.
+        loading: `dtype`, `revision` and `variant`, as in `VideoModule.from_pretrained`.
+    """
+
+    name: str = "tiny-shapes"
+    config: OffloadConfig = field(default_factory=OffloadConfig)
+    accelerator: str = "auto"
+    device_type: str = "cpu"
+    loading: Mapping[str, Any] = field(default_factory=dict)
+
+    def open(self) -> VideoModule:
+        """Read its headers."""
+        device_type = "cpu" if self.device_type == "cpu" else None
+        return VideoModule.from_pretrained(self.name, device_type=device_type, **self.loading)
+
+    def read_sampling(self) -> Mapping[str, Any]:
+        """Read what its `sampling.json` says."""
+        revision, variant = self.loading.get("revision"), self.loading.get("variant")
+        return open_checkpoint(self.name, revision=revision, variant=variant).sampling
+
+
+class Studio:
+    """Makes the videos that visitors ask for.
+
+    Args:
+        model: What makes them.
+        output_path: Folder of the videos.
+        limits: The most that one visitor may ask for.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        output_path: str | os.PathLike[str] = "output/",
+        limits: Limits | None = None,
+    ) -> None:
+        self.model = model
+        self.output_path = Path(output_path)
+        self.limits = limits or Limits()
+        self.module = model.open()
+        self.images = WantedImages.of(self.module)
+        self.defaults = self.module.sampling_defaults
+        self._trained = SamplingDefaults.from_mapping(model.read_sampling()).trained
+        self._watch = JobWatch()
+        self._generator = VideoGenerator(
+            self.module, model.config, accelerator=model.accelerator, callbacks=[self._watch]
+        )
+        self._queue = JobQueue(self._make, max_queue=self.limits.max_queue, explain=explain)
+
+    def start(self) -> None:
+        """Read the weights and place them, so that the first visitor does not wait for it."""
+        check_output_folder(self.output_path)
+        self._generator.setup()
+
+    def describe(self) -> str:
+        """Return one line about the model and the machine."""
+        device = "the CPU"
+        if self.model.device_type == "cuda":
+            import torch
+
+            device = torch.cuda.get_device_name()
+        elif self.model.device_type != "cpu":
+            device = "the GPU"
+        return f"Model `{self.model.name}` on {device}. Videos are kept in `{self.output_path}`."
+
+    @property
+    def is_tiny_shapes(self) -> bool:
+        """Whether the bundled model is served, for which the page has examples."""
+        return self.model.name == "tiny-shapes"
+
+    def hint(self, name: str) -> str | None:
+        """Return what suits a field, where the model or the limits say so."""
+        if name in self._trained:
+            low, high = self._trained[name]
+            return f"Trained: {low} to {high}"
+        most = self.limits.most(name)
+        return _HINTS.get(name) if most is None else f"At most {most}"
+
+    def check(self, request: Request) -> SamplingParams:
+        """Return how the video would be sampled.
+
+        Raises:
+            TypeError, ValueError, OSError: For what was asked; names what, and what to enter.
+        """
+        check_prompt(request.prompt)
+        self.limits.check_prompt(request.prompt)
+        if request.params.negative_prompt is not None:
+            self.limits.check_prompt(request.params.negative_prompt, name="negative_prompt")
+        self.limits.check(request.params)
+        resolved = self.module.resolve_sampling(request.params)
+        self.limits.check(resolved)
+        return resolved
+
+    def plan(self, request: Request) -> str:
+        """Return what goes where for the video, and the memory and time it takes.
+
+        Raises:
+            TypeError, ValueError, OSError: As `check`, but for the prompt.
+        """
+        self.limits.check(request.params)
+        name, config = self.model.name, self.model.config
+        return plan_text(make_plan(self.module, request.params, flags=config, name=name))
+
+    def submit(self, request: Request) -> Job:
+        """Check a request and queue it.
+
+        Raises:
+            TypeError, ValueError, OSError: As `check`.
+            FullQueueError: If as many wait as may.
+        """
+        self.check(request)
+        return self._queue.submit(request)
+
+    def find(self, job_id: str) -> Job | None:
+        """Return the job of that id, or None."""
+        return self._queue.find(job_id)
+
+    def look(self, job: Job) -> Progress:
+        """Return what a job looks like now."""
+        return self._queue.look(job)
+
+    def cancel(self, job: Job) -> None:
+        """Take a job out of the queue, or stop it at its next step."""
+        self._queue.cancel(job)
+
+    def close(self) -> None:
+        """Cancel what is left and let go of the model."""
+        self._queue.close()
+        self._generator.close()
+
+    def _make(self, job: Job) -> tuple[str, tuple[Path, ...]]:
+        self._watch.job = job
+        try:
+            video = self._generator.generate_video(
+                job.request.prompt, output_path=self.output_path, **job.request.params.given()
+            )
+        finally:
+            self._watch.job = None
+        assert video.video_path is not None
+        frames, height, width, _ = video.frames.shape
+        line = f"{width}x{height}, {frames} frames at {video.fps} fps, seed {video.seed}"
+        return f"{line}: made in {video.generation_time_s:.1f} s", (video.video_path,)

@@ -1,0 +1,84 @@
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from recorders import read_errors
+
+from fastvideo_lightning.cli import run
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "gradio" else found(name)
+    )
+    assert run(["serve"]) == 2
+    lines = read_errors(capsys)
+    assert lines[0] == "Error: The page needs Gradio, which is not installed."
+    assert lines[1] == 'Install it: pip install "fastvideo-lightning[serve]"'
+
+
+def test_the_core_of_the_page_needs_no_gradio() -> None:
+    code = (
+        "import sys; sys.modules['gradio'] = sys.modules['starlette'] = None\n"
+        "import fastvideo_lightning.cli, fastvideo_lightning.serve.session\n"
+        "import fastvideo_lightning.serve.server"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "second"),
+    [
+        (["--model", "nowhere"], "No folder 'nowhere' here", "Pass an existing folder"),
+        (["--max-queue", "0"], "Invalid value for '--max-queue'", "serve --help"),
+        (["--port", "99999"], "Invalid value for '--port'", "serve --help"),
+        (["--host", "192.0.2.1"], "Cannot listen on 192.0.2.1:7860", "Pass another --host"),
+        (["--use-fsdp-inference"], "--dit-layerwise-offload cannot be combined", "Pass"),
+        (["--prompt", "x"], "no such option: --prompt", "Did you mean --port?"),
+    ],
+)
+def test_a_wrong_choice_is_two_lines_and_starts_nothing(
+    monkeypatch, capsys, tmp_path, words, first, second
+) -> None:
+    pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[serve]'")
+    monkeypatch.chdir(tmp_path)
+    assert run(["serve", *words]) == 2
+    lines = read_errors(capsys)
+    assert len(lines) == 2, lines
+    assert lines[0].startswith(f"Error: {first}")
+    assert second in lines[1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_command_says_where_the_page_is_and_ctrl_c_leaves_nothing_behind(tmp_path) -> None:
+    pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[serve]'")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "fastvideo_lightning", "serve", "--port", str(port)]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    assert address == f"http://127.0.0.1:{port}/"
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        assert answer.status == 200
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Press Ctrl-C to end." in said
+    assert "Traceback" not in said
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["output"]

@@ -1,0 +1,160 @@
+"""The page as a visitor sees it, in headless Chromium."""
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+from waiting import wait_until
+
+pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[serve]'")
+pytest.importorskip("selenium", reason="the browser is driven by selenium: pip install '.[test]'")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="no chromium and chromedriver on this machine"
+    ),
+]
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+
+from fastvideo_lightning.serve.limits import Limits  # noqa: E402
+from fastvideo_lightning.serve.server import serving  # noqa: E402
+from fastvideo_lightning.serve.studio import Model, Studio  # noqa: E402
+
+
+class Visitor:
+    """Someone in front of the page."""
+
+    def __init__(self, address: str) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(BROWSER)
+        for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
+            options.add_argument(f"--{word}")
+        options.add_argument("--window-size=1280,1000")
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+        service = webdriver.ChromeService(str(DRIVER))
+        self.address = address
+        self.driver = webdriver.Chrome(options=options, service=service)
+
+    def open(self) -> None:
+        self.driver.get(self.address)
+        wait_until(lambda: self.find("#make") and "Describe a video" in self.status, timeout_s=60)
+
+    def find(self, selector: str):
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    @property
+    def status(self) -> str:
+        return " ".join(element.text for element in self.find("#status"))
+
+    def fill(self, name: str, text: str) -> None:
+        (field,) = self.find(f"#{name} textarea, #{name} input")
+        field.clear()
+        field.send_keys(text)
+
+    def press(self, name: str) -> None:
+        # The click itself is the browser's; the wait is for a button that may be pressed.
+        wait_until(lambda: self.find(f"#{name}")[0].is_enabled())
+        self.driver.execute_script("arguments[0].scrollIntoView()", self.find(f"#{name}")[0])
+        self.find(f"#{name}")[0].click()
+
+    def wait_for(self, text: str) -> str:
+        try:
+            wait_until(lambda: text in self.status)
+        except AssertionError as error:
+            raise AssertionError(
+                f"{text!r} does not come; the page says {self.status!r}"
+            ) from error
+        return self.status
+
+    def requests(self) -> list[dict]:
+        logged = (json.loads(entry["message"]) for entry in self.driver.get_log("performance"))
+        return [entry["message"] for entry in logged]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def visitor(output) -> Iterator[Visitor]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    studio = Studio(
+        Model(accelerator="cpu"), output_path=output, limits=Limits(max_side=96, max_steps=100)
+    )
+    with serving(studio, port=port) as address:
+        visitor = Visitor(address)
+        try:
+            yield visitor
+        finally:
+            visitor.driver.quit()
+
+
+def test_a_visitor_makes_a_video_and_the_page_asks_no_other_server(visitor, output) -> None:
+    visitor.open()
+    assert "Videos are kept in" in visitor.driver.find_element(By.TAG_NAME, "body").text
+    visitor.fill("prompt", "a blue square moves up")
+    visitor.fill("width", "48")
+    visitor.press("make")
+    assert "48x64, 17 frames at 8 fps, seed 1024" in visitor.wait_for("Done")
+    with av.open(output / "a_blue_square_moves_up.mp4") as container:
+        assert (container.streams.video[0].width, container.streams.video[0].frames) == (48, 17)
+
+    def is_playing() -> bool:
+        script = "const v = document.querySelector('#video video'); return v && v.videoWidth"
+        return visitor.driver.execute_script(script) == 48
+
+    wait_until(is_playing, timeout_s=20)
+    logged = visitor.requests()
+    asked = [
+        e["params"]["request"]["url"] for e in logged if e["method"] == "Network.requestWillBeSent"
+    ]
+    urls = {url for url in asked if "://" in url}
+    assert any("a_blue_square_moves_up.mp4" in url for url in urls)
+    assert all(url.startswith(visitor.address) for url in urls), urls
+    answers = [e["params"]["response"] for e in logged if e["method"] == "Network.responseReceived"]
+    wait_until(lambda: "Smallest possible budget" in visitor.find("#plan")[0].text)
+    assert not [answer["url"] for answer in answers if answer["status"] >= 400]
+
+
+def test_a_wrong_size_is_said_in_the_words_of_the_page(visitor) -> None:
+    visitor.driver.refresh()
+    wait_until(lambda: visitor.find("#make"))
+    visitor.fill("width", "50")
+    visitor.press("make")
+    said = visitor.wait_for("This cannot be made")
+    assert "Width must be a multiple of 16" in said
+    assert "Width 48" in said
+    visitor.fill("width", "500")
+    visitor.press("make")
+    assert visitor.wait_for("Width must be 96 or less here, got 500. Enter Width 96.")
+
+
+def test_a_long_video_shows_its_steps_survives_a_reload_and_can_be_cancelled(
+    visitor, output
+) -> None:
+    before = set(output.glob("*.mp4"))
+    for name, value in {"width": "96", "height": "96", "num_inference_steps": "100"}.items():
+        visitor.fill(name, value)
+    visitor.press("make")
+    visitor.wait_for("of 100")
+    assert visitor.find("#status [role=progressbar]")
+    visitor.driver.refresh()
+    visitor.wait_for("of 100")
+    visitor.press("cancel")
+    visitor.wait_for("Cancelled")
+    wait_until(lambda: visitor.find("#make")[0].is_enabled())
+    assert set(output.glob("*.mp4")) == before
+    # A reload aborts what the page listens to, which Gradio logs; nothing failed to load.
+    failed = [e for e in visitor.driver.get_log("browser") if e["source"] == "network"]
+    assert not failed, failed

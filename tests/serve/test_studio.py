@@ -1,0 +1,108 @@
+import shutil
+import time
+
+import av
+import pytest
+from waiting import wait_until
+
+from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.serve.images import WantedImages
+from fastvideo_lightning.serve.jobs import JobState, Request
+from fastvideo_lightning.serve.queue import FullQueueError
+
+PROMPT = "a red circle moves right"
+
+
+def ask(prompt: str = PROMPT, **sampling) -> Request:
+    return Request(prompt, SamplingParams(**{"num_inference_steps": 4, **sampling}))
+
+
+def end_of(studio, job):
+    """Return how the job ended."""
+    wait_until(lambda: studio.look(job).state.is_final)
+    return studio.look(job)
+
+
+def read_frames(path):
+    with av.open(path) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_a_request_becomes_a_video_in_the_output_folder(studio, output) -> None:
+    seen = set()
+    job = studio.submit(ask(width=48, num_frames=9))
+    while not (progress := studio.look(job)).state.is_final:
+        seen.add((progress.stage, progress.num_steps))
+        time.sleep(0.002)
+    assert progress.state is JobState.DONE, progress.message
+    assert progress.message.startswith("48x64, 9 frames at 8 fps, seed 1024: made in ")
+    (path,) = progress.files
+    assert path.parent == output
+    frames = read_frames(path)
+    assert len(frames) == 9
+    assert frames[0].shape == (64, 48, 3)
+    assert ("denoise", 4) in seen
+    assert progress.step == 4
+
+
+def test_a_cancelled_video_leaves_no_file_and_the_next_one_is_whole(studio, output) -> None:
+    before = set(output.iterdir())
+    job = studio.submit(ask(num_inference_steps=20, width=96, height=96))
+    wait_until(lambda: studio.look(job).step >= 1)
+    studio.cancel(job)
+    progress = end_of(studio, job)
+    assert progress.state is JobState.CANCELLED
+    assert 1 <= progress.step < 20
+    assert set(output.iterdir()) == before
+    after = end_of(studio, studio.submit(ask(num_frames=9)))
+    again = end_of(studio, studio.submit(ask(num_frames=9)))
+    assert after.files[0].read_bytes() == again.files[0].read_bytes()
+
+
+REFUSED = [
+    ({"prompt": "  "}, "prompt is empty"),
+    ({"prompt": "x" * 2001}, "prompt must be 2000 characters or fewer here, got 2001"),
+    ({"negative_prompt": "x" * 2001}, "negative_prompt must be 2000 characters or fewer"),
+    ({"width": 112}, "width must be 96 or less here, got 112"),
+    ({"height": 10**9}, "height must be 96 or less here"),
+    ({"num_frames": 37}, "num_frames must be 33 or less here, got 37. Enter num_frames=33."),
+    ({"num_inference_steps": 21}, "num_inference_steps must be 20 or less here"),
+    ({"width": 50}, "width must be a multiple of 16"),
+    ({"image_path": "/etc/passwd"}, "'/etc/passwd' is no image"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_cannot_be_made_is_refused_before_it_is_queued(studio, changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        studio.submit(ask(**changes))
+
+
+def test_a_full_queue_takes_no_more_until_one_has_gone(studio) -> None:
+    jobs = [studio.submit(ask(num_inference_steps=20, width=96, height=96))]
+    wait_until(lambda: studio.look(jobs[0]).state is JobState.RUNNING)
+    jobs += [studio.submit(ask()), studio.submit(ask())]
+    with pytest.raises(FullQueueError, match="Try again when one is done"):
+        studio.submit(ask())
+    for job in jobs:
+        studio.cancel(job)
+    assert {end_of(studio, job).state for job in jobs} == {JobState.CANCELLED}
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "last"),
+    [
+        ("t2v", False, False),
+        ("ti2v", True, False),
+        ("i2v_clip", True, False),
+        ("first_last", True, True),
+    ],
+)
+def test_the_page_is_told_which_pictures_a_model_takes(
+    checkpoint, tmp_path, kind, first, last
+) -> None:
+    folder = shutil.copytree(checkpoint(kind), tmp_path / kind)
+    (folder / "sampling.json").write_text('{"height": 32, "width": 32, "num_frames": 5}')
+    images = WantedImages.of(VideoModule.from_pretrained(folder, device_type="cpu"))
+    assert (images.first, images.last) == (first, last)
