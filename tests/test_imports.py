@@ -78,6 +78,7 @@ ALLOWED = {
     },
     "commands": {
         "serve",
+        "devices",
         "inventory",
         "callbacks",
         "",
