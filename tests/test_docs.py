@@ -1,0 +1,50 @@
+"""What the documents quote is what the code says."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "troubleshooting.md"
+QUOTED = re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def texts() -> list[str]:
+    """Return every text of the code, with a tilde for what a run fills in."""
+    found = []
+    for folder in ("fastvideo_lightning", "callbacks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+                elif isinstance(node, ast.JoinedStr):
+                    parts = (getattr(part, "value", None) for part in node.values)
+                    found.append("".join(p if isinstance(p, str) else "~" for p in parts))
+    return found
+
+
+def test_there_are_messages_to_look_for() -> None:
+    assert len(QUOTED) >= 12
+
+
+@pytest.mark.parametrize("message", QUOTED)
+def test_every_message_that_troubleshooting_quotes_is_in_the_code(message) -> None:
+    pieces = [re.escape(piece.strip()) for piece in message.split("...") if piece.strip()]
+    pattern = re.compile(r"\s*~.*?".join(pieces) if len(pieces) > 1 else pieces[0])
+    assert any(pattern.search(text) for text in texts())
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    listed = {path for entry in nav for path in entry.values()}
+    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_the_site_is_built_strictly_where_changes_are_checked() -> None:
+    assert "mkdocs build --strict" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "docs" in extras["optional-dependencies"]
