@@ -1,0 +1,45 @@
+"""What was measured on GPUs: 480x832, bf16, batch 1, torch 2.11.
+
+The steps are from `benchmarks/streaming.py`: an H200 at commits 020086c and fb4c61c, an H100 at
+b54bbb5 and, the times alone, of the prototype. The whole videos are from `benchmarks/stages.py`.
+"""
+
+# The process of the benchmark had its libraries' workspaces before the streamed models were made.
+WORKSPACES_GB = 0.118
+RESIDENT = None
+
+# Card, model, frames, resident blocks or RESIDENT, ms of a step, GB reserved.
+STEPS = [
+    ("H200", "wan-14b", 1, RESIDENT, 88.9, 29.050),
+    ("H200", "wan-14b", 17, RESIDENT, 484.0, 30.344),
+    ("H200", "wan-14b", 81, RESIDENT, 3101.8, 34.316),
+    ("H200", "wan-14b", 1, 0, 507.2, 2.202),
+    ("H200", "wan-14b", 17, 0, 507.4, 3.274),
+    ("H200", "wan-14b", 81, 0, 3108.9, 7.468),
+    ("H200", "wan-14b", 1, 20, 253.3, 16.30),
+    ("H200", "wan-1.3b", 1, RESIDENT, 33.1, 3.246),
+    ("H200", "wan-1.3b", 17, RESIDENT, 86.0, 3.699),
+    ("H200", "wan-1.3b", 81, RESIDENT, 600.1, 5.450),
+    ("H200", "wan-1.3b", 1, 0, 50.4, 0.375),
+    ("H200", "wan-1.3b", 17, 0, 87.8, 0.826),
+    ("H200", "wan-1.3b", 81, 0, 600.5, 2.573),
+    ("H100", "wan-14b", 1, RESIDENT, 97.1, 29.050),
+    ("H100", "wan-14b", 17, RESIDENT, 521.3, 30.344),
+    ("H100", "wan-14b", 81, RESIDENT, 3302.4, 35.289),
+    ("H100", "wan-14b", 1, 0, 541.3, 2.252),
+    ("H100", "wan-14b", 17, 0, 544.4, 3.276),
+    ("H100", "wan-14b", 81, 0, 3309.3, 7.237),
+    ("H100", "wan-14b", 1, 20, 258.3, 16.356),
+    ("H100", "wan-14b", 17, 20, 526.5, 17.614),
+    ("H100", "wan-14b", 1, 4, 500.6, 5.044),
+    ("H100", "wan-14b", 17, 4, 536.7, 6.340),
+    ("H100", "wan-1.3b", 17, RESIDENT, 93.7, 3.699),
+    ("H100", "wan-1.3b", 81, RESIDENT, 644.5, 5.450),
+    ("H100", "wan-1.3b", 1, 0, 52.7, 0.365),
+    ("H100", "wan-1.3b", 17, 0, 95.8, 0.816),
+    ("H100", "wan-1.3b", 81, 0, 646.3, 2.584),
+    ("H100", "wan-1.3b", 17, 15, 94.6, 2.441),
+    ("H100", "wan-1.3b", 81, 15, 645.0, 4.190),
+]
+# Frames and GiB that a whole video of Wan 14B reserved: denoiser and text encoder streamed, tiles.
+VIDEOS = [(17, 3.88), (81, 7.29)]
