@@ -15,7 +15,7 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.batches import uncollated
 from fastvideo_lightning.modules.context import SplitsTokens
 from fastvideo_lightning.modules.lora import TakesLora
-from fastvideo_lightning.modules.media import check_image, check_video
+from fastvideo_lightning.modules.media import check_inputs
 from fastvideo_lightning.modules.peak_memory import PeakMemory
 from fastvideo_lightning.modules.pipelines import (
     Pipeline,
@@ -180,9 +180,7 @@ class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
             ValueError: If the model cannot; names what, what came and the nearest that works.
             FileNotFoundError: If an image is not there.
         """
-        for name in ("image_path", "last_image_path"):
-            check_image(name, getattr(params, name))
-        check_video("video_path", params.video_path)
+        check_inputs(params)
         check_shift(self.pipeline, params.flow_shift)
         resolved = self.fill_sampling(params)
         self.check_sampling(resolved)

@@ -4,8 +4,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fastvideo_lightning.config import SamplingParams
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif"})
+
+
+def check_inputs(params: SamplingParams) -> None:
+    """Check the files that go in; raises as `check_image` and `check_video` do."""
+    for name in ("image_path", "last_image_path"):
+        check_image(name, getattr(params, name))
+    check_video("video_path", params.video_path)
 
 
 def check_image(name: str, path: str | PathLike[str] | None) -> None:
