@@ -19,6 +19,7 @@ FIELDS = (
     "num_inference_steps",
     "guidance_scale",
     "seed",
+    "gpu_memory_budget",
 )
 
 
@@ -29,9 +30,13 @@ def read_form(values: Sequence[Any]) -> Request:
         TypeError, ValueError: If a value is impossible whatever the model.
     """
     given = dict(zip(FIELDS, values, strict=True))
-    prompt = given.pop("prompt")
+    prompt, budget_gib = given.pop("prompt"), given.pop("gpu_memory_budget")
     filled = {name: _whole(value) for name, value in given.items() if value not in (None, "")}
-    return Request(prompt="" if prompt is None else prompt, params=SamplingParams(**filled))
+    return Request(
+        prompt="" if prompt is None else prompt,
+        params=SamplingParams(**filled),
+        budget_gib=budget_gib or None,
+    )
 
 
 def _whole(value: Any) -> Any:

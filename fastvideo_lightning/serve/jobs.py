@@ -39,10 +39,12 @@ class Request:
     Attributes:
         prompt: What it shows.
         params: How it is sampled.
+        budget_gib: GiB that may be reserved on the GPU; None is what the page was started with.
     """
 
     prompt: str
     params: SamplingParams
+    budget_gib: float | None = None
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def _show_plan(page: gr.Blocks, session: Session, fields: list[Any], plan: gr.HT
         return await session.plan(values)
 
     page.load(on_change, fields, plan, **_QUIET)
-    for field in fields[4:10]:  # what a plan depends on: sizes, steps, guidance
+    for field in [*fields[4:10], fields[-1]]:  # sizes, steps, guidance, budget
         field.blur(on_change, fields, plan, **_QUIET)
 
 
@@ -119,6 +119,7 @@ def _make_fields(studio: Studio) -> list[Any]:
     with gr.Row():
         for name in ("num_inference_steps", "guidance_scale", "fps"):
             fields[name] = _make_number(studio, name)
+    fields["gpu_memory_budget"] = _make_number(studio, "gpu_memory_budget")
     with gr.Accordion("More", open=False):
         fields["negative_prompt"] = gr.Textbox(
             label=LABELS["negative_prompt"],
@@ -142,7 +143,7 @@ def _make_fields(studio: Studio) -> list[Any]:
 def _make_number(studio: Studio, name: str) -> gr.Number:
     return gr.Number(
         label=LABELS[name],
-        value=getattr(studio.defaults, name),
+        value=getattr(studio.defaults, name, None),
         info=studio.hint(name),
         minimum=0,
         min_width=90,

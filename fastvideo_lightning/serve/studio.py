@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,11 @@ from fastvideo_lightning.serve.queue import JobQueue
 from fastvideo_lightning.serve.watch import JobWatch
 from fastvideo_lightning.serve.words import explain
 
-_HINTS = {"fps": f"1 to {MAX_FPS}", "guidance_scale": "1 turns it off"}
+_HINTS = {
+    "fps": f"1 to {MAX_FPS}",
+    "guidance_scale": "1 turns it off",
+    "gpu_memory_budget": "Empty: as the page was started",
+}
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,8 @@ class Studio:
         self.defaults = self.module.sampling_defaults
         self._trained = SamplingDefaults.from_mapping(model.read_sampling()).trained
         self._watch = JobWatch()
-        self._generator = VideoGenerator(
-            self.module, model.config, accelerator=model.accelerator, callbacks=[self._watch]
-        )
+        self._generator = self._make_generator(self.module, model.config)
+        self._placed = model.config
         self._queue = JobQueue(self._make, max_queue=self.limits.max_queue, explain=explain)
 
     def start(self) -> None:
@@ -110,6 +113,8 @@ class Studio:
             low, high = self._trained[name]
             return f"Trained: {low} to {high}"
         most = self.limits.most(name)
+        if name == "gpu_memory_budget" and self.model.device_type == "cpu":
+            return "No GPU here: it changes the plan alone"
         return _HINTS.get(name) if most is None else f"At most {most}"
 
     def check(self, request: Request) -> SamplingParams:
@@ -125,6 +130,7 @@ class Studio:
         self.limits.check(request.params)
         resolved = self.module.resolve_sampling(request.params)
         self.limits.check(resolved)
+        self._config_for(request)
         return resolved
 
     def plan(self, request: Request) -> str:
@@ -134,7 +140,7 @@ class Studio:
             TypeError, ValueError, OSError: As `check`, but for the prompt.
         """
         self.limits.check(request.params)
-        name, config = self.model.name, self.model.config
+        name, config = self.model.name, self._config_for(request)
         return plan_text(make_plan(self.module, request.params, flags=config, name=name))
 
     def submit(self, request: Request) -> Job:
@@ -164,7 +170,29 @@ class Studio:
         self._queue.close()
         self._generator.close()
 
+    def _config_for(self, request: Request) -> OffloadConfig:
+        """Return the flags of the page, with the visitor's budget in place."""
+        if request.budget_gib is None:
+            return self.model.config
+        return replace(self.model.config, gpu_memory_budget=request.budget_gib)
+
+    def _make_generator(self, module: VideoModule, config: OffloadConfig) -> VideoGenerator:
+        return VideoGenerator(
+            module, config, accelerator=self.model.accelerator, callbacks=[self._watch]
+        )
+
+    def _place_for(self, job: Job) -> None:
+        """Place the model anew where this video's budget is another than the last one's."""
+        config = self._config_for(job.request)
+        if config == self._placed or self.model.device_type == "cpu":
+            return
+        job.reach("load")
+        other = self._make_generator(self.model.open(), config)  # no weight is read yet
+        self._generator.close()
+        self._generator, self._placed = other, config
+
     def _make(self, job: Job) -> tuple[str, tuple[Path, ...]]:
+        self._place_for(job)
         self._watch.job = job
         try:
             video = self._generator.generate_video(

@@ -14,6 +14,7 @@ LABELS = {
     "num_inference_steps": "Steps",
     "guidance_scale": "Guidance",
     "seed": "Seed",
+    "gpu_memory_budget": "GPU memory budget, GiB",
 }
 
 _NAMES = "|".join(sorted(LABELS, key=len, reverse=True))

@@ -1,5 +1,6 @@
 import shutil
 import time
+from dataclasses import replace
 
 import av
 import pytest
@@ -8,7 +9,7 @@ from waiting import wait_until
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.serve.images import WantedImages
-from fastvideo_lightning.serve.jobs import JobState, Request
+from fastvideo_lightning.serve.jobs import Job, JobState, Request
 from fastvideo_lightning.serve.queue import FullQueueError
 
 PROMPT = "a red circle moves right"
@@ -88,6 +89,32 @@ def test_a_full_queue_takes_no_more_until_one_has_gone(studio) -> None:
     for job in jobs:
         studio.cancel(job)
     assert {end_of(studio, job).state for job in jobs} == {JobState.CANCELLED}
+
+
+def test_a_budget_is_kept_by_the_plan_and_a_tiny_one_names_the_smallest(studio) -> None:
+    request = ask()
+    assert "of a budget of 5.00" in studio.plan(replace(request, budget_gib=5.0))
+    with pytest.raises(ValueError, match="the smallest possible is"):
+        studio.plan(replace(request, budget_gib=0.01))
+    with pytest.raises((TypeError, ValueError), match="gpu_memory_budget"):
+        studio.submit(replace(request, budget_gib=-1.0))
+
+
+def test_another_budget_places_the_model_anew(studio, monkeypatch) -> None:
+    job, first = studio.submit(ask(num_frames=9)), studio._generator
+    end_of(studio, job)
+    monkeypatch.setattr(studio, "model", replace(studio.model, device_type="cuda"))
+    made = []
+    monkeypatch.setattr(
+        studio, "_make_generator", lambda module, config: made.append(config) or first
+    )
+    monkeypatch.setattr(first, "close", lambda: None)
+    job = Job(replace(ask(), budget_gib=5.0))
+    job.start()
+    studio._place_for(job)
+    studio._place_for(job)
+    assert [config.gpu_memory_budget for config in made] == [5.0]
+    studio._placed = studio.model.config
 
 
 @pytest.mark.parametrize(
