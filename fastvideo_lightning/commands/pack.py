@@ -33,6 +33,7 @@ run that was stopped goes on where it was when it is started again.
 )
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--variant", help="Variant of the weight files to read, such as fp16.")
+@click.option("--allow-pickle", is_flag=True, help="Read pickled weights, which can run code.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
 @click.pass_context
 def pack(
@@ -43,6 +44,7 @@ def pack(
     dtype: str,
     revision: str | None,
     variant: str | None,
+    allow_pickle: bool,
     debug: bool,
 ) -> None:
     """Write MODEL into the folder OUT as it runs on a GPU, and print OUT.
@@ -59,7 +61,9 @@ def pack(
         # Seconds of imports from here on.
         from fastvideo_lightning.pack import plan_packing
 
-        packing = plan_packing(model, out, dtype=dtype, revision=revision, variant=variant)
+        packing = plan_packing(
+            model, out, dtype=dtype, revision=revision, variant=variant, allow_pickle=allow_pickle
+        )
         packing.check_space()
     from rich.filesize import decimal
 

@@ -112,6 +112,7 @@ def pack(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     variant: str | None = None,
+    allow_pickle: bool = False,
 ) -> Path:
     """Write a checkpoint in the dtype it runs in on a GPU, each unit contiguous and on a page.
 
@@ -121,6 +122,7 @@ def pack(
         dtype: `auto`: bf16, and fp32 for the VAE; `bf16`, `fp16`, `fp32`: all components in it.
         revision: Branch, tag or commit on the hub.
         variant: Variant of the weight files to read; what is written has none.
+        allow_pickle: Read pickled weights where there are no others; they can run code.
 
     Returns:
         `out`.
@@ -132,7 +134,9 @@ def pack(
             otherwise.
         OSError: If the disk has no room.
     """
-    packing = plan_packing(model, out, dtype=dtype, revision=revision, variant=variant)
+    packing = plan_packing(
+        model, out, dtype=dtype, revision=revision, variant=variant, allow_pickle=allow_pickle
+    )
     packing.check_space()
     packing.write()
     return packing.out
@@ -145,6 +149,7 @@ def plan_packing(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     variant: str | None = None,
+    allow_pickle: bool = False,
 ) -> Packing:
     """Check what `pack` is asked for and plan it; only headers are read. See `pack`."""
     parse_dtype(dtype)
@@ -157,7 +162,9 @@ def plan_packing(
     folder, target = checkpoint.folder, Path(out).expanduser()
     _check_target(folder, target)
     _check_plain(checkpoint)
-    module = VideoModule.from_pretrained(folder, dtype=dtype, variant=variant, device_type="cuda")
+    module = VideoModule.from_pretrained(
+        folder, dtype=dtype, variant=variant, allow_pickle=allow_pickle, device_type="cuda"
+    )
     weights: dict[Path, PackedFile] = {}
     texts: dict[Path, bytes] = {}
     for name, component in module.named_children():

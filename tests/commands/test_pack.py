@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from recorders import read_errors
+from safetensors.torch import load_file
 
 from fastvideo_lightning.cli import run
 from fastvideo_lightning.messages import LIBRARY_LOGGERS
@@ -49,6 +51,18 @@ def test_the_options_reach_the_pack(model, capsys) -> None:
     assert run(["pack", "model", "packed", "--dtype", "fp16"]) == 0
     assert json.loads(Path("packed/packing.json").read_text())["dtype"] == "fp16"
     assert json.loads(Path("packed/text_encoder/config.json").read_text())["dtype"] == "float16"
+
+
+def test_pickled_weights_are_packed_only_when_that_is_asked_for(model, capsys) -> None:
+    weights = model / "text_encoder" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    assert run(["pack", "model", "packed"]) == 2
+    first, second = read_errors(capsys)
+    assert "pytorch_model.bin is a pickle" in first
+    assert "--allow-pickle" in second
+    assert run(["pack", "model", "packed", "--allow-pickle"]) == 0
+    assert Path("packed/text_encoder/model.safetensors").exists()
 
 
 WRONG = [
