@@ -18,6 +18,7 @@ from benchmarks.stage_report import encode_ratio
 
 RESULTS = Path(__file__).parent / "results"
 STREAMED = "streamed-mapped"
+NOT_MEASURED = "not measured"
 
 
 class Results:
@@ -224,20 +225,31 @@ def judge(target: Target, results: Results) -> tuple[str, str]:
     try:
         figure = target.read(results)
     except KeyError:
-        return "-", "not measured"
+        return "-", NOT_MEASURED
     is_met = figure >= target.limit if target.is_least else figure <= target.limit
     return target.form.format(figure), "met" if is_met else "**missed**"
 
 
+def by_commit(results: Results) -> list[Results]:
+    """The runs of each commit, in the order of their names."""
+    apart: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, content in results.contents.items():
+        apart.setdefault(content["commit"], {})[name] = content
+    return [Results(contents) for contents in apart.values()]
+
+
 def make_page(results: Results) -> str:
-    """The table, with where its figures come from."""
+    """The table, with where its figures come from; what was measured twice shows both times."""
     lines = ["# What the engine must reach", "", "Measured in:", ""]
     for name, content in results.contents.items():
         lines.append(f"- `{name}`: {content['device']}, commit {content['commit']}")
     lines += ["", "| | must | measured | |", "|---|---|---|---|"]
+    occasions = by_commit(results)
     for target in TARGETS:
-        figure, verdict = judge(target, results)
-        lines.append(f"| {target.name} | {target.bound} | {figure} | {verdict} |")
+        judged = [judge(target, occasion) for occasion in occasions]
+        judged = [pair for pair in judged if pair[1] != NOT_MEASURED] or [("-", NOT_MEASURED)]
+        figures, verdicts = (", ".join(texts) for texts in zip(*judged, strict=True))
+        lines.append(f"| {target.name} | {target.bound} | {figures} | {verdicts} |")
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@ import json
 
 from click.testing import CliRunner
 
-from benchmarks.targets import TARGETS, Results, judge, main
+from benchmarks.targets import TARGETS, Results, judge, main, make_page
 
 MACHINE = {"device": "Some GPU", "commit": "abc", "link_bytes_per_s": 50e9, "model": "wan-1.3b"}
 
@@ -54,3 +54,9 @@ def test_the_page_names_the_machine_of_each_figure(tmp_path):
     page = (tmp_path / "targets.md").read_text()
     assert "Some GPU, commit abc" in page
     assert "| 1.3B, 17 frames / resident | <= 1.03 | 1.000 | met |" in page
+
+
+def test_what_was_measured_at_two_commits_stands_there_twice():
+    again = streaming(104) | {"commit": "def"}
+    page = make_page(Results({"streaming-wan-1.3b": streaming(100), "streaming-again": again}))
+    assert "| 1.3B, 17 frames / resident | <= 1.03 | 1.000, 1.040 | met, **missed** |" in page

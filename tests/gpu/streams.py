@@ -11,7 +11,8 @@ class PoisoningStream(CopyStream):
     """Spoils a slot as soon as its reader says it is done: a later read shows as NaN."""
 
     def release(self, slot: DeviceSlot) -> None:
-        slot.buffer.fill_(0xFF)
+        # Behind autograd's back: a counted write is the forward's, and kept.
+        slot.buffer.data.fill_(0xFF)
         slot.holder = None  # or a unit called twice in a row would find its bytes spoiled
         super().release(slot)
 

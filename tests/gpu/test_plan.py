@@ -23,13 +23,14 @@ def test_a_budget_is_kept_and_the_pixels_are_the_same(checkpoint):
     with VideoGenerator.from_pretrained(checkpoint("t2v"), **FLAGS) as generator:
         expected = make(generator)
     torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()  # workspaces and what earlier tests hold
     with VideoGenerator.from_pretrained(
         checkpoint("t2v"), gpu_memory_budget=1, **FLAGS
     ) as generator:
         video = make(generator)
         assert video.peak_gpu_memory_gib <= 1
         plan = generator.plan(**SIZE)
-        assert video.peak_gpu_memory_gib * GIB <= plan.reserved_bytes
+        assert video.peak_gpu_memory_gib * GIB - before <= plan.reserved_bytes
     assert np.array_equal(video.frames, expected.frames)
 
 
