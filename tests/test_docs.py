@@ -3,10 +3,14 @@
 import ast
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
+
+import fastvideo_lightning
+from fastvideo_lightning import OffloadConfig, callbacks
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -42,6 +46,36 @@ def test_every_page_is_in_the_navigation() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     listed = {path for entry in nav for path in entry.values()}
     assert listed == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_every_flag_has_a_section_on_the_page_about_offloading() -> None:
+    page = (ROOT / "docs" / "offloading.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^### .*$", page, flags=re.MULTILINE)
+    explained = {name for heading in headings for name in re.findall(r"`(\w+)`", heading)}
+    assert {field.name for field in fields(OffloadConfig)} <= explained
+
+
+@pytest.mark.parametrize("package", [fastvideo_lightning, callbacks])
+def test_the_reference_has_every_public_name(package) -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
+    assert set(package.__all__) <= listed
+
+
+def test_every_picture_is_there_and_shown() -> None:
+    pages = (ROOT / "docs").glob("*.md")
+    shown = {
+        name for page in pages for name in re.findall(r"\]\(pictures/([^)]+)\)", page.read_text())
+    }
+    assert shown == {path.name for path in (ROOT / "docs" / "pictures").iterdir()}
+
+
+def test_pages_open_without_a_network() -> None:
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert settings["theme"]["font"] is False
+    assert settings["use_directory_urls"] is False
+    assert "extra_javascript" not in settings
+    assert "extra_css" not in settings
 
 
 def test_the_site_is_built_strictly_where_changes_are_checked() -> None:
