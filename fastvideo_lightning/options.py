@@ -4,9 +4,7 @@ An option's name is the Python name with hyphens, so that a page on one reads fo
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import click
@@ -19,10 +17,10 @@ from fastvideo_lightning.config import (
     SHARD_TRANSPORT,
     OffloadConfig,
     SamplingParams,
-    nearest_name,
 )
 from fastvideo_lightning.option_types import BudgetType, LoraType
 
+COMMAND = "fastvideo-lightning"
 FLAGS = {field.name: field.default for field in fields(OffloadConfig)}
 SAMPLING = [field.name for field in fields(SamplingParams)]
 DEFAULTS = {
@@ -204,78 +202,6 @@ def make_options() -> list[click.Parameter]:
         GroupedOption(name, group=group, kind=kind, text=text, multiple=name in repeatable)
         for name, group, kind, text in rows
     ]
-
-
-def read_config_file(path: str, options: list[click.Parameter]) -> dict[str, Any]:
-    """Read options from a YAML file; its keys are the options' names, with hyphens or underscores.
-
-    Raises:
-        WrongChoiceError: If the file cannot be read, or a key or a value is not an option's.
-    """
-    known = {str(option.name): option for option in options if isinstance(option, GroupedOption)}
-    values: dict[str, Any] = {}
-    for key, value in _read_yaml(path).items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            near = nearest_name(name, known)
-            hint = f"Did you mean {near.replace('_', '-')}?" if near else "See `generate --help`."
-            raise WrongChoiceError(f"{path}: no such option: {key}. {hint}")
-        if name in values:
-            raise WrongChoiceError(f"{path}: {key} is given twice. Keep one of the two.")
-        values[name] = None if value is None else _file_value(path, known[name], value)
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _read_yaml(path: str) -> Mapping[Any, Any]:
-    import yaml
-
-    how = "Write one option a line, as in `num-frames: 17`."
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise WrongChoiceError(
-            f"--config {path} cannot be read: {reason}. Pass the path of a YAML file."
-        ) from error
-    except yaml.MarkedYAMLError as error:
-        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise WrongChoiceError(f"{path}{place}: not YAML: {error.problem}. {how}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # `2030-99-99` is no date
-        reason = "too deeply nested" if isinstance(error, RecursionError) else repr(error)
-        raise WrongChoiceError(f"{path}: not YAML: {reason}. {how}") from error
-    if not isinstance(content, Mapping | None):
-        raise WrongChoiceError(
-            f"{path} must hold option names and values, got a {type(content).__name__}. {how}"
-        )
-    return content or {}
-
-
-def _file_value(path: str, option: GroupedOption, value: Any) -> Any:
-    if option.multiple:
-        several = value if isinstance(value, list) else [value]
-        return tuple(_one_value(path, option, one) for one in several)
-    return _one_value(path, option, value)
-
-
-def _one_value(path: str, option: GroupedOption, value: Any) -> Any:
-    kinds: list[tuple[type[click.ParamType[Any]], tuple[type, ...], str]] = [
-        (click.types.BoolParamType, (bool,), "true or false"),
-        (click.types.IntParamType, (int,), "a whole number"),
-        (click.types.FloatParamType, (int, float), "a number"),
-        (BudgetType, (int, float, str), "a number of GiB, or auto"),
-        (MappingType, (dict,), "names and values, as in `{strength: 0.7}`"),
-    ]
-    wanted: tuple[tuple[type, ...], str] = ((str,), "text; put it in quotes")
-    for kind, types, words in kinds:
-        if isinstance(option.type, kind):
-            wanted = types, words
-    is_stray_bool = isinstance(value, bool) and bool not in wanted[0]
-    if is_stray_bool or not isinstance(value, wanted[0]):
-        raise WrongChoiceError(f"{path}: {option.name} must be {wanted[1]}, got {value!r}.")
-    try:
-        return option.type.convert(value, option, None)
-    except click.BadParameter as error:
-        raise WrongChoiceError(f"{path}: {option.name}: {error.message}") from error
 
 
 _NAMES = sorted({*FLAGS, *SAMPLING, *DEFAULTS, "prompt", "prompts"}, key=len, reverse=True)

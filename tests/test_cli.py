@@ -225,6 +225,7 @@ ENDLESS = """
 import time, fastvideo_lightning
 from fastvideo_lightning.callbacks import VideoWriter
 from fastvideo_lightning import cli
+from fastvideo_lightning.commands import generate
 def wait(request):
     writer = VideoWriter("videos")
     try:
@@ -233,7 +234,7 @@ def wait(request):
         time.sleep(60)
     finally:
         writer.on_exception()
-cli._make_video = wait
+generate._make_video = wait
 cli.main()
 """
 

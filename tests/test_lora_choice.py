@@ -56,3 +56,10 @@ def test_a_folder_means_its_one_file(tmp_path):
     for name in ("only.safetensors", "readme.md"):
         (tmp_path / name).touch()
     assert LoraChoice.parse(f"{tmp_path}:0.25").weight == 0.25
+
+
+def test_a_batch_has_them_too_before_its_first_video(calls):
+    Path("p.txt").write_text("a\n")
+    run(["generate", "--prompts", "p.txt", "--lora", "a.safetensors:0.5"])
+    moments = [call[0] for call in calls]
+    assert moments.index("setup") < moments.index("lora") < moments.index("batch")

@@ -1,12 +1,12 @@
 import click
 import pytest
 
+from fastvideo_lightning.option_files import read_config_file
 from fastvideo_lightning.options import (
     MappingType,
     WrongChoiceError,
     in_command_words,
     make_options,
-    read_config_file,
 )
 
 

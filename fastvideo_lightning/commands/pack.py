@@ -52,8 +52,8 @@ def pack(
     Weights are cast to the dtype they run in, and each block lies in one piece, so that the files
     themselves can be what the GPU is fed from.
     """
-    from fastvideo_lightning.cli import users_mistakes
     from fastvideo_lightning.messages import quieten_libraries
+    from fastvideo_lightning.mistakes import users_mistakes
 
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()

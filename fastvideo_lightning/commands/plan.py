@@ -44,8 +44,8 @@ def plan(
     context: click.Context, /, gpu: str | None, as_json: bool, debug: bool, **given: Any
 ) -> None:
     """Print what goes where for a model and a video, and the time and memory that it takes."""
-    from fastvideo_lightning.cli import users_mistakes
     from fastvideo_lightning.messages import quieten_libraries
+    from fastvideo_lightning.mistakes import users_mistakes
 
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()

@@ -57,8 +57,8 @@ def _options() -> list[click.Parameter]:
 @click.pass_context
 def serve(context: click.Context, /, debug: bool, **given: Any) -> None:
     """Make videos from a page in the browser, one after the other, until Ctrl-C."""
-    from fastvideo_lightning.cli import users_mistakes
     from fastvideo_lightning.messages import quieten_libraries
+    from fastvideo_lightning.mistakes import users_mistakes
 
     if importlib.util.find_spec("gradio") is None:
         raise WrongChoiceError(_NEEDS, context)
@@ -84,8 +84,8 @@ def serve(context: click.Context, /, debug: bool, **given: Any) -> None:
 
 def _open_studio(choices: dict[str, Any], config: OffloadConfig) -> "Studio":
     from fastvideo_lightning import CheckpointError
-    from fastvideo_lightning.cli import users_mistakes
     from fastvideo_lightning.devices import check_devices
+    from fastvideo_lightning.mistakes import users_mistakes
     from fastvideo_lightning.serve.limits import Limits
     from fastvideo_lightning.serve.studio import Model, Studio
 

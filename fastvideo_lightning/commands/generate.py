@@ -1,0 +1,188 @@
+"""The command `fastvideo-lightning generate`: a video from a prompt, or one from each of many."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastvideo_lightning.commands.batch import read_prompts, report_batch
+from fastvideo_lightning.commands.report import watch_run
+from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.messages import be_quiet, is_first_process, quieten_libraries, say
+from fastvideo_lightning.mistakes import users_mistakes
+from fastvideo_lightning.option_files import read_config_file
+from fastvideo_lightning.options import (
+    COMMAND,
+    DEFAULTS,
+    FLAGS,
+    SAMPLING,
+    GroupedCommand,
+    WrongChoiceError,
+    make_options,
+)
+from fastvideo_lightning.prompts import check_prompt
+
+if TYPE_CHECKING:
+    from fastvideo_lightning.generator import VideoGenerator
+    from fastvideo_lightning.output import GeneratedVideo
+
+_EXAMPLES = f"""\b
+Examples:
+  {COMMAND} generate --prompt "a red circle moves right"
+  {COMMAND} generate --prompt "a blue square moves up" --num-frames 33 --seed 7
+  {COMMAND} generate --prompts prompts.txt --output-path night/
+  {COMMAND} generate --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompt "..." --no-vae-cpu-offload
+  {COMMAND} generate --config my-video.yaml --seed 8
+
+A YAML file for --config holds option names and values, one a line, as in `num-frames: 17`. What is
+typed wins over the file.
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, every part checked as far as that needs no model."""
+
+    prompt: str | None
+    prompts: list[dict[str, Any]] | None  # of a batch
+    config: OffloadConfig
+    params: SamplingParams
+    choices: dict[str, Any]  # model, dtype, ...: what neither of the two above holds
+
+    @classmethod
+    def from_options(cls, given: dict[str, Any]) -> "Request":
+        """Make one from option names and values, leaving out what was not given."""
+        prompts = read_prompts(given)
+        if "prompt" not in given and prompts is None:
+            raise WrongChoiceError(
+                '--prompt is missing. Describe the video: --prompt "a red circle moves right".'
+            )
+        params = SamplingParams.from_mapping({k: v for k, v in given.items() if k in SAMPLING})
+        for name in ("image_path", "last_image_path", "video_path"):
+            path = getattr(params, name)
+            if path is not None and not Path(path).is_file():
+                kind = "a video" if name == "video_path" else "an image"
+                raise WrongChoiceError(f"{name}: there is no file {path!r}. Pass {kind} file.")
+        return cls(
+            prompt=check_prompt(given["prompt"]) if prompts is None else None,
+            prompts=prompts,
+            config=OffloadConfig.from_mapping({k: v for k, v in given.items() if k in FLAGS}),
+            params=params,
+            choices={
+                **DEFAULTS,
+                **{
+                    k: v
+                    for k, v in given.items()
+                    if k not in {"prompt", "prompts", *SAMPLING, *FLAGS}
+                },
+            },
+        )
+
+
+@click.command(cls=GroupedCommand, epilog=_EXAMPLES, params=make_options())
+@click.option("--config", metavar="FILE", help="YAML file with any of these options.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
+@click.pass_context
+def generate(context: click.Context, /, config: str | None, debug: bool, **given: Any) -> None:
+    """Make a video from a prompt, or one from each of many, and print the path of every mp4."""
+    debug = debug or bool(context.parent and context.parent.params["debug"])
+    from_file = read_config_file(config, context.command.params) if config else {}
+    typed = {name: value for name, value in given.items() if value is not None}
+    with users_mistakes():
+        request = Request.from_options({**from_file, **typed})
+    be_quiet(request.choices["quiet"])
+    if not debug:
+        quieten_libraries()
+    _make_video(request)
+
+
+def _make_video(request: Request) -> None:
+    choices = request.choices
+    with users_mistakes():
+        from fastvideo_lightning.output import check_output_folder
+
+        if choices["save_video"]:
+            check_output_folder(choices["output_path"])
+    # OpenMP reads it when torch is imported. Threads that spin while they wait for each other make
+    # a small model many times slower wherever other programs use the cores too; asleep, they cost
+    # it some tenths of a second.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Seconds of imports from here on.
+    from fastvideo_lightning import CheckpointError, VideoGenerator, VideoModule
+    from fastvideo_lightning.devices import check_devices
+
+    with users_mistakes(CheckpointError):
+        device_type = check_devices(choices["num_gpus"], choices["accelerator"])
+        module = VideoModule.from_pretrained(
+            choices["model"],
+            dtype=choices["dtype"],
+            revision=choices.get("revision"),
+            variant=choices.get("variant"),
+            allow_pickle=choices["allow_pickle"],
+            device_type="cpu" if device_type == "cpu" else None,
+        )
+        module.context_parallel = request.config.context_parallel
+        if request.prompts is None:
+            module.resolve_sampling(request.params)
+        watching = watch_run(
+            choices.get("report"),
+            module,
+            request.config,
+            request.params if request.prompts is None else None,
+            on_gpu=device_type != "cpu",
+            quiet=choices["quiet"],
+        )
+        generator = VideoGenerator(
+            module,
+            request.config,
+            num_gpus=choices["num_gpus"],
+            accelerator=choices["accelerator"],
+            progress=not choices["quiet"],
+            **watching,
+        )
+        if request.prompts is None:
+            generator.plan(**request.params.given())
+    loras = choices.get("lora", ())
+    with generator:
+        if request.prompt is not None or loras:  # a batch that is done reads no weight
+            generator.setup(request.params if request.prompts is None else None)
+        with users_mistakes(ImportError):
+            for lora in loras:
+                generator.load_lora(lora.path, weight=lora.weight)
+        if request.prompts is not None:
+            _make_batch(generator, request, request.prompts)
+            return
+        assert request.prompt is not None
+        video = generator.generate_video(
+            request.prompt,
+            output_path=choices["output_path"],
+            save_video=choices["save_video"],
+            **request.params.given(),
+        )
+    if is_first_process():
+        _report(video)
+
+
+def _make_batch(
+    generator: "VideoGenerator", request: Request, prompts: list[dict[str, Any]]
+) -> None:
+    choices = request.choices
+    with users_mistakes():
+        batch = generator.generate_videos(
+            prompts,
+            **{name: choices[name] for name in ("output_path", "resume", "fail_fast")},
+            **request.params.given(),
+        )
+    report_batch(batch, choices["output_path"])
+
+
+def _report(video: "GeneratedVideo") -> None:
+    frames, height, width, _ = video.frames.shape
+    if video.video_path is not None:
+        click.echo(video.video_path)
+    say(
+        f"{width}x{height}, {frames} frames at {video.fps} fps, seed {video.seed}: "
+        f"made in {video.generation_time_s:.1f} s"
+    )
