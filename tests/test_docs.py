@@ -4,6 +4,7 @@ import ast
 import re
 import tomllib
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ PAGE = ROOT / "docs" / "troubleshooting.md"
 QUOTED = re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
+@cache
 def texts() -> list[str]:
     """Return every text of the code, with a tilde for what a run fills in."""
     found = []
