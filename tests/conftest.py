@@ -2,8 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 # OpenMP reads it when torch is imported: threads that spin while they wait for each other make the
 # tests many times slower on a machine that does something else as well.
@@ -11,6 +12,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import checkpoints  # noqa: E402
 import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_its_own() -> Iterator[None]:
+    """Undo what a test leaves in the environment.
+
+    A launch leaves the rank and the world there; a process that another test starts would take
+    itself for one of a world that is gone, and wait for it.
+    """
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")
