@@ -56,3 +56,4 @@ def test_after_a_fork_parent_and_child_have_weights_of_their_own(tmp_path):
     os.write(writing, b"x")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert not torch.equal(plain(sample()), expected)
+    callback.detach()
