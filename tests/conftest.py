@@ -9,6 +9,9 @@ from unittest import mock
 # OpenMP reads it when torch is imported: threads that spin while they wait for each other make the
 # tests many times slower on a machine that does something else as well.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Processes of `pytest -n` share the cores.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import checkpoints  # noqa: E402
 import pytest  # noqa: E402
