@@ -26,6 +26,7 @@ from fastvideo_lightning.prompts import check_prompt
 
 if TYPE_CHECKING:
     from fastvideo_lightning.generator import VideoGenerator
+    from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.output import GeneratedVideo
 
 _EXAMPLES = f"""\b
@@ -110,7 +111,7 @@ def _make_video(request: Request) -> None:
     # it some tenths of a second.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Seconds of imports from here on.
-    from fastvideo_lightning import CheckpointError, VideoGenerator, VideoModule
+    from fastvideo_lightning import CheckpointError, VideoModule
     from fastvideo_lightning.devices import check_devices
 
     with users_mistakes(CheckpointError):
@@ -126,24 +127,7 @@ def _make_video(request: Request) -> None:
         module.context_parallel = request.config.context_parallel
         if request.prompts is None:
             module.resolve_sampling(request.params)
-        watching = watch_run(
-            choices.get("report"),
-            module,
-            request.config,
-            request.params if request.prompts is None else None,
-            on_gpu=device_type != "cpu",
-            quiet=choices["quiet"],
-        )
-        generator = VideoGenerator(
-            module,
-            request.config,
-            num_gpus=choices["num_gpus"],
-            accelerator=choices["accelerator"],
-            progress=not choices["quiet"],
-            **watching,
-        )
-        if request.prompts is None:
-            generator.plan(**request.params.given())
+        generator = _wire(request, module, on_gpu=device_type != "cpu")
     loras = choices.get("lora", ())
     with generator:
         if request.prompt is not None or loras:  # a batch that is done reads no weight
@@ -163,6 +147,32 @@ def _make_video(request: Request) -> None:
         )
     if is_first_process():
         _report(video)
+
+
+def _wire(request: Request, module: "VideoModule", *, on_gpu: bool) -> "VideoGenerator":
+    """The generator of a request, checked against the model; no weight is read yet."""
+    from fastvideo_lightning import VideoGenerator
+
+    choices = request.choices
+    watching = watch_run(
+        choices.get("report"),
+        module,
+        request.config,
+        request.params if request.prompts is None else None,
+        on_gpu=on_gpu,
+        quiet=choices["quiet"],
+    )
+    generator = VideoGenerator(
+        module,
+        request.config,
+        num_gpus=choices["num_gpus"],
+        accelerator=choices["accelerator"],
+        progress=not choices["quiet"],
+        **watching,
+    )
+    if request.prompts is None:
+        generator.plan(**request.params.given())
+    return generator
 
 
 def _make_batch(
