@@ -9,6 +9,15 @@ from torch import nn
 Registry = dict[str, torch.Tensor | None]
 """A module's own ``_parameters`` or ``_buffers``."""
 
+Shown = list[tuple[Registry, str, torch.Tensor]]
+"""What modules are to show: for each registration its tensor."""
+
+
+def show(tensors: Shown) -> None:
+    """Let the registrations have these tensors."""
+    for registry, name, tensor in tensors:
+        registry[name] = tensor
+
 
 @dataclass(frozen=True, eq=False)
 class Place:

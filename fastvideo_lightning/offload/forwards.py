@@ -8,7 +8,14 @@ and only then. The wrap therefore has to be there before the cache is enabled.
 """
 
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.hooks import Call, Handle, Hook, MethodHandle, show_host_values
+from fastvideo_lightning.offload.hooks import (
+    Call,
+    Handle,
+    Hook,
+    MethodHandle,
+    begin_call,
+    show_host_values,
+)
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 
@@ -23,9 +30,7 @@ def wrap_unit(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     def call(*args: object, **kwargs: object) -> object:
         if unit not in engine.units:
             return forward(*args, **kwargs)
-        if engine.idle:  # the block is called by itself, outside of its model
-            engine.refresh()
-        engine.wait(unit)
+        begin_call(engine, unit, args, kwargs)
         try:
             return forward(*args, **kwargs)
         finally:

@@ -14,13 +14,15 @@ from torch._dynamo.eval_frame import OptimizedModule
 from fastvideo_lightning.offload.conversion import Conversion, check_unchanged
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.group import UnitGroup
+from fastvideo_lightning.offload.recording import in_backward, is_recorded
 from fastvideo_lightning.offload.transfers import move_inputs, move_tensors
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 CALLS = ("encode", "decode")
 """Methods through which a pipeline calls a component; forward hooks do not fire on them."""
 
-
+Args = tuple[object, ...]
+Kwargs = dict[str, object]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -93,19 +95,29 @@ class Undo:
         self.remove = function
 
 
+def begin_call(
+    engine: OffloadEngine, unit: OffloadUnit, args: Args, kwargs: Kwargs, *, alone: bool = False
+) -> None:
+    """A unit's module is called: wait for the unit, which shows what autograd may keep."""
+    if engine.idle and not (alone and unit.uses) and not in_backward():  # by itself
+        engine.refresh(alone=alone)
+    unit.recorded = is_recorded(unit.bindings, args, kwargs)
+    engine.wait(unit)
+
+
 def hook_unit(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     """Let a block's forward wait for its unit and release it, also when the forward raises."""
 
-    def before(module: nn.Module, args: object) -> None:
-        if engine.idle:  # the block is called by itself, outside of its model
-            engine.refresh()
-        engine.wait(unit)
+    def before(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        begin_call(engine, unit, args, kwargs)
 
     def after(module: nn.Module, args: object, output: object) -> None:
         engine.release(unit)
 
     return [
-        unit.module.register_forward_pre_hook(Hook(before, unit.fqn), prepend=True),
+        unit.module.register_forward_pre_hook(
+            Hook(before, unit.fqn), prepend=True, with_kwargs=True
+        ),
         unit.module.register_forward_hook(Hook(after, unit.fqn), always_call=True),
         show_host_values(unit),
     ]
@@ -130,7 +142,7 @@ def hook_model(
     """
 
     def before(
-        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+        module: nn.Module, args: Args, kwargs: Kwargs
     ) -> tuple[object, dict[str, object]] | None:
         refuse_whole_compile(module, fqn)
         on_call()
@@ -154,7 +166,7 @@ def hook_calls(
     *,
     inputs_to: torch.device,
     outputs_to: torch.device | None = None,
-    before: Callable[[], None] = lambda: None,
+    before: Callable[[Args, Kwargs], None] = lambda args, kwargs: None,
     after: Callable[[], None] = lambda: None,
 ) -> list[Handle]:
     """Surround a component's forward, ``encode`` and ``decode``.
@@ -164,14 +176,14 @@ def hook_calls(
         fqn: its name, for messages.
         inputs_to: where tensors among the arguments are brought.
         outputs_to: where tensors of the result are brought; None leaves them.
-        before: called first; calls may nest.
+        before: called first, with the arguments; calls may nest.
         after: called last, also when the call raises.
     """
 
     def before_forward(
-        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+        module: nn.Module, args: Args, kwargs: Kwargs
     ) -> tuple[object, dict[str, object]] | None:
-        before()
+        before(args, kwargs)
         return move_inputs(args, kwargs, inputs_to)
 
     def after_forward(module: nn.Module, args: object, output: object) -> object:
@@ -180,7 +192,7 @@ def hook_calls(
 
     def surround(method: Call) -> Call:
         def call(*args: object, **kwargs: object) -> object:
-            before()
+            before(args, kwargs)
             try:
                 moved = move_inputs(args, kwargs, inputs_to)
                 args, kwargs = moved if moved is not None else (args, kwargs)
@@ -205,10 +217,8 @@ def hook_calls(
 def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     """Let a whole component come in for each of its calls and leave after it."""
 
-    def before() -> None:
-        if engine.idle and not unit.uses:
-            engine.refresh(alone=True)
-        engine.wait(unit)
+    def before(args: Args, kwargs: Kwargs) -> None:
+        begin_call(engine, unit, args, kwargs, alone=True)
 
     calls = hook_calls(
         unit.module,

@@ -6,6 +6,9 @@ block of its own list, and the list wraps around, for the next denoising step be
 did. When another unit follows twice in a row it becomes the successor; a single detour (a skipped
 block) is a miss and leaves the order alone.
 
+In a backward the blocks are called again in the opposite order, which changes no successor: whom to
+prefetch then is who comes before.
+
 Where a list ends, three things can tell what comes next. Whoever knows says so (``expect``): the
 last step is followed by the VAE, an expert's last step by the other expert. Otherwise it is what
 followed there in the run before, as long as this run has gone the same way: a text encoder is
@@ -15,6 +18,7 @@ called twice and then the denoiser is. Otherwise the list begins anew.
 from collections import defaultdict
 from collections.abc import Sequence
 
+from fastvideo_lightning.offload.recording import in_backward
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 
@@ -89,6 +93,8 @@ class UnitOrder:
 
     def after(self, unit: OffloadUnit) -> OffloadUnit:
         """The unit expected after ``unit``; itself where none is."""
+        if in_backward():
+            return next((u for u, after in self._successor.items() if after is unit), unit)
         following = self._successor.get(unit, unit)
         if unit not in self._tails:
             return following
@@ -108,13 +114,14 @@ class UnitOrder:
 
     def wraps(self, unit: OffloadUnit, following: OffloadUnit) -> bool:
         """Whether going on to ``following`` means starting over."""
-        return self._position.get(following, -1) <= self._position[unit]
+        here, there = self._position[unit], self._position.get(following, -1)
+        return there >= here if in_backward() else there <= here
 
     def arrive(self, unit: OffloadUnit) -> None:
         """Take note that ``unit`` is needed now, see Note [The order of units]."""
         if unit is self._expected:
             self._expected = None
-        if unit not in self._position:
+        if unit not in self._position or in_backward():
             return
         last, self._last = self._last, unit
         if last is None:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.bindings import Registry, TensorBinding, split_ties
+from fastvideo_lightning.offload.bindings import Shown, TensorBinding, show, split_ties
 from fastvideo_lightning.offload.host import HostMaster, HostMemory
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.leaves import addresses_of, find_leaves, rebuild, same_bytes
 from fastvideo_lightning.offload.reading import file_position, find_source, source_spec
+from fastvideo_lightning.offload.recording import kept_views, with_way_back
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.store import HostStore
@@ -34,6 +35,7 @@ class OffloadUnit:
         slot: the slot that holds the unit's bytes, or None.
         home: the slot that is kept for it, or None; see Note [Homes].
         uses: calls in progress.
+        recorded: autograd records its call; see Note [Backward through streamed blocks].
         sources: until ``load``, what each tensor is read from; None where it has its bytes.
         hosts: the tensors on the host, one for each of ``bindings``.
     """
@@ -57,14 +59,17 @@ class OffloadUnit:
         self.preferred_slot = 0
         self.home: DeviceSlot | None = None
         self.uses = 0
+        self.recorded = False
         self.label = f" {fqn}"
         self.layout = SlabLayout(())
         self.slab: HostMaster | None = None
         self.sources: list[WeightSource | None] = []
         self.hosts: list[torch.Tensor] = []
-        self._shown: dict[DeviceSlot, list[tuple[Registry, str, torch.Tensor]]] = {}
-        self._host_places: list[tuple[Registry, str, torch.Tensor]] = []
+        self._shown: dict[DeviceSlot, Shown] = {}
+        self._host_places: Shown = []
         self._host_addresses: list[tuple[int, ...]] = []
+        self._now: Shown = []
+        self._written: list[torch.Tensor] = []
         self._version_shown = 0
         self.run_device = torch.device("cpu")
 
@@ -145,18 +150,25 @@ class OffloadUnit:
         self.plan({}, self.run_device)
 
     def show_slot(self) -> None:
-        """Let the module see the tensors in the unit's slot."""
+        """Let the module see the tensors in the unit's slot, or a copy that autograd may keep."""
         assert self.slot is not None, f"{self.fqn} has no slot"
-        if self.slot not in self._shown:
-            self._shown[self.slot] = self._places(self._on_device(self.slot))
-        for registry, name, tensor in self._shown[self.slot]:
-            registry[name] = tensor
-        self._version_shown = self.slot.buffer._version
+        if self.recorded:
+            views = kept_views(self.layout, self.slot.buffer)
+            pairs = zip(self.hosts, self._over(views), strict=True)
+            self._now = self._places([with_way_back(*pair) for pair in pairs])
+            self._written = views
+        else:
+            if self.slot not in self._shown:
+                over = self._over(self.layout.views(self.slot.buffer))
+                self._shown[self.slot] = self._places(over)
+            self._now, self._written = self._shown[self.slot], [self.slot.buffer]
+        show(self._now)
+        self._version_shown = sum(tensor._version for tensor in self._written)
 
     def show_host(self) -> None:
         """Let the module see the host tensors."""
-        for registry, name, tensor in self._host_places:
-            registry[name] = tensor
+        self._written, self._now = [], self._host_places
+        show(self._now)
 
     def forget_slots(self) -> None:
         """Drop the tensors made over slots: the slots are going away."""
@@ -171,25 +183,22 @@ class OffloadUnit:
         Raises:
             RuntimeError: a tensor was replaced by one of another shape or dtype.
         """
-        assert self.slot is not None
         assert self.slab is not None
-        is_written = self.slot.buffer._version != self._version_shown
+        if not self._written:  # a release was interrupted behind this
+            return
+        is_written = sum(tensor._version for tensor in self._written) != self._version_shown
         if is_written:
-            for view, written in zip(
-                self.slab.views, self.layout.views(self.slot.buffer), strict=True
-            ):
+            views = self._written if self.recorded else self.layout.views(self._written[0])
+            for view, written in zip(self.slab.views, views, strict=True):
                 view.copy_(written)
-        for (registry, name, shown), (_, _, host) in zip(
-            self._shown[self.slot], self._host_places, strict=True
-        ):
+        for (registry, name, shown), (_, _, host) in zip(self._now, self._host_places, strict=True):
             current = registry[name]
             if current is shown:
                 continue
             if current is None or current.shape != host.shape or current.dtype != host.dtype:
                 raise RuntimeError(
                     f"{self.fqn}: the forward replaced {name!r} ({list(host.shape)} {host.dtype}) "
-                    "by another kind of tensor, which a unit of fixed layout cannot keep. Use "
-                    "Resident for this module."
+                    "by another kind of tensor, which no unit can keep. Use Resident for it."
                 )
             for target, leaf in zip(
                 find_leaves(host, name), find_leaves(current, name), strict=True
@@ -250,7 +259,7 @@ class OffloadUnit:
         """Assert that the module shows what the state says."""
         resident = self.state is UnitState.RESIDENT
         assert resident <= (self.slot is not None), f"{self.fqn} is resident nowhere"
-        expected = self._shown[self.slot] if resident and self.slot else self._host_places
+        expected = self._now if resident else self._host_places
         for registry, name, tensor in expected:
             assert registry[name] is tensor, f"{self.fqn}: {name} is not what {self.state} shows"
 
@@ -270,10 +279,10 @@ class OffloadUnit:
         self.show_as_host()
         store.pin(self.slab, self.host_memory)
 
-    def _on_device(self, slot: "DeviceSlot") -> list[torch.Tensor]:
-        views = iter(self.layout.views(slot.buffer))
+    def _over(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
+        leaves = iter(views)
         return [
-            rebuild(host, [next(views) for _ in find_leaves(host, binding.fqn)])
+            rebuild(host, [next(leaves) for _ in find_leaves(host, binding.fqn)])
             for binding, host in zip(self.bindings, self.hosts, strict=True)
         ]
 
@@ -282,7 +291,7 @@ class OffloadUnit:
         self._host_places = self._places(self.hosts)
         self._host_addresses = [addresses_of(host) for _, _, host in self._host_places]
 
-    def _places(self, tensors: list[torch.Tensor]) -> list[tuple[Registry, str, torch.Tensor]]:
+    def _places(self, tensors: list[torch.Tensor]) -> Shown:
         return [
             (place.registry, place.name, tensor)
             for binding, tensor in zip(self.bindings, tensors, strict=True)
