@@ -68,7 +68,7 @@ ALLOWED = {
     "mistakes.py": {"click", "options"},
     "cli.py": {"", "click", "messages", "options", "commands"},
     "plan": {
-        *("torch", "rich", "psutil", "platformdirs"),
+        *("torch", "diffusers", "rich", "psutil", "platformdirs"),
         *("config", "modules", "offload", "plan"),
     },
     "serve": {

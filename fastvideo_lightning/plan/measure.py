@@ -1,6 +1,6 @@
 """What the components of a module weigh on a device, read off headers: no weight is touched."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,15 +24,18 @@ class PartSize:
     Attributes:
         size_bytes: Of the tensors, one behind the other, as in a slot.
         kept_bytes: What the device allocator reserves for them as tensors of their own.
+        num_weights: How many numbers they hold, however many bits each has.
     """
 
     size_bytes: int = 0
     kept_bytes: int = 0
+    num_weights: int = 0
 
     def __add__(self, other: "PartSize") -> "PartSize":
         return PartSize(
             self.size_bytes + other.size_bytes,
             self.kept_bytes + other.kept_bytes,
+            self.num_weights + other.num_weights,
         )
 
 
@@ -84,10 +87,11 @@ def _measure(root: VideoModule, name: str, component_class: type) -> ComponentSi
     )
 
 
-def _part(root: VideoModule, bindings: Iterable[TensorBinding]) -> PartSize:
+def _part(root: VideoModule, bindings: Sequence[TensorBinding]) -> PartSize:
     specs = [spec for binding in bindings for spec in _specs(root, binding)]
     sizes = [spec.size_bytes for spec in specs]
-    return PartSize(SlabLayout(specs).size_bytes, reserved_bytes(sizes))
+    num_weights = sum(binding.tensor.numel() for binding in bindings)
+    return PartSize(SlabLayout(specs).size_bytes, reserved_bytes(sizes), num_weights)
 
 
 def _specs(root: VideoModule, binding: TensorBinding) -> list[TensorSpec]:

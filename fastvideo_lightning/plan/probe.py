@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 import torch
@@ -96,15 +97,33 @@ def measure_memory(device: torch.device, size_bytes: int = 1 << 29) -> float:
     return 2 * size_bytes / time_call(lambda: numbers.add_(1), device)
 
 
-def measure_launch(device: torch.device, count: int = 2000) -> float:
-    """Seconds that the host takes for one small operation."""
-    number = torch.zeros(1, device=device)
+def measure_launch(device: torch.device, num_blocks: int = 8) -> float:
+    """Seconds that the host takes for one kernel of a denoiser, Python included.
 
-    def launch_all() -> None:
-        for _ in range(count):
-            number.add_(1)
+    Timed on diffusers' blocks made so small that the device only waits for the host.
+    """
+    import diffusers as library
 
-    return time_call(launch_all, device) / count
+    from fastvideo_lightning.plan.work import KERNELS_PER_BLOCK
+
+    diffusers: Any = library
+    narrow = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 32}
+    with device:
+        model = diffusers.WanTransformer3DModel(num_layers=num_blocks, **narrow).eval()
+        inputs = {
+            "hidden_states": torch.zeros(1, 16, 1, 8, 8, dtype=torch.bfloat16),
+            "timestep": torch.zeros(1),
+            "encoder_hidden_states": torch.zeros(1, 8, 32, dtype=torch.bfloat16),
+        }
+
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.bfloat16)
+
+    @torch.no_grad()
+    def step() -> None:
+        model(**inputs)
+
+    return time_call(step, device) / (num_blocks * KERNELS_PER_BLOCK)
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:

@@ -6,6 +6,7 @@ several sizes; they depend on a model's code, not on a card. `benchmarks/plan.py
 a GPU. Shapes: a latent is [channels, latent frames, height / 8, width / 8]; tokens are its patches.
 """
 
+import re
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,6 +19,14 @@ TEXT_TOKENS = 512
 # Elements per token and width beyond matrix products and attention, in bytes of memory traffic.
 TRAFFIC_BYTES = 425
 KERNELS_PER_BLOCK = 105
+# An encoder of transformers asks more Python of the host for each of its kernels.
+ENCODER_KERNELS_PER_BLOCK = 130
+# A convolution of a VAE reaches this share of the rate of matrix products, by bytes of a number:
+# from decoding on an H100, see `benchmarks/results/plan.md`.
+CONVOLUTION_SHARE = {4: 0.112, 2: 0.177}
+# Tiles overlap, and their small convolutions reach less: so many times as long as the whole.
+TILES_TAKE = 1.9
+_OF_TEXT = re.compile(r"\.attn2\.(to|add)_[kv](_proj)?\.weight$")
 _UNKNOWN = {"height": 480, "width": 832, "num_frames": 81, "num_inference_steps": 50}
 
 
@@ -91,7 +100,7 @@ def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) ->
     width, hidden = _widths(config, size)
     tokens = _tokens(module, config, request)
     num_blocks = max(len(size.blocks), 1)
-    weights = sum(block.size_bytes for block in size.blocks) / 2 or size.whole.size_bytes / 2
+    weights, text_weights = _count_weights(module, size)
     # Attention's own chains are the peak, or the feed-forward layer's where that one is wide.
     peak = max(22.5 * width, 4 * hidden + 8.8 * width)
     if getattr(module.pipeline.config, "expand_timesteps", False):
@@ -99,7 +108,7 @@ def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) ->
     latents = 4 * 4 * tokens * prod(_patch(config)) * 16
     return Work(
         activation_bytes=round(request.batch * (tokens * peak + latents)),
-        matmul_flop=2 * weights * tokens * request.batch,
+        matmul_flop=2 * (weights * tokens + text_weights * TEXT_TOKENS) * request.batch,
         attention_flop=num_blocks * 4 * tokens * (tokens + TEXT_TOKENS) * width * request.batch,
         traffic_bytes=num_blocks * TRAFFIC_BYTES * tokens * width * request.batch,
         num_kernels=num_blocks * KERNELS_PER_BLOCK,
@@ -111,12 +120,14 @@ def text_encoder_work(module: VideoModule, size: ComponentSize) -> Work:
     config = _config(module, size)
     width = int(getattr(config, "d_model", None) or getattr(config, "hidden_size", 0) or 4096)
     heads = int(getattr(config, "num_heads", None) or 32)
-    weights = sum(block.size_bytes for block in size.blocks) / 2 or size.whole.size_bytes / 2
+    weights, _ = _count_weights(module, size)
+    num_blocks = max(len(size.blocks), 1)
     return Work(
-        activation_bytes=16 * heads * TEXT_TOKENS**2 + 60 * TEXT_TOKENS * width,
+        # Scores, their bias, and both once more in fp32.
+        activation_bytes=12 * heads * TEXT_TOKENS**2 + 10 * TEXT_TOKENS * width,
         matmul_flop=2 * weights * TEXT_TOKENS,
-        traffic_bytes=max(len(size.blocks), 1) * TRAFFIC_BYTES * TEXT_TOKENS * width,
-        num_kernels=max(len(size.blocks), 1) * 40,
+        traffic_bytes=num_blocks * TRAFFIC_BYTES * TEXT_TOKENS * width,
+        num_kernels=num_blocks * ENCODER_KERNELS_PER_BLOCK,
     )
 
 
@@ -128,7 +139,7 @@ def decode_work(module: VideoModule, size: ComponentSize, request: Request, *, t
     if tiled:
         pixels = min(256 * 256, request.pixels)
         copies = 3.6 if vae.patch > 1 else 1.4
-        repeats = (256 / 192) ** 2
+        repeats = TILES_TAKE
     channels = vae.decoder_channels if request.num_frames > 1 else vae.decoder_channels * 0.37
     return Work(
         activation_bytes=round(pixels * vae.itemsize * channels + copies * output),
@@ -169,11 +180,12 @@ class _Autoencoder:
         patch = int(getattr(config, "patch_size", None) or 1)
         per_pixel = (85 if getattr(config, "is_residual", False) else 51) * decoder_base
         itemsize = next(iter(_itemsizes(module, size.fqn)), 4)
+        share = CONVOLUTION_SHARE.get(itemsize, CONVOLUTION_SHARE[2])
         return cls(
             decoder_channels=per_pixel / patch**2,
             encoder_channels=37 * base / patch**2,
-            # Convolutions run at about a sixth of the rate of matrix products, in fp32 at half.
-            flop_per_pixel=950 * decoder_base**2 / patch**2 * 6 * itemsize / 2,
+            # In matrix products that would take as long.
+            flop_per_pixel=950 * decoder_base**2 / patch**2 / share,
             patch=patch,
             itemsize=itemsize,
         )
@@ -187,6 +199,19 @@ def _itemsizes(module: VideoModule, fqn: str) -> list[int]:
         if weight.is_floating_point():
             return [weight.element_size()]
     return []
+
+
+def _count_weights(module: VideoModule, size: ComponentSize) -> tuple[int, int]:
+    """Weights of the blocks that meet every token, and those that meet the text alone.
+
+    The latter make keys and values of the text for cross-attention.
+    """
+    component = module.get_submodule(size.fqn)
+    of_text = sum(
+        weight.numel() for name, weight in component.named_parameters() if _OF_TEXT.search(name)
+    )
+    whole = sum(block.num_weights for block in size.blocks) or size.whole.num_weights
+    return whole - of_text, of_text
 
 
 def _widths(config: Any, size: ComponentSize) -> tuple[int, int]:

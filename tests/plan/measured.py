@@ -1,7 +1,8 @@
 """What was measured on GPUs: 480x832, bf16, batch 1, torch 2.11.
 
 The steps are from `benchmarks/streaming.py`: an H200 at commits 020086c and fb4c61c, an H100 at
-b54bbb5 and, the times alone, of the prototype. The whole videos are from `benchmarks/stages.py`.
+b54bbb5 and, the times alone, of the prototype. Encoding and the whole videos are from
+`benchmarks/stages.py`, decoding from `benchmarks/plan.py`.
 """
 
 # The process of the benchmark had its libraries' workspaces before the streamed models were made.
@@ -40,6 +41,14 @@ STEPS = [
     ("H100", "wan-1.3b", 81, 0, 646.3, 2.584),
     ("H100", "wan-1.3b", 17, 15, 94.6, 2.441),
     ("H100", "wan-1.3b", 81, 15, 645.0, 4.190),
+]
+# Whether a text encoder (UMT5-XXL) was streamed, ms of a prompt, GB reserved; an H100.
+ENCODINGS = [(True, 171.4, 1.065), (False, 38.1, 11.618)]
+# Frames, whether in tiles, seconds and GB reserved of decoding in fp32 on an H100.
+DECODINGS = [
+    (17, False, 0.684, 11.891),
+    (81, False, 3.241, 12.969),
+    (17, True, 1.325, 2.768),
 ]
 # Frames and GiB that a whole video of Wan 14B reserved: denoiser and text encoder streamed, tiles.
 VIDEOS = [(17, 3.88), (81, 7.29)]

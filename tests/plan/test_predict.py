@@ -11,7 +11,14 @@ from fastvideo_lightning.plan import find_card
 from fastvideo_lightning.plan.machine import GIB
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.subject import Subject
-from tests.plan.measured import RESIDENT, STEPS, VIDEOS, WORKSPACES_GB
+from tests.plan.measured import (
+    DECODINGS,
+    ENCODINGS,
+    RESIDENT,
+    STEPS,
+    VIDEOS,
+    WORKSPACES_GB,
+)
 
 NAMES = ("card", "name", "frames", "resident_blocks", "step_ms", "reserved_gb")
 
@@ -43,6 +50,30 @@ def test_step_time_is_within_15_percent(
 ):
     stage = predict_denoising(wan(name), frames, resident_blocks, card)
     assert stage.time_s * 1e3 == pytest.approx(step_ms, rel=0.15)
+
+
+@pytest.mark.parametrize(("is_streamed", "prompt_ms", "reserved_gb"), ENCODINGS)
+def test_a_text_encoders_memory_and_time_are_as_near(is_streamed, prompt_ms, reserved_gb, wan):
+    params = SamplingParams(height=480, width=832, num_frames=17).merge(guidance_scale=1.0)
+    subject = Subject.of(wan("wan-14b"), params)
+    encoder = tuple(s for s in subject.components if s.role is Role.TEXT_ENCODER)
+    config = OffloadConfig(
+        text_encoder_layerwise_offload=is_streamed, text_encoder_cpu_offload=False
+    )
+    stage = predict(replace(subject, components=encoder), config, find_card("H100")).stages[0]
+    assert stage.time_s * 1e3 == pytest.approx(prompt_ms, rel=0.15)
+    measured_gb = reserved_gb + WORKSPACES_GB
+    assert measured_gb * 1e9 <= stage.reserved_bytes <= 1.1e9 * measured_gb
+
+
+@pytest.mark.parametrize(("frames", "tiled", "taken_s", "reserved_gb"), DECODINGS)
+def test_so_are_those_of_decoding(frames, tiled, taken_s, reserved_gb, wan):
+    subject = Subject.of(wan("wan-14b"), SamplingParams(height=480, width=832, num_frames=frames))
+    vae = tuple(size for size in subject.components if size.role is Role.VAE)
+    config = OffloadConfig(vae_tiling=tiled, vae_cpu_offload=False)
+    stage = predict(replace(subject, components=vae), config, find_card("H100")).stages[2]
+    assert stage.time_s == pytest.approx(taken_s, rel=0.15)
+    assert reserved_gb * 1e9 <= stage.reserved_bytes <= 1.1e9 * reserved_gb
 
 
 @pytest.mark.parametrize(("frames", "reserved_gib"), VIDEOS)

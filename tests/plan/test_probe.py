@@ -36,4 +36,4 @@ def test_every_rate_is_a_positive_number():
     assert probing.measure_matmul(CPU, size=32) > 0
     assert probing.measure_attention(CPU, tokens=16, heads=1) > 0
     assert probing.measure_memory(CPU, size_bytes=1 << 12) > 0
-    assert 0 < probing.measure_launch(CPU, count=3) < 1
+    assert 0 < probing.measure_launch(CPU, num_blocks=1) < 1
