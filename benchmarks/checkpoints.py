@@ -52,11 +52,11 @@ def write_pipeline(model: str, folder: Path, *, boundary_ratio: float | None = N
     is_tiny = model.endswith("tiny")
     target = folder / (f"{model}-pipeline" if boundary_ratio is None else f"{model}-experts")
     target.mkdir(parents=True, exist_ok=True)
-    _write_transformer(model, folder, target / "transformer", seed=0)
+    write_transformer(model, folder, target / "transformer")
     if boundary_ratio is not None:
         # Two files of the largest model would fill a disk: there the experts are alike.
         seed = 0 if model == "wan-14b" else 1
-        _write_transformer(model, folder, target / "transformer_2", seed=seed)
+        write_transformer(model, folder, target / "transformer_2", seed=seed)
     _write_text_encoder("umt5-tiny" if is_tiny else "umt5-xxl", folder, target / "text_encoder")
     _write_vae("vae-tiny" if is_tiny else "vae", folder, target / "vae")
     make_tokenizer().save_pretrained(target / "tokenizer")
@@ -77,7 +77,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _write_transformer(name: str, folder: Path, target: Path, *, seed: int) -> None:
+def write_transformer(name: str, folder: Path, target: Path, *, seed: int = 0) -> None:
+    """Write a transformer's config to ``target``, linked to its weights in ``folder``."""
     with torch.device("meta"):
         model = WanTransformer3DModel(**CONFIGS[name])
     path = folder / (f"{name}-{seed}.safetensors" if seed else f"{name}.safetensors")

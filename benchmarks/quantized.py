@@ -1,33 +1,42 @@
 """A quantized denoiser beside the plain one: step time, bytes on the link, and what it changes.
 
-    python -m benchmarks.quantized --model wan-1.3b --out OUT
+    python -m benchmarks.quantized --model wan-1.3b --frames 1,17 --out OUT
 
 Steps are those of a Wan transformer with random weights, resident and streamed, in bf16 and in each
 quantized kind; every streamed output is compared with the resident one of its kind. What the
 kinds change of a picture is measured on videos of `tiny-shapes`, which is a trained model.
 """
 
-import argparse
-import json
-import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
-from benchmarks.machine import describe_machine, find_device
-from benchmarks.shapes import make_inputs, make_transformer
+from benchmarks.checkpoints import write_transformer
+from benchmarks.machine import (
+    Deadline,
+    describe_machine,
+    empty_caches,
+    find_device,
+    measure_link_rate,
+    time_steps,
+)
+from benchmarks.row_table import Row, RowTable
+from benchmarks.shapes import CONFIGS, make_inputs
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.components import RunDtypes, build_component
 from fastvideo_lightning.quantization import QUANTIZATIONS, make_quantization
 
+RESULTS = Path(__file__).parent / "results"
 KINDS = ("bf16", *QUANTIZATIONS)
 PLACEMENTS = {"resident": Resident, "streamed": LayerwiseOffload}
 PROMPTS = ("a red circle moves right", "a blue square moves up", "a green triangle moves left")
@@ -47,18 +56,6 @@ def load(folder: Path, kind: str, device: torch.device) -> nn.Module:
     return component.module
 
 
-def write_checkpoint(name: str, folder: Path) -> Path:
-    """Write a transformer's folder in diffusers' layout, with random weights."""
-    target = folder / name
-    target.mkdir(parents=True, exist_ok=True)
-    model = make_transformer(name, folder)
-    model.save_config(target)
-    link = target / "diffusion_pytorch_model.safetensors"
-    if not link.exists():
-        link.symlink_to((folder / f"{name}.safetensors").resolve())
-    return target
-
-
 @contextmanager
 def placed(model: nn.Module, placement: str, device: torch.device) -> Iterator[Any]:
     """Place a model for the time of the context; yields its engine, or None."""
@@ -68,112 +65,108 @@ def placed(model: nn.Module, placement: str, device: torch.device) -> Iterator[A
         yield callback.attachments[0].engine
     finally:
         callback.detach()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_caches(device)
 
 
 @torch.no_grad()
 def measure(
     model: nn.Module,
     kind: str,
-    frames: int,
+    frame_counts: list[int],
     size: tuple[int, int],
-    steps: int,
+    *,
+    link_bytes_per_s: float,
     device: torch.device,
-) -> list[dict[str, Any]]:
-    """One row for each placement of a kind's model, compared with its resident output."""
-    rows: list[dict[str, Any]] = []
-    outputs: dict[str, torch.Tensor] = {}
+) -> list[Row]:
+    """Rows of both placements of a kind's model, the outputs compared with the resident ones."""
+    rows: list[Row] = []
+    expected: dict[int, torch.Tensor] = {}
     for placement in PLACEMENTS:
         with placed(model, placement, device) as engine:
-            inputs = make_inputs(model, frames, size, device=device)
-            model(**inputs, return_dict=False)
-            before = 0 if engine is None else engine.stats.bytes_copied
-            times = [_time_step(model, inputs, outputs, placement, device) for _ in range(steps)]
-            copied = 0 if engine is None else engine.stats.bytes_copied - before
-            rows.append(
-                {
-                    "kind": kind,
-                    "placement": placement,
-                    "frames": frames,
-                    "step_ms": statistics.median(times),
-                    "streamed_bytes_per_step": copied // steps,
-                    "slots_bytes": 0 if engine is None else engine.device_bytes,
-                    "equal_to_resident": torch.equal(outputs["resident"], outputs[placement]),
-                }
-            )
+            for frames in frame_counts:
+                inputs = make_inputs(model, frames, size, device=device)  # type: ignore[arg-type]
+
+                def step(arguments: dict[str, torch.Tensor] = inputs) -> torch.Tensor:
+                    return model(**arguments, return_dict=False)[0]  # type: ignore[no-any-return]
+
+                output = step().cpu()
+                before = 0 if engine is None else engine.stats.bytes_copied
+                seconds = time_steps(step, device, count=4)
+                copied = 0 if engine is None else (engine.stats.bytes_copied - before) // 5
+                rows.append(
+                    {
+                        "kind": kind,
+                        "placement": placement,
+                        "frames": frames,
+                        "step_ms": seconds * 1e3,
+                        "copied_gb_per_step": copied / 1e9,
+                        "link_ms": copied / link_bytes_per_s * 1e3,
+                        "slots_gb": 0.0 if engine is None else engine.device_bytes / 1e9,
+                        "equal": torch.equal(expected.setdefault(frames, output), output),
+                    }
+                )
     return rows
 
 
-def _time_step(
-    model: nn.Module,
-    inputs: dict[str, torch.Tensor],
-    outputs: dict[str, torch.Tensor],
-    placement: str,
-    device: torch.device,
-) -> float:
-    started = time.perf_counter()
-    (output,) = model(**inputs, return_dict=False)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elapsed_s = time.perf_counter() - started
-    outputs[placement] = output.cpu()
-    return elapsed_s * 1e3
-
-
-def compare_videos() -> list[dict[str, Any]]:
-    """How far the videos of each kind are from those without it, over some prompts."""
-    videos: dict[str, list[np.ndarray]] = {}
-    for kind in ("auto", *QUANTIZATIONS):
-        with VideoGenerator.from_pretrained("tiny-shapes", dtype=kind) as generator:
-            videos[kind] = [
-                generator.generate_video(prompt, save_video=False, seed=7).frames.astype(np.float64)
-                for prompt in PROMPTS
-            ]
-    rows = []
-    for kind in QUANTIZATIONS:
-        differences = [a - b for a, b in zip(videos["auto"], videos[kind], strict=True)]
-        squares = [max(float(np.mean(d**2)), 1e-12) for d in differences]
-        rows.append(
-            {
-                "kind": kind,
-                "psnr_db": [10 * float(np.log10(255**2 / square)) for square in squares],
-                "mean_difference_of_255": float(np.mean([np.abs(d).mean() for d in differences])),
-            }
-        )
-    return rows
-
-
-def main() -> None:
-    """Measure, print and write a JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="wan-1.3b")
-    parser.add_argument("--frames", type=int, nargs="+", default=[1, 17])
-    parser.add_argument("--size", type=int, nargs=2, default=[480, 832])
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--weights", type=Path, default=Path("/tmp/random-weights"))
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    device = find_device()
-    folder = write_checkpoint(options.model, options.weights)
-    facts: dict[str, Any] = {
-        **describe_machine(device),
-        "model": options.model,
-        "size": options.size,
-        "steps": [],
-        "videos": compare_videos(),
+def compare_videos(plain: list[np.ndarray], kind: str) -> Row:
+    """How far the videos of a kind are from those without it."""
+    differences = [a - b for a, b in zip(plain, make_videos(kind), strict=True)]
+    squares = [max(float(np.mean(d**2)), 1e-12) for d in differences]
+    return {
+        "kind": kind,
+        "psnr_db": [10 * float(np.log10(255**2 / square)) for square in squares],
+        "mean_difference_of_255": float(np.mean([np.abs(d).mean() for d in differences])),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"quantized-{options.model}.json"
+
+
+def make_videos(kind: str) -> list[np.ndarray]:
+    """The frames of some prompts, as floating-point numbers."""
+    with VideoGenerator.from_pretrained("tiny-shapes", dtype=kind) as generator:
+        return [
+            generator.generate_video(prompt, save_video=False, seed=7).frames.astype(np.float64)
+            for prompt in PROMPTS
+        ]
+
+
+@click.command()
+@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b", show_default=True)
+@click.option("--frames", default="1,17", show_default=True)
+@click.option("--size", default="480x832", show_default=True, help="Height and width.")
+@click.option("--seconds", default=75.0, show_default=True, help="After which to begin no row.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    default=Path(tempfile.gettempdir()) / "random-wan",
+    help="Where the weights are kept.",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(model: str, frames: str, size: str, seconds: float, weights: Path, out: Path) -> None:
+    """Measure kind after kind and write JSON and a Markdown page after each."""
+    deadline, device = Deadline(seconds), find_device()
+    height, width = map(int, size.split("x"))
+    folder = weights / f"{model}-transformer"
+    write_transformer(model, weights, folder)
+    link = measure_link_rate(device)
+    facts = {"model": model, "size": size, **describe_machine(device), "link_gb_per_s": link / 1e9}
+    table = RowTable(out / f"quantized-{model}.json", f"Quantized weights, {model}", facts)
+    taken_s = 0.0
     for kind in KINDS:
-        model = load(folder, kind, device)
-        for frames in options.frames:
-            rows = measure(model, kind, frames, tuple(options.size), options.steps, device)
-            facts["steps"] += rows
-            for row in rows:
-                print(json.dumps(row), flush=True)
-            path.write_text(json.dumps(facts, indent=2) + "\n")
-    print(json.dumps(facts["videos"]))
+        started = time.monotonic()
+        if not deadline.allows(taken_s):
+            click.echo(f"no time is left for the steps of {kind}", err=True)
+            continue
+        module = load(folder, kind, device)
+        counts, shape = [int(count) for count in frames.split(",")], (height, width)
+        rows = measure(module, kind, counts, shape, link_bytes_per_s=link, device=device)
+        table.add("steps", *rows)
+        del module
+        taken_s = max(taken_s, time.monotonic() - started)
+        click.echo(f"{kind}: {time.monotonic() - started:.0f} s", err=True)
+    if deadline.allows(5):
+        plain = make_videos("auto")
+        for kind in QUANTIZATIONS:
+            if deadline.allows(5):
+                table.add("videos", compare_videos(plain, kind))
 
 
 if __name__ == "__main__":
