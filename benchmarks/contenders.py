@@ -48,6 +48,7 @@ class Contender:
         self._allocated: dict[int, int] = {}
         self._is_equal: dict[int, bool] = {}
         self._beside_s: dict[int, float] = {}
+        self._link_rate: dict[int, float] = {}
         self._before = empty_caches(device)
         begin = time.perf_counter()
         self.placed: Placed = MODES[mode].attach(self.model, device)
@@ -88,8 +89,9 @@ class Contender:
         seconds.append(time_steps(lambda: self.step(inputs), self.device, count))
         return time.monotonic() - started
 
-    def compare(self, frames: int, others: dict[str, list[float]]) -> None:
-        """Keep how long the mode beside took, out of the seconds that were timed in turns."""
+    def compare(self, frames: int, others: dict[str, list[float]], link_rate: float) -> None:
+        """Keep what the link gave and how long the mode beside took, timed in the same turns."""
+        self._link_rate[frames] = link_rate
         if beside := others.get(MODES[self.mode].beside):
             self._beside_s[frames] = statistics.median(beside)
 
@@ -116,6 +118,7 @@ class Contender:
                 "min_ms": min(seconds) * 1e3,
                 "max_ms": max(seconds) * 1e3,
                 "beside_ms": self._beside_s[frames] * 1e3 if frames in self._beside_s else None,
+                "link_bytes_per_s": self._link_rate.get(frames),
                 "rounds": len(seconds),
                 "reserved_gb": self._reserved.get(frames, 0) / 1e9,
                 "allocated_gb": self._allocated.get(frames, 0) / 1e9,

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -57,19 +58,39 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     }
 
 
+class LinkProbe:
+    """Copies from pinned host memory and nothing else, in between of what is measured.
+
+    Args:
+        device: where to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._size_bytes = GIB if device.type == "cuda" else 1 << 24
+        shape = torch.Size([self._size_bytes])
+        self._slab = HostSlab(SlabLayout([TensorSpec.contiguous(shape, torch.uint8)]))
+        self._slab.buffer.fill_(1)
+        if device.type == "cuda":
+            self._slab.pin()
+
+    def measure(self) -> float:
+        """Bytes per second of a copy, the mean of two."""
+        target = torch.empty(self._size_bytes, dtype=torch.uint8, device=self._device)
+        copy = partial(target.copy_, self._slab.buffer, non_blocking=True)
+        return self._size_bytes / time_steps(copy, self._device)
+
+    def close(self) -> None:
+        """Give the host memory back."""
+        self._slab.close()
+
+
 def measure_link_rate(device: torch.device) -> float:
     """Bytes per second of a copy from pinned host memory, the median of ten."""
-    size_bytes = GIB if device.type == "cuda" else 1 << 24
-    slab = HostSlab(SlabLayout([TensorSpec.contiguous(torch.Size([size_bytes]), torch.uint8)]))
-    slab.buffer.fill_(1)
-    target = torch.empty(size_bytes, dtype=torch.uint8, device=device)
-    if device.type == "cuda":
-        slab.pin()
-    seconds = [
-        time_steps(lambda: target.copy_(slab.buffer, non_blocking=True), device) for _ in range(10)
-    ]
-    slab.close()
-    return size_bytes / statistics.median(seconds)
+    probe = LinkProbe(device)
+    rate = statistics.median(probe.measure() for _ in range(10))
+    probe.close()
+    return rate
 
 
 def time_steps(step: Callable[[], object], device: torch.device, count: int = 2) -> float:

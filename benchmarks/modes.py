@@ -72,15 +72,33 @@ def resident(model: RandomWan, device: torch.device) -> Placed:
     return place(Resident(""), model, device)
 
 
-def streamed(host_memory: str, *, resident_share: float = 0.0) -> Mode:
-    """Two slots, that kind of host memory, and a share of the blocks resident."""
+def graphed_resident(model: RandomWan, device: torch.device) -> Placed:
+    """All weights on the device, a step repeated by it."""
+    return place(Resident("", cuda_graphs=True), model, device)
+
+
+def streamed(
+    host_memory: str,
+    *,
+    resident_share: float = 0.0,
+    num_slots: int = 2,
+    cuda_graphs: bool = False,
+    party: str = "ours",
+) -> Mode:
+    """That kind of host memory, so many slots, and a share of the blocks resident."""
 
     def attach(model: RandomWan, device: torch.device) -> Placed:
         count = round(resident_share * len(model.blocks))
-        callback = LayerwiseOffload("blocks", resident_blocks=count, host_memory=host_memory)
+        callback = LayerwiseOffload(
+            "blocks",
+            resident_blocks=count,
+            host_memory=host_memory,
+            num_slots=num_slots,
+            cuda_graphs=cuda_graphs,
+        )
         return place(callback, model, device)
 
-    return Mode(attach)
+    return Mode(attach, party=party)
 
 
 def compiled(mode: Mode, *, beside: str) -> Mode:
@@ -146,6 +164,8 @@ MODES: dict[str, Mode] = {
     "streamed-pinned": streamed("pinned"),
     "streamed-half-resident": streamed("mapped", resident_share=0.5),
     "streamed-tenth-resident": streamed("mapped", resident_share=0.1),
+    "graphed-streamed": streamed("mapped", cuda_graphs=True, party="graphed"),
+    "graphed-resident": Mode(graphed_resident, party="graphed"),
     "compiled-resident": compiled(Mode(resident), beside="compiled-resident"),
     "compiled-streamed": compiled(streamed("mapped"), beside="compiled-resident"),
     "group-block-record": group_offload("gbr", kind="block_level", record_stream=True),

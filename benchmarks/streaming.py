@@ -9,6 +9,7 @@ written after every number of frames, so that a run that is cut off leaves them.
 """
 
 import json
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +18,13 @@ import click
 import torch
 
 from benchmarks.contenders import Contender
-from benchmarks.machine import Deadline, describe_machine, find_device, measure_link_rate
+from benchmarks.machine import (
+    Deadline,
+    LinkProbe,
+    describe_machine,
+    find_device,
+    measure_link_rate,
+)
 from benchmarks.modes import MODES
 from benchmarks.report import write_report
 from benchmarks.shapes import CONFIGS, make_transformer, streamed_bytes, weight_bytes
@@ -67,6 +74,7 @@ class Race:
             "block_bytes": streamed_bytes(model),
             "link_bytes_per_s": measure_link_rate(self.device),
         }
+        self._probe = LinkProbe(self.device)
 
     @property
     def _setup_s(self) -> float:
@@ -102,16 +110,18 @@ class Race:
     def _run_rounds(self, present: list[Contender], frames: int) -> None:
         spent = dict.fromkeys(present, 0.0)
         before = {one: len(one.seconds.get(frames, ())) for one in present}
+        rates = []
         for number in range(self._rounds):
             staying = [one for one in present if number < 2 or spent[one] < self._mode_s]
             last = sum(spent[one] for one in staying) / max(number, 1)
             if number and not self._deadline.allows(last):
                 break
+            rates.append(self._probe.measure())
             for contender in staying:
                 spent[contender] += contender.time_once(frames)
         timed = {one.mode: one.seconds[frames][before[one] :] for one in present}
         for contender in present:
-            contender.compare(frames, timed)
+            contender.compare(frames, timed, statistics.median(rates))
 
     def _write(self) -> None:
         rows = [row for contender in self.contenders for row in contender.rows()]

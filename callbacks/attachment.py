@@ -14,6 +14,8 @@ from fastvideo_lightning.offload.bindings import (
     split_by_owner,
 )
 from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.graphs import GraphedForward, graph_forward
+from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.hooks import Handle, Undo, remove_all
 from fastvideo_lightning.offload.rebinding import rebind_units
 from fastvideo_lightning.offload.residents import ResidentSet
@@ -35,6 +37,7 @@ class Attachment:
         engine: the engine that moves the target's weights, where one does.
         units: what the engine moves for this callback.
         residents: weights that stay in one place.
+        graphed: the model's forward, where it is captured and replayed.
         first: the unit that the target's next call needs first, where units move.
         places: where ``model`` had tensors when they were last looked at; see ``adapt``.
     """
@@ -47,6 +50,7 @@ class Attachment:
         self.units: Sequence[OffloadUnit] = ()
         self.engine: OffloadEngine | None = None
         self.residents: list[ResidentSet] = []
+        self.graphed: GraphedForward | None = None
         self.first: OffloadUnit | None = None
         self.handles: list[Handle] = []
         self._passes_per_step = 1
@@ -123,6 +127,13 @@ class Attachment:
             residents.keep_only(mine)
         first = self.residents[0]
         self.keep(list(mine.values()), first.device, run_device=first.run_device)
+
+    def graph(
+        self, model: nn.Module, fqn: str, device: torch.device, group: UnitGroup | None = None
+    ) -> None:
+        """Let calls of ``model`` be captured and replayed, with the copies of ``group``."""
+        self.graphed, handles = graph_forward(model, fqn, device, self.engine, group)
+        self.handles.extend(handles)
 
     def keep(
         self, bindings: list[TensorBinding], device: torch.device, *, run_device: torch.device

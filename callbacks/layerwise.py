@@ -51,6 +51,8 @@ class LayerwiseOffload(Placement):
             has nothing to choose.
         skippable: wrap the blocks' forwards in place of hooking them, so that a step-skipping cache
             that is enabled after ``attach`` skips the copies of the blocks that it skips.
+        cuda_graphs: within a batch, capture a call of the model with its copies and replay it: for
+            steps so small that launching them takes longest. On CUDA only, each rank for itself.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class LayerwiseOffload(Placement):
         host_memory: str = "auto",
         shard_transport: str = "auto",
         skippable: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         if num_slots < 1:
             raise ValueError(f"num_slots must be at least 1, got {num_slots}")
@@ -73,6 +76,16 @@ class LayerwiseOffload(Placement):
                 "skippable=True cannot be combined with shard_transport='gather': ranks may skip "
                 "different blocks, and would wait for each other. Pass shard_transport='local'."
             )
+        if cuda_graphs and skippable:
+            raise ValueError(
+                "cuda_graphs=True cannot be combined with skippable=True: what is repeated skips "
+                "nothing else. Leave one of the two out."
+            )
+        if cuda_graphs and shard_transport == "gather":
+            raise ValueError(
+                "cuda_graphs=True cannot be combined with shard_transport='gather': ranks would "
+                "have to capture alike. Pass shard_transport='local'."
+            )
         super().__init__(target)
         self.num_slots = num_slots
         self.resident_blocks = resident_blocks
@@ -80,6 +93,7 @@ class LayerwiseOffload(Placement):
         self.host_memory = HostMemory(host_memory)
         self.shard_transport = ShardTransport(shard_transport)
         self.skippable = skippable
+        self.cuda_graphs = cuda_graphs
         self._complete: WeakSet[Attachment] = WeakSet()
 
     @property
@@ -110,7 +124,8 @@ class LayerwiseOffload(Placement):
         staying = tensors_between(root, model, [block for _, block in blocks])
         if not self.share_residents:
             staying = [binding for unit in residents for binding in unit.bindings] + staying
-        choice = ShardTransport.LOCAL if self.skippable else self.shard_transport
+        is_apart = self.skippable or self.cuda_graphs
+        choice = ShardTransport.LOCAL if is_apart else self.shard_transport
         share_streaming(engine, choice, group.units)
         engine.attach(group, sources)
         attachment.first, attachment.units = group.first, group.units
@@ -119,6 +134,9 @@ class LayerwiseOffload(Placement):
         self._keep(attachment, staying, device, run_device=device)
         self._keep(attachment, tables, torch.device("cpu"), run_device=device)
         attachment.handles.extend(hook_tables(tables, device))
+        graphs = self.cuda_graphs and device.type == "cuda"
+        if graphs:
+            attachment.graph(model, model_fqn, device, group)
         surround = wrap_unit if self.skippable else hook_unit
         for unit in group.units:
             attachment.handles.extend(surround(engine, unit))
@@ -128,6 +146,7 @@ class LayerwiseOffload(Placement):
                 model,
                 model_fqn,
                 group,
+                starts=not graphs,
                 on_call=lambda: self._complete_residents(attachment, model, device),
             )
         )

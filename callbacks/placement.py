@@ -84,6 +84,8 @@ class Placement(ABC):
                 residents.refresh()
             if attachment.engine is not None:
                 attachment.engine.begin_run()
+            if attachment.graphed is not None:
+                attachment.graphed.begin_step(is_last=False)
 
     def on_denoise_step_start(self, step: int, denoiser: str = "", following: str = "") -> None:
         """Have the target's weights come in under this step's computing, where they are next.
@@ -96,12 +98,16 @@ class Placement(ABC):
         comes_next = following not in ("", denoiser) and is_within(self.target, following)
         for attachment in self.attachments:
             attachment.foresee(step, comes_next=comes_next)
+            if attachment.graphed is not None:
+                attachment.graphed.begin_step(is_last=not is_within(self.target, following))
 
     def on_predict_batch_end(self) -> None:
         """Finish every copy: weights may be edited."""
         for attachment in self.attachments:
             if attachment.engine is not None:
                 attachment.engine.end_run()
+            if attachment.graphed is not None:
+                attachment.graphed.end_run()
 
     def on_exception(self) -> None:
         """Release what was in use when the exception came."""

@@ -13,9 +13,17 @@ class Resident(Placement):
 
     Args:
         target: FQN of a component, such as ``"vae"``.
+        cuda_graphs: within a batch, capture a call of the target and replay it: for steps so small
+            that launching them takes longest. On CUDA only.
     """
+
+    def __init__(self, target: str, *, cuda_graphs: bool = False) -> None:
+        super().__init__(target)
+        self.cuda_graphs = cuda_graphs
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
         (inside,), _ = bindings_inside(attachment.root, [target])
         attachment.keep(inside, device, run_device=device)
         attachment.handles.extend(hook_calls(target, self.target, inputs_to=device))
+        if self.cuda_graphs and device.type == "cuda":
+            attachment.graph(target, self.target, device)

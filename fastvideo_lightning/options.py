@@ -176,6 +176,7 @@ def make_options() -> list[click.Parameter]:
         "text_encoder_layerwise_offload": "Stream the text encoder through the GPU instead.",
         "dit_resident_blocks": "So many of the streamed blocks stay on the GPU.",
         "compile": "Compile the denoiser's blocks: slower to start, faster steps.",
+        "cuda_graphs": "Have the GPU repeat steps by itself: faster small steps.",
         "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
         "vae_slicing": "Decode the videos of a batch one by one.",
         "attention_backend": "One that diffusers knows, such as flash or sage.",

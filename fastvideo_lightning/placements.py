@@ -74,7 +74,7 @@ def _place_denoiser(
                 "dit_resident_blocks has no effect without dit_layerwise_offload=True: all blocks "
                 "are resident."
             )
-        return Resident(fqn)
+        return Resident(fqn, cuda_graphs=config.cuda_graphs)
     # Where processes bring blocks together, one that skips would leave the others waiting.
     is_apart = num_processes == 1 or config.shard_transport == "local"
     return LayerwiseOffload(
@@ -84,6 +84,7 @@ def _place_denoiser(
         host_memory=memory,
         shard_transport=config.shard_transport,
         skippable=config.cache is not None and is_apart,
+        cuda_graphs=config.cuda_graphs,
     )
 
 

@@ -26,6 +26,7 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "dit_resident_blocks": 0,
         "context_parallel": 1,
         "compile": False,
+        "cuda_graphs": False,
         "vae_tiling": False,
         "vae_slicing": False,
         "attention_backend": None,
@@ -209,3 +210,23 @@ def test_a_budget_cannot_be_kept_with_fsdp():
     flags = {"use_fsdp_inference": True, "dit_layerwise_offload": False}
     with pytest.raises(ValueError, match="gpu_memory_budget=8 cannot be combined"):
         OffloadConfig(gpu_memory_budget=8, **flags)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"cache": "first_block"},
+        {"context_parallel": 2},
+        {"shard_transport": "gather"},
+        {"pin_cpu_memory": False},
+        {"host_memory": "pageable"},
+        {"use_fsdp_inference": True, "dit_layerwise_offload": False},
+    ],
+)
+def test_a_graph_is_refused_with_what_changes_from_step_to_step_by_its_name(other):
+    with pytest.raises(ValueError, match="cuda_graphs=True cannot be combined with .*: .*Leave"):
+        OffloadConfig(cuda_graphs=True, **other)
+
+
+def test_a_graph_of_resident_weights_needs_no_pinned_memory():
+    assert OffloadConfig(cuda_graphs=True, dit_layerwise_offload=False, pin_cpu_memory=False)

@@ -135,7 +135,7 @@ def test_the_other_experts_residents_come_in_while_the_last_step_of_the_first_co
 
     class Look:
         def on_denoise_step_end(self, denoiser: str, following: str) -> None:
-            second = callbacks[2].attachments[0].engine._groups[2]
+            second = callbacks[2].attachments[0].engine.groups[2]
             states[denoiser, following] = {unit.state for unit in second.residents}
 
     run(module, [*callbacks, Look()], steps=12)

@@ -29,6 +29,8 @@ class OffloadConfig:
         text_encoder_layerwise_offload: Stream the text encoder instead of computing it on the CPU.
         dit_resident_blocks: So many of a streamed denoiser's blocks, at least, stay on the device.
         compile: Compile the denoisers' blocks.
+        cuda_graphs: Have the GPU repeat a step by itself: for steps so small that launching them
+            takes longest.
         vae_tiling: Decode in tiles: less memory, other bits.
         vae_slicing: Decode the videos of a batch one by one.
         attention_backend: A name that diffusers knows, such as `flash` or `sage`.
@@ -62,6 +64,7 @@ class OffloadConfig:
     text_encoder_layerwise_offload: bool = False
     dit_resident_blocks: int = 0
     compile: bool = False
+    cuda_graphs: bool = False
     vae_tiling: bool = False
     vae_slicing: bool = False
     attention_backend: str | None = None
@@ -108,6 +111,7 @@ class OffloadConfig:
                     f"Pass {field.name}=True or {field.name}=False."
                 )
         self._check_acceleration()
+        self._check_graphs()
         if self.use_fsdp_inference and self.dit_layerwise_offload:
             raise ValueError(
                 "dit_layerwise_offload=True cannot be combined with use_fsdp_inference=True: "
@@ -140,6 +144,36 @@ class OffloadConfig:
                 f"cache={self.cache!r} cannot be combined with compile=True: whether a block is "
                 "computed is decided while the step runs. Leave one of the two out."
             )
+
+    def _check_graphs(self) -> None:
+        if not self.cuda_graphs:
+            return
+        is_pageable = self.host_memory == "pageable" or not self.pin_cpu_memory
+        alike = "several processes would have to capture alike"
+        for meets, other, reason in (
+            (
+                self.use_fsdp_inference,
+                "use_fsdp_inference=True",
+                "FSDP gathers weights to other addresses in every step",
+            ),
+            (
+                self.cache is not None,
+                f"cache={self.cache!r}",
+                "a cache decides anew in every step what is computed",
+            ),
+            (self.context_parallel > 1, f"context_parallel={self.context_parallel}", alike),
+            (self.shard_transport == "gather", "shard_transport='gather'", alike),
+            (
+                self.dit_layerwise_offload and is_pageable,
+                "pageable host memory",
+                "a graph copies from pinned memory alone",
+            ),
+        ):
+            if meets:
+                raise ValueError(
+                    f"cuda_graphs=True cannot be combined with {other}: {reason}. Leave one of the "
+                    "two out."
+                )
 
     @classmethod
     def from_mapping(cls, flags: Mapping[str, Any]) -> Self:

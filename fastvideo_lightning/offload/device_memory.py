@@ -104,6 +104,18 @@ class DeviceMemory:
             if slot.holder is not None and slot.holder.state is UnitState.OFFLOADED:
                 slot.holder = None
 
+    def is_ready_for(self, first: OffloadUnit | None, residents: Sequence[OffloadUnit]) -> bool:
+        """Whether of the ring ``first`` alone is prefetched, and each of ``residents`` is home."""
+        ahead = [
+            s.holder
+            for s in self.ring.slots
+            if s.holder and s.holder.state is UnitState.PREFETCHING
+        ]
+        streams = first is not None and first.home is None
+        return ahead == ([first] if streams else []) and all(
+            unit.home is not None and unit.home.holder is unit for unit in residents
+        )
+
     def drop_prefetched(self, *, keep: Sequence[OffloadUnit]) -> None:
         """Give up what was prefetched into the ring and is not used yet, but for ``keep``."""
         for slot in self.ring.slots:

@@ -35,22 +35,15 @@ class Handle(Protocol):
         ...
 
 
-class Hook(Generic[P, R]):
-    """A callable that stays with the module it was registered on.
+class Inseparable:
+    """What stays with the module it was registered on, and is not pickled or copied with it.
 
     Args:
-        function: what to call.
         fqn: the module's name, for messages.
     """
 
-    def __init__(self, function: Callable[P, R], fqn: str) -> None:
-        self.function = function
+    def __init__(self, fqn: str) -> None:
         self.fqn = fqn or "The module"
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function; a compiler leaves it alone, and compiles what lies between hooks."""
-        return self.function(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise RuntimeError(
@@ -58,6 +51,24 @@ class Hook(Generic[P, R]):
             "belongs to the offload engine. Detach the callback first (`callback.detach()`, or "
             "`generator.close()`)."
         )
+
+
+class Hook(Inseparable, Generic[P, R]):
+    """A callable that is registered on a module.
+
+    Args:
+        function: what to call.
+        fqn: the module's name, for messages.
+    """
+
+    def __init__(self, function: Callable[P, R], fqn: str) -> None:
+        super().__init__(fqn)
+        self.function = function
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function; a compiler leaves it alone, and compiles what lies between hooks."""
+        return self.function(*args, **kwargs)
 
 
 class Call(Protocol):
@@ -130,6 +141,7 @@ def hook_model(
     group: UnitGroup,
     *,
     on_call: Callable[[], None],
+    starts: bool = True,
 ) -> list[Handle]:
     """Tell the engine when a model with streamed blocks is called; bring its inputs to the device.
 
@@ -139,6 +151,7 @@ def hook_model(
         fqn: its name.
         group: its blocks in their order.
         on_call: called first of all.
+        starts: prefetch the first blocks at the call; without, the model's forward does.
     """
 
     def before(
@@ -146,7 +159,9 @@ def hook_model(
     ) -> tuple[object, dict[str, object]] | None:
         refuse_whole_compile(module, fqn)
         on_call()
-        engine.enter(module, group)
+        engine.enter(module)
+        if starts:
+            engine.start(group)
         return move_inputs(args, kwargs, engine.device)
 
     def after(module: nn.Module, args: object, output: object) -> None:

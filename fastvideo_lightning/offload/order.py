@@ -112,6 +112,10 @@ class UnitOrder:
             units.append(self.after(units[-1]))
         return units
 
+    def closes(self, units: Sequence[OffloadUnit]) -> bool:
+        """Whether ``units`` are expected one after the other, and around again."""
+        return not units or self.window(units[0], len(units) + 1) == [*units, units[0]]
+
     def wraps(self, unit: OffloadUnit, following: OffloadUnit) -> bool:
         """Whether going on to ``following`` means starting over."""
         here, there = self._position[unit], self._position.get(following, -1)

@@ -5,9 +5,16 @@ A slot carries two events. ``ready`` is recorded on the copy stream behind the c
 whoever computes from the slot lets its stream wait for it. ``free`` is recorded on the computing
 stream behind the last kernel that read the slot; the next copy into the slot waits for it. The host
 never waits, nothing is allocated, and memory that outlives every copy needs no ``record_stream``.
+
+Note [Captured copies]
+A CUDA graph may hold a pass with its copies: the copy stream forks off the stream that is captured
+and joins it at the end. Events recorded before the capture cannot be waited for in it, and need not
+be: whoever replays the graph waits for the earlier copies first, and all that follows the graph is
+behind its end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -36,6 +43,14 @@ class Transport(Protocol):
         """Say that all reads of ``slot`` are enqueued: the next copy into it comes after them."""
         ...
 
+    def capturing(self) -> AbstractContextManager[None]:
+        """Make the copies within part of the CUDA graph that the current stream captures."""
+        ...
+
+    def replayed(self, slots: Iterable[DeviceSlot]) -> None:
+        """Say that the current stream replayed a graph that works with ``slots``."""
+        ...
+
     def drain(self) -> None:
         """Block the host until every copy is done and no kernel reads a slot."""
         ...
@@ -51,6 +66,7 @@ class CopyStream:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
+        self._captured: set[torch.cuda.Event] | None = None
 
     def agree(self, units: Sequence[OffloadUnit]) -> None:
         """Nobody to agree with."""
@@ -59,18 +75,52 @@ class CopyStream:
         """Start the copies once the slot's last reader is through."""
         ready, free = slot.events()
         with torch.cuda.stream(self.stream):
-            self.stream.wait_event(free)
+            if self._is_known(free):
+                self.stream.wait_event(free)
             for part, offset in master.segments:
                 slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
-            self.stream.record_event(ready)
+            self._record(ready, self.stream)
 
     def wait(self, slot: DeviceSlot) -> None:
         """Order the current stream behind the slot's copy."""
-        torch.cuda.current_stream(self.device).wait_event(slot.events()[0])
+        ready = slot.events()[0]
+        if self._is_known(ready):
+            torch.cuda.current_stream(self.device).wait_event(ready)
 
     def release(self, slot: DeviceSlot) -> None:
         """Record that the current stream is the slot's last reader."""
-        torch.cuda.current_stream(self.device).record_event(slot.events()[1])
+        self._record(slot.events()[1], torch.cuda.current_stream(self.device))
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Be part of the CUDA graph that the current stream captures, see Note [Captured copies].
+
+        Whoever replays the graph lets it wait for the copies that were under way before.
+        """
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_event(current.record_event())
+        self._captured = set()
+        try:
+            yield
+            current.wait_event(self.stream.record_event())
+        finally:
+            self._captured = None
+
+    def replayed(self, slots: Iterable[DeviceSlot]) -> None:
+        """The current stream has replayed a graph: what it did with the slots comes first now."""
+        current = torch.cuda.current_stream(self.device)
+        for slot in slots:
+            for event in slot.events():
+                current.record_event(event)
+
+    def _record(self, event: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
+        stream.record_event(event)
+        if self._captured is not None:
+            self._captured.add(event)
+
+    def _is_known(self, event: torch.cuda.Event) -> bool:
+        """Whether an event may be waited for: in a capture only those that it recorded."""
+        return self._captured is None or event in self._captured
 
     def drain(self) -> None:
         """Wait for the copy stream and for the stream that computes."""
@@ -93,6 +143,13 @@ class InlineCopyStream:
         """Nothing to wait for."""
 
     def release(self, slot: DeviceSlot) -> None:
+        """Nothing to order."""
+
+    def capturing(self) -> AbstractContextManager[None]:
+        """Nothing to capture: copies are not the device's work."""
+        return nullcontext()
+
+    def replayed(self, slots: Iterable[DeviceSlot]) -> None:
         """Nothing to order."""
 
     def drain(self) -> None:

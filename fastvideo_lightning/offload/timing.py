@@ -1,7 +1,8 @@
 """Time as the device sees it: marks in the computing stream, and what copies made it wait."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -54,6 +55,7 @@ class TimedTransport:
         self.transport = transport
         self._clock = clock
         self._waits: list[tuple[Mark, Mark]] = []
+        self._is_captured = False
 
     def take_waits(self) -> list[tuple[Mark, Mark]]:
         """The waits since the last call, as the marks of their begins and ends."""
@@ -74,7 +76,10 @@ class TimedTransport:
         self._waits.append((begin, self._clock.mark()))
 
     def wait(self, slot: DeviceSlot) -> None:
-        """As the transport does, between two marks."""
+        """As the transport does, between two marks; a graph has no marks."""
+        if self._is_captured:
+            self.transport.wait(slot)
+            return
         begin = self._clock.mark()
         self.transport.wait(slot)
         self._waits.append((begin, self._clock.mark()))
@@ -82,6 +87,20 @@ class TimedTransport:
     def release(self, slot: DeviceSlot) -> None:
         """As the transport does."""
         self.transport.release(slot)
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """As the transport does."""
+        self._is_captured = True
+        try:
+            with self.transport.capturing():
+                yield
+        finally:
+            self._is_captured = False
+
+    def replayed(self, slots: Iterable[DeviceSlot]) -> None:
+        """As the transport does."""
+        self.transport.replayed(slots)
 
     def drain(self) -> None:
         """As the transport does."""

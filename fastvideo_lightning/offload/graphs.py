@@ -1,0 +1,216 @@
+"""GraphedForward: a model's whole call as one CUDA graph, the copies of its blocks included.
+
+Note [One graph for a step]
+A small step is bound by the host, which launches some fifty kernels a block. Weights meet the same
+addresses in every pass, so the device can make the next pass by itself: the second call of a kind
+is captured and from then on replayed. Inputs are copied to where the graph reads them, the outputs
+out of it. What was captured holds as long as a run does, in which weights stay; a kind of call is
+its tensors' shapes and everything else by value. A pass that does not end as it began, such as the
+last before the VAE, is made call by call.
+"""
+
+from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import update_wrapper
+
+import torch
+from torch import nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
+
+from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.group import UnitGroup
+from fastvideo_lightning.offload.hooks import Call, Handle, Inseparable, MethodHandle, Undo
+
+MAX_GRAPHS = 4
+"""Kinds of calls that are captured in one run; more share nothing worth keeping."""
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+"""Arguments of these types are told apart by their values."""
+
+
+@dataclass
+class Captured:
+    """A call that was captured.
+
+    Attributes:
+        graph: makes it again.
+        inputs: tensors that the graph reads, in the order of the flattened arguments.
+        output: what the call returned, with tensors that the graph writes.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[torch.Tensor]
+    output: object
+
+
+class GraphedForward(Inseparable):
+    """Stands for a model's forward and replays it, see Note [One graph for a step].
+
+    Args:
+        forward: the model's own.
+        fqn: the model's name, for messages.
+        device: where it computes, a CUDA device.
+        engine: what streams the model's blocks; None where all weights stay on the device.
+        group: its blocks.
+    """
+
+    def __init__(
+        self,
+        forward: Call,
+        fqn: str,
+        device: torch.device,
+        engine: OffloadEngine | None = None,
+        group: UnitGroup | None = None,
+    ) -> None:
+        self._forward = forward
+        super().__init__(fqn)
+        update_wrapper(self, forward)  # pipelines look at the signature
+        self._device = device
+        self._engine = engine
+        self._group = group if group is not None else UnitGroup()
+        self._open = False
+        self._seen: set[Hashable] = set()
+        self._captured: dict[Hashable, Captured] = {}
+
+    def begin_step(self, *, is_last: bool) -> None:
+        """A denoising step begins, or a run does: weights stay as and where they are until its end.
+
+        Args:
+            is_last: something else follows the step and wants the memory: no more is captured.
+        """
+        self._open = not is_last
+        if is_last:
+            self._forget()
+
+    def end_run(self) -> None:
+        """Weights may be edited now."""
+        self._open = False
+        self._forget()
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Call the forward, or have the device repeat what an earlier call of its kind did.
+
+        Raises:
+            RuntimeError: the call cannot be captured.
+        """
+        leaves, spec = tree_flatten((args, kwargs))
+        kind = kind_of(leaves, spec)
+        if not self._open or kind is None or torch.is_grad_enabled() or not self._is_regular():
+            return self._call(args, kwargs)
+        if kind in self._captured:
+            return self._repeat(self._captured[kind], leaves)
+        if kind not in self._seen or len(self._captured) == MAX_GRAPHS:
+            self._seen.add(kind)
+            return self._call(args, kwargs)
+        captured = self._capture(leaves, spec)
+        if captured is None:
+            return self._call(args, kwargs)
+        self._captured[kind] = captured
+        return self._replay(captured)
+
+    def _call(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        if self._engine is not None:
+            self._engine.start(self._group)
+        return self._forward(*args, **kwargs)
+
+    def _is_regular(self) -> bool:
+        """Whether the pass is to end with every address as it begins, copies from pinned memory."""
+        return self._engine is None or (
+            self._engine.is_at_start(self._group)
+            and all(unit.slab is not None and unit.slab.pinned for unit in self._group.streamed)
+        )
+
+    def _capture(self, leaves: list[object], spec: TreeSpec) -> Captured | None:
+        """Record a call without making it; None where it does not end as it began.
+
+        The graph's inputs get the call's values.
+        """
+        copies = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        args, kwargs = tree_unflatten(copies, spec)
+        graph = torch.cuda.CUDAGraph()
+        # One is replayed at a time and its output copied, so all graphs work in the same memory.
+        pool = next((other.graph.pool() for other in self._captured.values()), None)
+        copying = nullcontext() if self._engine is None else self._engine.transport.capturing()
+        try:
+            with (
+                torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+                copying,
+            ):
+                output = self._call(args, kwargs)
+        except BaseException as error:
+            self._give_up()
+            cause = error.__context__ or error  # a capture that is ended early fails once more
+            if isinstance(cause, torch.OutOfMemoryError) or not isinstance(cause, RuntimeError):
+                raise cause from None
+            raise RuntimeError(
+                f"{self.fqn} cannot be captured as a CUDA graph: {str(cause).splitlines()[0]} "
+                "Leave cuda_graphs out."
+            ) from cause
+        if not self._is_regular():
+            self._give_up()
+            return None
+        return Captured(graph, [c for c in copies if isinstance(c, torch.Tensor)], output)
+
+    def _give_up(self) -> None:
+        """Forget copies that were to be captured and never made."""
+        if self._engine is not None:
+            self._engine.release_all()
+            self._engine.drain()
+
+    def _repeat(self, captured: Captured, leaves: list[object]) -> object:
+        """Replay a graph for other inputs."""
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        for static, tensor in zip(captured.inputs, tensors, strict=True):
+            static.copy_(tensor)
+        if self._engine is not None:
+            self._engine.repeat(self._group)
+        return self._replay(captured)
+
+    def _replay(self, captured: Captured) -> object:
+        if self._engine is None:
+            captured.graph.replay()
+        else:
+            first, memory = self._group.first, self._engine.memory
+            if first is not None and first.slot is not None:
+                self._engine.transport.wait(first.slot)
+            captured.graph.replay()
+            self._engine.transport.replayed((*memory.ring.slots, *memory.homes))
+        return tree_map_only(torch.Tensor, torch.Tensor.clone, captured.output)
+
+    def _forget(self) -> None:
+        self._seen.clear()
+        if self._captured:
+            torch.cuda.current_stream(self._device).synchronize()
+            self._captured.clear()
+            torch.cuda.empty_cache()  # what was set aside for the graphs
+
+
+def kind_of(leaves: Sequence[object], spec: TreeSpec) -> Hashable | None:
+    """What calls have in common that one graph can stand for; None for a call that none can.
+
+    Args:
+        leaves: the call's arguments, flattened.
+        spec: how they were nested.
+    """
+    kind: list[Hashable] = [spec]
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
+            kind.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device))
+        elif isinstance(leaf, PLAIN):
+            kind.append((type(leaf), leaf))
+        else:
+            return None
+    return tuple(kind)
+
+
+def graph_forward(
+    model: nn.Module,
+    fqn: str,
+    device: torch.device,
+    engine: OffloadEngine | None = None,
+    group: UnitGroup | None = None,
+) -> tuple[GraphedForward, list[Handle]]:
+    """Let a model's forward be captured and replayed; returns what does it, and what undoes it."""
+    forward = GraphedForward(model.forward, fqn, device, engine, group)
+    return forward, [MethodHandle(model, "forward", forward), Undo(forward.end_run)]
