@@ -23,7 +23,7 @@ def read_config_file(path: str, options: list[click.Parameter]) -> dict[str, Any
         name = str(key).replace("-", "_")
         if name not in known:
             near = nearest_name(name, known)
-            hint = f"Did you mean {near.replace('_', '-')}?" if near else "See `generate --help`."
+            hint = f"Did you mean {near.replace('_', '-')}?" if near else "See --help."
             raise WrongChoiceError(f"{path}: no such option: {key}. {hint}")
         if name in values:
             raise WrongChoiceError(f"{path}: {key} is given twice. Keep one of the two.")

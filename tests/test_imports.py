@@ -73,7 +73,7 @@ ALLOWED = {
     },
     "serve": {
         *("gradio", "starlette", "torch", "PIL", "config", "modules", "output", "checkpoint"),
-        *("generator", "plan", "prompts", "serve"),
+        *("callbacks", "generator", "plan", "prompts", "report", "serve"),
     },
     "commands": {
         *("", "click", "rich", "torch", "commands", "messages", "mistakes", "options"),

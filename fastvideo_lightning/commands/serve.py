@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.option_files import read_config_file
 from fastvideo_lightning.options import (
     DEFAULTS,
     FLAGS,
@@ -25,22 +26,26 @@ Examples:
   fastvideo-lightning serve
   fastvideo-lightning serve --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --port 8000
   fastvideo-lightning serve --max-side 832 --max-frames 81 --max-queue 4
+  fastvideo-lightning serve --config my-page.yaml
 
 The page answers to this machine alone. `--host 0.0.0.0` opens it to everybody who can reach the
 machine: it asks nobody for a password.
 """
 _PAGE, _LIMITS = "Page", "Limits"
-_NEEDS = (
-    "The page needs Gradio, which is not installed. "
-    'Install it: pip install "fastvideo-lightning[serve]"'
-)
-_OF_THE_MODEL = ("model", "revision", "variant", "dtype", "accelerator", "output_path")
+_NEEDED = {"gradio": "Gradio", "matplotlib": "matplotlib"}
+_OF_THE_MODEL = ("model", "revision", "variant", "allow_pickle", "dtype", "accelerator")
+# The page is one process with one GPU.
+_OF_SEVERAL_GPUS = {"use_fsdp_inference", "dit_cpu_offload", "shard_transport", "context_parallel"}
+
+_LOADING = ("dtype", "revision", "variant", "allow_pickle")
 
 
 def _options() -> list[click.Parameter]:
     """Return the options of `generate` that concern the model, then the page's own."""
     shared = {option.name: option for option in make_options()}
-    kept: list[click.Parameter] = [shared[name] for name in (*_OF_THE_MODEL, *FLAGS)]
+    flags = [flag for flag in FLAGS if flag not in _OF_SEVERAL_GPUS]
+    names = (*_OF_THE_MODEL, "output_path", *flags)
+    kept: list[click.Parameter] = [shared[name] for name in names]
     rows = [
         ("host", _PAGE, str, "Address to listen on. [default: 127.0.0.1]"),
         ("port", _PAGE, click.IntRange(1, 65535), "Port to listen on. [default: 7860]"),
@@ -53,27 +58,35 @@ def _options() -> list[click.Parameter]:
 
 
 @click.command(cls=GroupedCommand, epilog=_EXAMPLES, params=_options())
+@click.option("--config", metavar="FILE", help="YAML file with any of these options.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
 @click.pass_context
-def serve(context: click.Context, /, debug: bool, **given: Any) -> None:
+def serve(context: click.Context, /, config: str | None, debug: bool, **given: Any) -> None:
     """Make videos from a page in the browser, one after the other, until Ctrl-C."""
     from fastvideo_lightning.messages import quieten_libraries
     from fastvideo_lightning.mistakes import users_mistakes
 
-    if importlib.util.find_spec("gradio") is None:
-        raise WrongChoiceError(_NEEDS, context)
+    for package, called in _NEEDED.items():
+        if importlib.util.find_spec(package) is None:
+            raise WrongChoiceError(
+                f"The page needs {called}, which is not installed. "
+                'Install it: pip install "fastvideo-lightning[serve]"',
+                context,
+            )
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    choices = {**DEFAULTS, **{name: v for name, v in given.items() if v is not None}}
+    from_file = read_config_file(config, context.command.params) if config else {}
+    typed = {name: value for name, value in given.items() if value is not None}
+    choices = {**DEFAULTS, **from_file, **typed}
     host, port = choices.get("host", "127.0.0.1"), choices.get("port", 7860)
     with users_mistakes():
-        config = OffloadConfig.from_mapping({k: v for k, v in choices.items() if k in FLAGS})
+        flags = OffloadConfig.from_mapping({k: v for k, v in choices.items() if k in FLAGS})
         # Seconds of imports from here on.
         from fastvideo_lightning.serve.server import LOCAL_HOSTS, check_address, serving
 
         check_address(host, port)
-    studio = _open_studio(choices, config)
+    studio = _open_studio(choices, flags)
     with serving(studio, host=host, port=port) as address:
         click.echo(address)
         if host not in LOCAL_HOSTS:
@@ -95,7 +108,7 @@ def _open_studio(choices: dict[str, Any], config: OffloadConfig) -> "Studio":
             config=config,
             accelerator=choices["accelerator"],
             device_type=check_devices(1, choices["accelerator"]),
-            loading={k: choices[k] for k in ("dtype", "revision", "variant") if k in choices},
+            loading={k: choices[k] for k in _LOADING if k in choices},
         )
         limits = {k: v for k, v in choices.items() if k in Limits.__dataclass_fields__}
         return Studio(model, output_path=choices["output_path"], limits=Limits(**limits))

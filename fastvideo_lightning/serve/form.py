@@ -35,8 +35,16 @@ def read_form(values: Sequence[Any]) -> Request:
     return Request(
         prompt="" if prompt is None else prompt,
         params=SamplingParams(**filled),
-        budget_gib=budget_gib or None,
+        budget_gib=_number_or_text(budget_gib),
     )
+
+
+def _number_or_text(value: Any) -> Any:
+    """Return 12.5 for what was typed as 12.5, text for any other text, and None for nothing."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value).strip() or None if value is not None else None
 
 
 def _whole(value: Any) -> Any:

@@ -39,12 +39,13 @@ class Request:
     Attributes:
         prompt: What it shows.
         params: How it is sampled.
-        budget_gib: GiB that may be reserved on the GPU; None is what the page was started with.
+        budget_gib: GiB that may be reserved on the GPU, or `auto`; None is what the page was
+            started with.
     """
 
     prompt: str
     params: SamplingParams
-    budget_gib: float | None = None
+    budget_gib: float | str | None = None
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,16 @@ def make_page(studio: Studio) -> gr.Blocks:
                 )
         # In the browser, so that a page that is opened again finds its video.
         last_id = gr.BrowserState(None, storage_key="fastvideo-lightning-job")
-        plan = gr.HTML(elem_id="plan")
-        _wire(page, Session(studio), fields, [last_id, gr.State(), status, make, stop, video])
+        plan, report = gr.HTML(elem_id="plan"), gr.HTML(elem_id="report")
+        shown = [last_id, gr.State(), status, make, stop, video, report]
+        _wire(page, Session(studio), fields, shown)
         _show_plan(page, Session(studio), fields, plan)
     return page
 
 
 def _wire(page: gr.Blocks, session: Session, fields: list[Any], shown: list[Any]) -> None:
     """Say which function answers which click."""
-    last_id, job_id, _, make, stop, _ = shown
+    last_id, job_id, _, make, stop, *_ = shown
 
     async def on_make(*values: Any) -> AsyncIterator[list[Any]]:
         async for view in session.make(values):
@@ -71,21 +72,23 @@ def _show_plan(page: gr.Blocks, session: Session, fields: list[Any], plan: gr.HT
 
     page.load(on_change, fields, plan, **_QUIET)
     for field in [*fields[4:10], fields[-1]]:  # sizes, steps, guidance, budget
-        field.blur(on_change, fields, plan, **_QUIET)
+        for leaves in (field.blur, field.submit):
+            leaves(on_change, fields, plan, **_QUIET)
 
 
 def _update(view: View) -> list[Any]:
-    """Return what changes: the job's id in browser and session, box, two buttons, video."""
-    file = str(view.files[0].resolve()) if view.files else None
-    if file is not None:
-        gr.set_static_paths(file)
+    """Return what changes: the job's id in browser and session, box, buttons, video, report."""
+    files = [str(file.resolve()) for file in view.files]
+    if files:
+        gr.set_static_paths(files)  # from now on they can be read through the page
     return [
         view.job_id,
         view.job_id,
         view.status,
         gr.Button(interactive=not view.is_open),
         gr.Button(interactive=view.is_open),
-        file,
+        files[0] if files else None,
+        view.report,
     ]
 
 
@@ -119,7 +122,14 @@ def _make_fields(studio: Studio) -> list[Any]:
     with gr.Row():
         for name in ("num_inference_steps", "guidance_scale", "fps"):
             fields[name] = _make_number(studio, name)
-    fields["gpu_memory_budget"] = _make_number(studio, "gpu_memory_budget")
+    # No number: a browser shows an empty one as 0, and `auto` is none.
+    fields["gpu_memory_budget"] = gr.Textbox(
+        label=LABELS["gpu_memory_budget"],
+        info=studio.hint("gpu_memory_budget"),
+        placeholder="A number, or auto",
+        max_lines=1,
+        elem_id="gpu_memory_budget",
+    )
     with gr.Accordion("More", open=False):
         fields["negative_prompt"] = gr.Textbox(
             label=LABELS["negative_prompt"],

@@ -10,7 +10,15 @@ from fastvideo_lightning.serve.form import read_form
 from fastvideo_lightning.serve.jobs import Job
 from fastvideo_lightning.serve.queue import FullQueueError
 from fastvideo_lightning.serve.studio import Studio
-from fastvideo_lightning.serve.view import show_error, show_idle, show_plan, show_progress
+from fastvideo_lightning.serve.view import (
+    show_error,
+    show_idle,
+    show_plan,
+    show_progress,
+    show_refusal,
+    show_report,
+    show_text,
+)
 from fastvideo_lightning.serve.words import explain
 
 LOOK_EVERY_S = 0.3
@@ -26,12 +34,14 @@ class View:
         job_id: The job it is about, or None.
         is_open: Whether that job is still to end.
         files: What it wrote, the video first.
+        report: What the run did, as HTML.
     """
 
     status: str
     job_id: str | None = None
     is_open: bool = False
     files: tuple[Path, ...] = ()
+    report: str = ""
 
 
 class Session:
@@ -68,9 +78,10 @@ class Session:
     async def plan(self, values: Sequence[Any]) -> str:
         """Return what goes where for the form's video, or why that cannot be said, as HTML."""
         try:
-            return show_plan(await asyncio.to_thread(self._studio.plan, read_form(values)))
+            text = await asyncio.to_thread(self._studio.plan, read_form(values))
+            return show_plan(show_text(text))
         except REFUSALS as error:
-            return show_plan(explain(error))
+            return show_plan(show_refusal(explain(error)))
 
     def cancel(self, job_id: str | None) -> None:
         """Stop that job; it ends in whatever it does next."""
@@ -83,7 +94,11 @@ class Session:
         while True:
             progress = self._studio.look(job)
             view = View(
-                show_progress(progress), job.id, not progress.state.is_final, progress.files
+                show_progress(progress),
+                job.id,
+                not progress.state.is_final,
+                progress.files,
+                await asyncio.to_thread(_read_report, progress.files),
             )
             if view != shown:
                 yield view
@@ -91,3 +106,11 @@ class Session:
                 return
             shown = view
             await asyncio.sleep(LOOK_EVERY_S)
+
+
+def _read_report(files: Sequence[Path]) -> str:
+    """Show the report of a finished video; nothing where somebody has taken the file away."""
+    try:
+        return show_report(files[1]) if files else ""
+    except OSError:
+        return ""

@@ -6,15 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fastvideo_lightning.callbacks import MemoryReport
 from fastvideo_lightning.checkpoint import open_checkpoint
 from fastvideo_lightning.config import MAX_FPS, OffloadConfig, SamplingParams
 from fastvideo_lightning.generator import VideoGenerator
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.sampling import SamplingDefaults
 from fastvideo_lightning.output import check_output_folder
-from fastvideo_lightning.plan import make_plan
+from fastvideo_lightning.plan import Plan, make_plan
 from fastvideo_lightning.plan.show import plan_text
 from fastvideo_lightning.prompts import check_prompt
+from fastvideo_lightning.report import write_report
 from fastvideo_lightning.serve.images import WantedImages
 from fastvideo_lightning.serve.jobs import Job, Progress, Request
 from fastvideo_lightning.serve.limits import Limits
@@ -81,7 +83,7 @@ class Studio:
         self.images = WantedImages.of(self.module)
         self.defaults = self.module.sampling_defaults
         self._trained = SamplingDefaults.from_mapping(model.read_sampling()).trained
-        self._watch = JobWatch()
+        self._watch, self._report = JobWatch(), MemoryReport(quiet=True)
         self._generator = self._make_generator(self.module, model.config)
         self._placed = model.config
         self._queue = JobQueue(self._make, max_queue=self.limits.max_queue, explain=explain)
@@ -114,13 +116,14 @@ class Studio:
             return f"Trained: {low} to {high}"
         most = self.limits.most(name)
         if name == "gpu_memory_budget" and self.model.device_type == "cpu":
-            return "No GPU here: it changes the plan alone"
+            return "No GPU here: it counts for the plan alone"
         return _HINTS.get(name) if most is None else f"At most {most}"
 
     def check(self, request: Request) -> SamplingParams:
         """Return how the video would be sampled.
 
         Raises:
+            BudgetTooSmallError: If it does not fit; names the smallest budget.
             TypeError, ValueError, OSError: For what was asked; names what, and what to enter.
         """
         check_prompt(request.prompt)
@@ -130,7 +133,8 @@ class Studio:
         self.limits.check(request.params)
         resolved = self.module.resolve_sampling(request.params)
         self.limits.check(resolved)
-        self._config_for(request)
+        if self._config_for(request).gpu_memory_budget is not None:
+            self._plan(request)
         return resolved
 
     def plan(self, request: Request) -> str:
@@ -140,8 +144,7 @@ class Studio:
             TypeError, ValueError, OSError: As `check`, but for the prompt.
         """
         self.limits.check(request.params)
-        name, config = self.model.name, self._config_for(request)
-        return plan_text(make_plan(self.module, request.params, flags=config, name=name))
+        return plan_text(self._plan(request))
 
     def submit(self, request: Request) -> Job:
         """Check a request and queue it.
@@ -170,6 +173,10 @@ class Studio:
         self._queue.close()
         self._generator.close()
 
+    def _plan(self, request: Request) -> Plan:
+        name, config = self.model.name, self._config_for(request)
+        return make_plan(self.module, request.params, flags=config, name=name)
+
     def _config_for(self, request: Request) -> OffloadConfig:
         """Return the flags of the page, with the visitor's budget in place."""
         if request.budget_gib is None:
@@ -178,7 +185,10 @@ class Studio:
 
     def _make_generator(self, module: VideoModule, config: OffloadConfig) -> VideoGenerator:
         return VideoGenerator(
-            module, config, accelerator=self.model.accelerator, callbacks=[self._watch]
+            module,
+            config,
+            accelerator=self.model.accelerator,
+            callbacks=[self._watch, self._report],
         )
 
     def _place_for(self, job: Job) -> None:
@@ -194,6 +204,8 @@ class Studio:
     def _make(self, job: Job) -> tuple[str, tuple[Path, ...]]:
         self._place_for(job)
         self._watch.job = job
+        if self.model.device_type != "cpu":
+            self._report.plan = self._plan(job.request).to_dict()
         try:
             video = self._generator.generate_video(
                 job.request.prompt, output_path=self.output_path, **job.request.params.given()
@@ -203,4 +215,5 @@ class Studio:
         assert video.video_path is not None
         frames, height, width, _ = video.frames.shape
         line = f"{width}x{height}, {frames} frames at {video.fps} fps, seed {video.seed}"
-        return f"{line}: made in {video.generation_time_s:.1f} s", (video.video_path,)
+        report = write_report(self._report.timeline, video.video_path.with_suffix(".report.html"))
+        return f"{line}: made in {video.generation_time_s:.1f} s", (video.video_path, report)

@@ -1,6 +1,8 @@
 """What the page shows of a job and of what was wrong, as HTML; nothing in it is taken as markup."""
 
 from html import escape
+from pathlib import Path
+from urllib.parse import quote
 
 from fastvideo_lightning.serve.jobs import JobState, Progress
 
@@ -32,8 +34,11 @@ CSS = """
 .status ol li.past { opacity: .8; }
 .status ol li.past::after { content: " \\2713"; }
 #status { padding: 0; }
-#plan summary { cursor: pointer; font-weight: 600; }
+#plan summary, #report summary { cursor: pointer; font-weight: 600; }
 #plan pre { overflow-x: auto; font-size: .8rem; line-height: 1.35; margin: .5rem 0; }
+#report iframe { width: 100%; height: 34rem; border: 1px solid var(--border-color-primary);
+  border-radius: .5rem; background: #fff; margin: .5rem 0; }
+#report p { margin: 0; font-size: .9em; overflow-wrap: anywhere; }
 footer { display: none !important; }
 """
 
@@ -48,9 +53,34 @@ def show_error(message: str) -> str:
     return _box("failed", "This cannot be made", message)
 
 
-def show_plan(text: str) -> str:
-    """Return the plan under a heading that opens and closes it."""
-    return f"<details open><summary>Plan</summary><pre>{escape(text)}</pre></details>"
+def show_plan(inside: str) -> str:
+    """Return HTML of the plan under a heading that opens and closes it."""
+    return f"<details open><summary>Plan</summary>{inside}</details>"
+
+
+def show_text(text: str) -> str:
+    """Return lines of text as they stand."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def show_refusal(message: str) -> str:
+    """Return the box that stands in place of a plan."""
+    return _box("failed", "There is no plan for this", message)
+
+
+def show_report(path: Path) -> str:
+    """Return a report in a frame of its own, where nothing of it runs, and a link to its file.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    page = escape(path.read_text(encoding="utf-8"))
+    link = f"gradio_api/file={quote(str(path.resolve()))}"
+    return (
+        '<details open><summary>Report</summary><iframe title="Report" sandbox loading="lazy" '
+        f'srcdoc="{page}"></iframe><p><a href="{link}" download="{escape(path.name)}">'
+        f"Keep {escape(path.name)}</a>: one page that opens offline.</p></details>"
+    )
 
 
 def show_progress(progress: Progress) -> str:

@@ -14,10 +14,11 @@ LABELS = {
     "num_inference_steps": "Steps",
     "guidance_scale": "Guidance",
     "seed": "Seed",
-    "gpu_memory_budget": "GPU memory budget, GiB",
+    "gpu_memory_budget": "GPU memory budget (GiB)",
 }
 
 _NAMES = "|".join(sorted(LABELS, key=len, reverse=True))
+_PASS = re.compile(r"\bPass (?=an? |[a-z_]+=)")
 _WITH_VALUE = re.compile(rf"\b({_NAMES})=([^\s,;]*[^\s,;.:)])")
 # A short name such as `prompt` is a plain word too: it is a label only where it opens a sentence.
 _LONG = "|".join(name for name in LABELS if "_" in name)
@@ -25,8 +26,9 @@ _ALONE = re.compile(rf"^(?:{_NAMES})\b|(?<=[.!?] )(?:{_NAMES})\b|\b(?:{_LONG})\b
 
 
 def in_page_words(message: str) -> str:
-    """Rewrite Python spellings as the page's labels: `num_frames=17` as `Frames 17`."""
-    text = _WITH_VALUE.sub(lambda match: f"{LABELS[match[1]]} {match[2]}", message)
+    """Rewrite Python spellings as the page's: `Pass num_frames=17` as `Enter Frames 17`."""
+    text = _PASS.sub("Enter ", message)
+    text = _WITH_VALUE.sub(lambda match: f"{LABELS[match[1]]} {match[2]}", text)
     return _ALONE.sub(lambda match: LABELS[match[0]], text)
 
 

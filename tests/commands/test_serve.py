@@ -39,7 +39,10 @@ def test_the_core_of_the_page_needs_no_gradio() -> None:
         (["--max-queue", "0"], "Invalid value for '--max-queue'", "serve --help"),
         (["--port", "99999"], "Invalid value for '--port'", "serve --help"),
         (["--host", "192.0.2.1"], "Cannot listen on 192.0.2.1:7860", "Pass another --host"),
-        (["--use-fsdp-inference"], "--dit-layerwise-offload cannot be combined", "Pass"),
+        (["--use-fsdp-inference"], "no such option: --use-fsdp-inference", "serve --help"),
+        (["--context-parallel", "2"], "no such option: --context-parallel", "serve --help"),
+        (["--num-gpus", "2"], "no such option: --num-gpus", ""),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml cannot be read", "Pass the path"),
         (["--prompt", "x"], "no such option: --prompt", "Did you mean --port?"),
     ],
 )
@@ -54,6 +57,18 @@ def test_a_wrong_choice_is_two_lines_and_starts_nothing(
     assert lines[0].startswith(f"Error: {first}")
     assert second in lines[1]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_options_counts_and_what_is_typed_wins(monkeypatch, capsys, tmp_path) -> None:
+    pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[serve]'")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.yaml").write_text("host: 192.0.2.1\nport: 8123\nmax-side: 64\n")
+    for words, address in ([], "192.0.2.1:8123"), (["--port", "8124"], "192.0.2.1:8124"):
+        assert run(["serve", "--config", "page.yaml", *words]) == 2
+        assert f"Cannot listen on {address}" in read_errors(capsys)[0]
+    (tmp_path / "page.yaml").write_text("num-gpus: 2\n")
+    assert run(["serve", "--config", "page.yaml"]) == 2
+    assert "page.yaml: no such option: num-gpus" in read_errors(capsys)[0]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def visitor(output) -> Iterator[Visitor]:
 
 def test_a_visitor_makes_a_video_and_the_page_asks_no_other_server(visitor, output) -> None:
     visitor.open()
+    wait_until(lambda: "Smallest possible budget" in visitor.find("#plan")[0].text)
     assert "Videos are kept in" in visitor.driver.find_element(By.TAG_NAME, "body").text
     visitor.fill("prompt", "a blue square moves up")
     visitor.fill("width", "48")
@@ -123,8 +125,40 @@ def test_a_visitor_makes_a_video_and_the_page_asks_no_other_server(visitor, outp
     assert any("a_blue_square_moves_up.mp4" in url for url in urls)
     assert all(url.startswith(visitor.address) for url in urls), urls
     answers = [e["params"]["response"] for e in logged if e["method"] == "Network.responseReceived"]
-    wait_until(lambda: "Smallest possible budget" in visitor.find("#plan")[0].text)
     assert not [answer["url"] for answer in answers if answer["status"] >= 400]
+
+
+def test_the_report_stands_under_the_video_and_its_link_is_the_file(visitor, output) -> None:
+    (frame,) = visitor.find("#report iframe")
+    visitor.driver.switch_to.frame(frame)
+    try:
+        said = visitor.driver.find_element(By.TAG_NAME, "body").text
+        assert "1 video in" in said
+        assert "denoise" in said
+        assert visitor.find("svg")
+    finally:
+        visitor.driver.switch_to.default_content()
+    (link,) = visitor.find("#report a")
+    with urllib.request.urlopen(link.get_attribute("href"), timeout=20) as answer:
+        (file,) = output.glob("*.report.html")
+        assert answer.read() == file.read_bytes()
+
+
+def test_a_budget_that_nothing_fits_is_refused_with_the_smallest_before_the_run(
+    visitor, output
+) -> None:
+    before = set(output.iterdir())
+    visitor.fill("gpu_memory_budget", "0.05")
+    visitor.press("make")
+    assert "the smallest possible is" in visitor.wait_for("This cannot be made")
+    wait_until(lambda: "There is no plan for this" in visitor.find("#plan")[0].text)
+    visitor.fill("gpu_memory_budget", "much")
+    visitor.press("make")
+    visitor.wait_for("GPU memory budget (GiB) must be a number of GiB above 0")
+    visitor.fill("gpu_memory_budget", "3")
+    visitor.find("#gpu_memory_budget textarea, #gpu_memory_budget input")[0].send_keys("\n")
+    wait_until(lambda: "of a budget of 3" in visitor.find("#plan")[0].text)
+    assert set(output.iterdir()) == before
 
 
 def test_a_wrong_size_is_said_in_the_words_of_the_page(visitor) -> None:

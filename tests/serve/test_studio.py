@@ -6,7 +6,7 @@ import av
 import pytest
 from waiting import wait_until
 
-from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.serve.images import WantedImages
 from fastvideo_lightning.serve.jobs import Job, JobState, Request
@@ -38,8 +38,10 @@ def test_a_request_becomes_a_video_in_the_output_folder(studio, output) -> None:
         time.sleep(0.002)
     assert progress.state is JobState.DONE, progress.message
     assert progress.message.startswith("48x64, 9 frames at 8 fps, seed 1024: made in ")
-    (path,) = progress.files
-    assert path.parent == output
+    path, report = progress.files
+    assert path.parent == report.parent == output
+    assert report.name == f"{path.stem}.report.html"
+    assert "What the run did" in report.read_text()
     frames = read_frames(path)
     assert len(frames) == 9
     assert frames[0].shape == (64, 48, 3)
@@ -94,10 +96,20 @@ def test_a_full_queue_takes_no_more_until_one_has_gone(studio) -> None:
 def test_a_budget_is_kept_by_the_plan_and_a_tiny_one_names_the_smallest(studio) -> None:
     request = ask()
     assert "of a budget of 5.00" in studio.plan(replace(request, budget_gib=5.0))
-    with pytest.raises(ValueError, match="the smallest possible is"):
-        studio.plan(replace(request, budget_gib=0.01))
+    for ask_for in (studio.plan, studio.submit):
+        with pytest.raises(ValueError, match="the smallest possible is"):
+            ask_for(replace(request, budget_gib=0.01))
     with pytest.raises((TypeError, ValueError), match="gpu_memory_budget"):
         studio.submit(replace(request, budget_gib=-1.0))
+
+
+def test_the_budget_that_the_page_was_started_with_is_checked_before_the_run(
+    studio, monkeypatch
+) -> None:
+    tight = replace(studio.model, config=OffloadConfig(gpu_memory_budget=0.01))
+    monkeypatch.setattr(studio, "model", tight)
+    with pytest.raises(ValueError, match="the smallest possible is"):
+        studio.submit(ask())
 
 
 def test_another_budget_places_the_model_anew(studio, monkeypatch) -> None:
