@@ -99,7 +99,6 @@ def build_component(
         if quantization is not None:
             kind["quantization_config"] = quantization
         component = Component(_load_by_library(model_class, folder, dtype, kind))
-    component.module.requires_grad_(False)
     component.module.eval()
     return component
 

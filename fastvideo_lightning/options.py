@@ -144,7 +144,7 @@ def make_options() -> list[click.Parameter]:
             "dtype",
             MODEL,
             dtypes,
-            "auto: fp32 on a CPU, on a GPU bf16 (VAE: fp32); fp8, int8: the denoiser alone.",
+            "auto: fp32 on a CPU, on a GPU bf16 (Wan's VAE: fp32); fp8, int8: the denoiser alone.",
         ),
         ("accelerator", MODEL, accelerators, "Where to compute."),
         ("num_gpus", MODEL, click.IntRange(min=1), "Processes, one for each GPU."),

@@ -7,6 +7,7 @@ import checkpoints
 import pytest
 import torch
 from checkpoints import weights_of
+from diffusers import DiffusionPipeline
 from references import load_plain
 from safetensors.torch import load_file
 from torch import nn
@@ -81,10 +82,16 @@ def test_auto_is_fp32_on_a_cpu_and_bf16_beside_an_fp32_vae_on_a_gpu(
     assert list(by_place.values()) == [(fp32, bf16), (fp32, fp32), (fp32, bf16), (fp32, fp32)]
 
 
-def test_default_dtype_and_grad_are_left_as_they_should_be(checkpoint: FindCheckpoint) -> None:
+def test_default_dtype_and_grad_are_left_as_diffusers_leaves_them(
+    checkpoint: FindCheckpoint,
+) -> None:
+    plain = DiffusionPipeline.from_pretrained(checkpoint("t2v"))
     module = VideoModule.from_pretrained(checkpoint("t2v"), dtype="bf16")
     assert torch.get_default_dtype() is torch.float32
-    assert not any(weight.requires_grad for weight in module.parameters())
+    for name, weight in module.named_parameters():
+        component, _, fqn = name.partition(".")
+        expected = getattr(plain, component).get_parameter(fqn).requires_grad
+        assert weight.requires_grad is expected, name
     assert not any(child.training for child in module.modules())
 
 

@@ -29,7 +29,7 @@ run that was stopped goes on where it was when it is started again.
     "--dtype",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
-    help="Of the weights; auto: bf16 (VAE: fp32). [default: auto]",
+    help="Of the weights; auto: bf16 (Wan's VAE: fp32). [default: auto]",
 )
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--variant", help="Variant of the weight files to read, such as fp16.")

@@ -14,6 +14,7 @@ from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.batches import uncollated
 from fastvideo_lightning.modules.context import SplitsTokens
+from fastvideo_lightning.modules.dtypes import stays_fp32
 from fastvideo_lightning.modules.lora import TakesLora
 from fastvideo_lightning.modules.media import check_inputs
 from fastvideo_lightning.modules.peak_memory import PeakMemory
@@ -79,9 +80,9 @@ class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
 
         Args:
             path: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
-            dtype: `auto`: fp32 on a CPU; on a GPU bf16, and fp32 for the VAE. `fp8`, `int8`: so the
-                denoisers' linear layers, by torchao, and `auto` for the rest. A dtype or `bf16`,
-                `fp16`, `fp32`: all components in it, as diffusers' `torch_dtype` does.
+            dtype: `auto`: fp32 on a CPU; on a GPU bf16, and fp32 for a VAE that was published so
+                (Wan's). `fp8`, `int8`: so the denoisers' linear layers, by torchao, `auto` for the
+                rest. A dtype or `bf16`, `fp16`, `fp32`: all components in it, as in diffusers.
             revision: Branch, tag or commit on the hub.
             variant: Variant of the weight files, such as `fp16`.
             allow_pickle: Load pickled weights where there are no others; they can run code.
@@ -101,7 +102,7 @@ class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
             checkpoint,
             dtype=dtype,
             device_type=device_type,
-            stays_fp32=lambda name, model_class: role_of(model_class) is Role.VAE,
+            stays_fp32=lambda _, model_class: stays_fp32(checkpoint.class_name, model_class),
             quantizes=lambda _, model_class: role_of(model_class) is Role.DENOISER,
         )
         return family(pipeline, weight_sources=sources, sampling=checkpoint.sampling)

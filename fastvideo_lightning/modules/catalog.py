@@ -1,6 +1,7 @@
 """Which pipelines the installed diffusers has, told by what their calls return."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
@@ -60,14 +61,18 @@ def _find_pipelines(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _outputs_of(pipeline_class: Any) -> Iterator[Any]:
-    """Yield the output classes that a pipeline's call mentions.
+    """Yield the output classes that a pipeline's call returns by its annotation, or mentions.
 
-    A call is annotated by few pipelines, but all of them make their output by its class.
+    Few pipelines annotate their call, but nearly all make their output there by its class.
     """
     from diffusers.utils.outputs import BaseOutput
 
     call = inspect.unwrap(pipeline_class.__call__)
-    for name in getattr(getattr(call, "__code__", None), "co_names", ()):
+    code = getattr(call, "__code__", None)
+    if code is None:
+        return
+    annotated = re.findall(r"\w+", str(inspect.get_annotations(call).get("return")))
+    for name in (*code.co_names, *annotated):
         value = call.__globals__.get(name)
         if inspect.isclass(value) and issubclass(value, BaseOutput):
             yield value

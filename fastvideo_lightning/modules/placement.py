@@ -45,7 +45,7 @@ def read_in_place(
             if id(weight) not in made:
                 source = sources[f"{path}.{short}"]
                 memory = source.as_host_tensor(source.dtype_on(device))
-                made[id(weight)] = nn.Parameter(memory, requires_grad=False)
+                made[id(weight)] = nn.Parameter(memory, weight.requires_grad)
             owner._parameters[short] = made[id(weight)]
 
 

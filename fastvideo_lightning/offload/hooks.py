@@ -110,7 +110,8 @@ def begin_call(
     engine: OffloadEngine, unit: OffloadUnit, args: Args, kwargs: Kwargs, *, alone: bool = False
 ) -> None:
     """A unit's module is called: wait for the unit, which shows what autograd may keep."""
-    if engine.idle and not (alone and unit.uses) and not in_backward():  # by itself
+    is_cast = alone and not unit.uses and unit.rest.is_left()  # by a pipeline, in its run
+    if is_cast or (engine.idle and not (alone and unit.uses) and not in_backward()):  # by itself
         engine.refresh(alone=alone)
     unit.recorded = is_recorded(unit.bindings, args, kwargs)
     engine.wait(unit)
@@ -242,7 +243,8 @@ def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
         after=lambda: engine.release(unit),
         inputs_to=engine.device,
     )
-    return [*calls, show_host_values(unit), refuse_conversion(unit.module, unit.fqn)]
+    convert = refuse_conversion(unit.module, unit.fqn, may_cast=lambda: not unit.uses)
+    return [*calls, show_host_values(unit), convert]
 
 
 def refuse_whole_compile(model: nn.Module, fqn: str) -> None:
@@ -259,12 +261,14 @@ def refuse_whole_compile(model: nn.Module, fqn: str) -> None:
         )
 
 
-def refuse_conversion(module: nn.Module, fqn: str) -> Handle:
-    """Refuse ``.to(...)``, ``.half()`` and the like while a module is offloaded."""
+def refuse_conversion(
+    module: nn.Module, fqn: str, *, may_cast: Callable[[], bool] = lambda: False
+) -> Handle:
+    """Refuse ``.to(...)``, ``.half()`` and the like; but a cast, where it may be ``may_cast``."""
 
     def check(convert: Conversion, recurse: bool = True) -> nn.Module:
-        check_unchanged(convert, module, fqn)
-        return module
+        check_unchanged(convert, module, fqn, may_cast=may_cast())
+        return type(module)._apply(module, convert, recurse) if may_cast() else module
 
     return MethodHandle(module, "_apply", Hook(check, fqn))
 

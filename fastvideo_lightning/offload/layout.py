@@ -94,6 +94,12 @@ class SlabLayout:
         """Where a layout that follows this one begins."""
         return -(-self.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
+    def matches(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether the tensors are those that are laid out, by shape, strides and dtype."""
+        return len(tensors) == len(self.specs) and all(
+            spec.matches(tensor) for spec, tensor in zip(self.specs, tensors, strict=True)
+        )
+
     def views(self, slab: torch.Tensor) -> list[torch.Tensor]:
         """The tensors as views of a slab.
 

@@ -9,9 +9,10 @@ from torch import nn
 from fastvideo_lightning.offload.bindings import Shown, TensorBinding, show, split_ties
 from fastvideo_lightning.offload.host import HostMaster, HostMemory
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.leaves import addresses_of, find_leaves, rebuild, same_bytes
+from fastvideo_lightning.offload.leaves import find_leaves, rebuild, same_bytes
 from fastvideo_lightning.offload.reading import file_position, find_source, source_spec
 from fastvideo_lightning.offload.recording import kept_views, with_way_back
+from fastvideo_lightning.offload.rest import Rest
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.store import HostStore
@@ -38,6 +39,7 @@ class OffloadUnit:
         recorded: autograd records its call; see Note [Backward through streamed blocks].
         sources: until ``load``, what each tensor is read from; None where it has its bytes.
         hosts: the tensors on the host, one for each of ``bindings``.
+        rest: where the module shows them between its calls.
     """
 
     def __init__(
@@ -66,8 +68,7 @@ class OffloadUnit:
         self.sources: list[WeightSource | None] = []
         self.hosts: list[torch.Tensor] = []
         self._shown: dict[DeviceSlot, Shown] = {}
-        self._host_places: Shown = []
-        self._host_addresses: list[tuple[int, ...]] = []
+        self.rest = Rest([])
         self._now: Shown = []
         self._written: list[torch.Tensor] = []
         self._version_shown = 0
@@ -167,7 +168,7 @@ class OffloadUnit:
 
     def show_host(self) -> None:
         """Let the module see the host tensors."""
-        self._written, self._now = [], self._host_places
+        self._written, self._now = [], self.rest.places
         show(self._now)
 
     def forget_slots(self) -> None:
@@ -191,7 +192,7 @@ class OffloadUnit:
             views = self._written if self.recorded else self.layout.views(self._written[0])
             for view, written in zip(self.slab.views, views, strict=True):
                 view.copy_(written)
-        for (registry, name, shown), (_, _, host) in zip(self._now, self._host_places, strict=True):
+        for (registry, name, shown), (_, _, host) in zip(self._now, self.rest.places, strict=True):
             current = registry[name]
             if current is shown:
                 continue
@@ -211,25 +212,24 @@ class OffloadUnit:
     def is_stale(self) -> bool:
         """Whether a tensor of the module is not what copies of the unit would bring."""
         assert self.slab is not None
-        return self.slab.is_written() or any(
-            registry[name] is not host or leaf_ptrs != addresses_of(host)
-            for (registry, name, host), leaf_ptrs in zip(
-                self._host_places, self._host_addresses, strict=True
-            )
-        )
+        return self.slab.is_written() or self.rest.is_left()
 
     def revalidate(self, store: HostStore) -> None:
         """Take over what was edited since the last run.
 
         An edit in place wrote the slab itself, for the module's tensors are the slab. A tensor that
-        was replaced (``assign=True``, ``p.data = ...``) is copied into the slab.
+        was replaced (``assign=True``, ``p.data = ...``) is copied into the slab. A transient unit
+        whose dtype was changed is laid out anew.
 
         Raises:
-            RuntimeError: a tensor changed its shape or dtype, which needs another layout.
+            RuntimeError: a tensor changed its shape or dtype, and slots are made for the old one.
         """
         assert self.slab is not None
+        self._shown.clear()
         apart = split_ties(self.bindings)
-        if len(apart) > len(self.bindings):  # a tied tensor was replaced in one of its places
+        is_untied = len(apart) > len(self.bindings)  # a tied tensor was replaced in one place
+        leaves = [leaf for b in apart for leaf in find_leaves(b.tensor, b.fqn)]
+        if is_untied or (self.transient and not self.layout.matches(leaves)):
             self.start_over(apart, store)
             return
         views, specs = iter(self.slab.views), iter(self.layout.specs)
@@ -248,9 +248,7 @@ class OffloadUnit:
                     )
                 view.copy_(leaf.detach())
                 leaf.data = view
-            if tensor is not self.hosts[i]:
-                self.hosts[i] = tensor
-                self._shown.clear()
+            self.hosts[i] = tensor
         self.show_as_host()
         if self.slab.is_written():
             self._move(store)
@@ -259,7 +257,7 @@ class OffloadUnit:
         """Assert that the module shows what the state says."""
         resident = self.state is UnitState.RESIDENT
         assert resident <= (self.slot is not None), f"{self.fqn} is resident nowhere"
-        expected = self._now if resident else self._host_places
+        expected = self._now if resident else self.rest.places
         for registry, name, tensor in expected:
             assert registry[name] is tensor, f"{self.fqn}: {name} is not what {self.state} shows"
 
@@ -288,8 +286,7 @@ class OffloadUnit:
 
     def show_as_host(self) -> None:
         """Take the host tensors, where and as they are, for what the module shows at rest."""
-        self._host_places = self._places(self.hosts)
-        self._host_addresses = [addresses_of(host) for _, _, host in self._host_places]
+        self.rest = Rest(self._places(self.hosts))
 
     def _places(self, tensors: list[torch.Tensor]) -> Shown:
         return [

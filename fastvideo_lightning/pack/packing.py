@@ -119,7 +119,8 @@ def pack(
     Args:
         model: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
         out: The folder to write; one that an earlier run left unfinished is completed.
-        dtype: `auto`: bf16, and fp32 for the VAE; `bf16`, `fp16`, `fp32`: all components in it.
+        dtype: `auto`: bf16, and fp32 for a VAE that was published so (Wan's); `bf16`, `fp16`,
+            `fp32`: all components in it.
         revision: Branch, tag or commit on the hub.
         variant: Variant of the weight files to read; what is written has none.
         allow_pickle: Read pickled weights where there are no others; they can run code.

@@ -80,6 +80,19 @@ def test_a_weight_of_another_dtype_is_refused_by_name_with_what_to_do(toy, callb
         toy(sample())
 
 
+def test_what_computes_wants_gradients_where_the_module_says_so(toy, callback):
+    # Products choose their kernel by it, even where no gradient is recorded.
+    seen: list[bool] = []
+    block = toy.blocks[1]
+    block.down.register_forward_pre_hook(lambda m, _: seen.append(m.weight.requires_grad))
+    for wants in (False, True, False):
+        toy.requires_grad_(wants)
+        with torch.no_grad():
+            toy(sample())
+            toy(sample())
+    assert seen == [False, False, True, True, False, False]
+
+
 @pytest.mark.parametrize("convert", [lambda m: m.to(torch.float64), lambda m: m.half()])
 def test_casting_while_attached_is_refused(toy, callback, convert):
     with pytest.raises(RuntimeError, match=r"is being offloaded.*detach\(\)"):

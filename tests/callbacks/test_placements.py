@@ -122,6 +122,36 @@ def test_edits_between_calls_are_seen():
 
 
 @pytest.mark.parametrize("kind", [CPUExecution, Resident, ModelOffload])
+@pytest.mark.parametrize("part", ["vae", "vae.out"])
+def test_a_component_may_be_cast_between_its_calls_also_in_the_middle_of_a_run(kind, part):
+    pipe, plain = Pipe(), Pipe()
+    callback = kind("vae")
+    callback.attach(pipe, "cpu")
+    callback.on_predict_batch_start()
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        for model in (pipe, plain):
+            model.get_submodule(part).to(dtype)
+        assert pipe.vae.out.weight.dtype == dtype
+        x = sample().to(plain.vae.into.weight.dtype)
+        if part == "vae":
+            assert torch.equal(pipe.vae(x), plain.vae(x))
+    assert torch.equal(pipe.vae(sample()), plain.vae(sample()))
+    callback.on_predict_batch_end()
+    callback.detach()
+    assert torch.equal(pipe.vae(sample()), plain.vae(sample()))
+
+
+def test_a_component_that_comes_in_cannot_be_moved_nor_be_cast_during_its_call():
+    pipe = Pipe()
+    ModelOffload("vae").attach(pipe, "cpu")
+    with pytest.raises(RuntimeError, match=r"cannot be moved \(\.to\(\)"):
+        pipe.vae.to("meta")
+    pipe.vae.into.register_forward_pre_hook(lambda *_: pipe.vae.double())
+    with pytest.raises(RuntimeError, match="cannot be moved or cast"):
+        pipe.vae(sample())
+
+
+@pytest.mark.parametrize("kind", [CPUExecution, Resident, ModelOffload])
 def test_meta_parameters_are_read_once_from_their_sources(kind):
     plain = make_toy(3)
     toy = OnMeta(plain)

@@ -17,6 +17,6 @@ from recipes import (  # noqa: F401  (each enters its recipes)
     unets,
     wan,
 )
-from recipes.recipe import PICTURES, PROMPT, RECIPES, Recipe
+from recipes.recipe import PICTURES, PROMPT, RECIPES, Recipe, as_on_gpu
 
-__all__ = ["PICTURES", "PROMPT", "RECIPES", "Recipe"]
+__all__ = ["PICTURES", "PROMPT", "RECIPES", "Recipe", "as_on_gpu"]

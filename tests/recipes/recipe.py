@@ -1,11 +1,15 @@
 """How a small random pipeline of a diffusers class is built, and called."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+
+from fastvideo_lightning.modules.dtypes import stays_fp32
 
 PROMPT = "a red circle moves right"
 RECIPES: dict[str, "Recipe"] = {}
@@ -73,6 +77,19 @@ def recipe(
         return build
 
     return enter
+
+
+def as_on_gpu(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """Give the models, or copies of them, the dtypes that `dtype="auto"` has on a GPU."""
+    for name, model in pipeline.components.items():
+        if isinstance(model, nn.Module) and not stays_fp32(type(pipeline).__name__, type(model)):
+            kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+            model = copy.deepcopy(model)
+            for fqn, tensor in (*model.named_parameters(), *model.named_buffers()):
+                if tensor.is_floating_point() and not kept.intersection(fqn.split(".")):
+                    tensor.data = tensor.data.bfloat16()
+            setattr(pipeline, name, model)
+    return pipeline
 
 
 def _path(value: Any, media: dict[str, Path]) -> Any:

@@ -1,0 +1,74 @@
+"""What `dtype="auto"` means on a GPU, and pipelines that cast their VAE while they run."""
+
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import write_image
+from diffusers import AutoencoderKL, AutoencoderKLWan
+from recipes import PROMPT, RECIPES
+from torch import nn
+
+from fastvideo_lightning import PromptDataset, VideoModule
+from fastvideo_lightning.callbacks import ModelOffload
+from fastvideo_lightning.modules.catalog import find_video_pipelines
+from fastvideo_lightning.modules.dtypes import PUBLISHED_WITH_FP32_VAE, stays_fp32
+
+# How an example loads the VAE in fp32, or casts it so.
+_LOADS_FP32 = re.compile(r"(AutoencoderKL\w+|vae)\.(from_pretrained|to)\([^)]*torch\.float32\b")
+_FAKE_VIDEO = [np.full((32, 32, 3), 9 * i, np.uint8) for i in range(9)]
+
+
+def test_the_vaes_left_in_fp32_are_those_that_the_examples_of_diffusers_load_so() -> None:
+    shown = set()
+    for name, kind in find_video_pipelines().items():
+        example = vars(inspect.getmodule(kind)).get("EXAMPLE_DOC_STRING", "")
+        if _LOADS_FP32.search(example):
+            shown.add(name)
+    assert shown == PUBLISHED_WITH_FP32_VAE
+
+
+def test_only_the_vae_of_such_a_pipeline_stays_fp32() -> None:
+    assert stays_fp32("WanPipeline", AutoencoderKLWan)
+    assert not stays_fp32("WanPipeline", nn.Linear)
+    assert not stays_fp32("AnimateDiffPipeline", AutoencoderKL)
+    assert not stays_fp32("APipelineOfTomorrow", AutoencoderKLWan)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("AnimateDiffVideoToVideoPipeline", torch.bfloat16),  # up to encode, down to decode
+        ("StableVideoDiffusionPipeline", torch.float16),  # up to encode
+    ],
+)
+def test_a_vae_that_its_pipeline_casts_is_cast_where_it_waits(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    recipe = RECIPES[name]
+    media = {"image": write_image(tmp_path / "image.png", size=(32, 32))}
+    sampling = recipe.ours(media)
+    if sampling.pop("video_path", None):
+        sampling["pipeline_arguments"] = {"video": _FAKE_VIDEO}
+    recipe.build().save_pretrained(tmp_path / "model")
+
+    def load() -> VideoModule:
+        return VideoModule.from_pretrained(tmp_path / "model", dtype=dtype, device_type="cpu")
+
+    plain, module = load(), load()
+    casts: list[torch.dtype] = []
+    callback = ModelOffload("vae")
+    callback.attach(module, "cpu")
+    convert = module.vae._apply
+    module.vae._apply = lambda fn, recurse=True: (
+        casts.append(fn(torch.ones(1)).dtype) or convert(fn)
+    )
+    batch = PromptDataset([PROMPT], seed=7, **sampling)[0]
+    for _ in range(2):
+        assert np.array_equal(module.predict_step(batch).frames, plain.predict_step(batch).frames)
+    assert torch.float32 in casts, "the pipeline did not cast it"
+    assert module.vae.dtype == plain.vae.dtype
+    callback.detach()
