@@ -8,9 +8,9 @@ never waits, nothing is allocated, and memory that outlives every copy needs no 
 
 Note [Captured copies]
 A CUDA graph may hold a pass with its copies: the copy stream forks off the stream that is captured
-and joins it at the end. Events recorded before the capture cannot be waited for in it, and need not
-be: whoever replays the graph waits for the earlier copies first, and all that follows the graph is
-behind its end.
+and joins it at the end. Within, it has events of its own, for those of before cannot be waited for.
+They need not be: whoever replays the graph waits for the earlier copies first, and all that follows
+the graph is behind its end.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +22,10 @@ import torch
 from fastvideo_lightning.offload.host import HostMaster
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.unit import OffloadUnit
+
+
+READY, FREE = 0, 1
+"""The events of a slot."""
 
 
 class Transport(Protocol):
@@ -66,30 +70,26 @@ class CopyStream:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
-        self._captured: set[torch.cuda.Event] | None = None
+        self._captured: dict[tuple[DeviceSlot, int], torch.cuda.Event] | None = None
 
     def agree(self, units: Sequence[OffloadUnit]) -> None:
         """Nobody to agree with."""
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
         """Start the copies once the slot's last reader is through."""
-        ready, free = slot.events()
         with torch.cuda.stream(self.stream):
-            if self._is_known(free):
-                self.stream.wait_event(free)
+            self._wait(slot, FREE, self.stream)
             for part, offset in master.segments:
                 slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
-            self._record(ready, self.stream)
+            self._record(slot, READY, self.stream)
 
     def wait(self, slot: DeviceSlot) -> None:
         """Order the current stream behind the slot's copy."""
-        ready = slot.events()[0]
-        if self._is_known(ready):
-            torch.cuda.current_stream(self.device).wait_event(ready)
+        self._wait(slot, READY, torch.cuda.current_stream(self.device))
 
     def release(self, slot: DeviceSlot) -> None:
         """Record that the current stream is the slot's last reader."""
-        self._record(slot.events()[1], torch.cuda.current_stream(self.device))
+        self._record(slot, FREE, torch.cuda.current_stream(self.device))
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -99,7 +99,7 @@ class CopyStream:
         """
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_event(current.record_event())
-        self._captured = set()
+        self._captured = {}
         try:
             yield
             current.wait_event(self.stream.record_event())
@@ -113,14 +113,17 @@ class CopyStream:
             for event in slot.events():
                 current.record_event(event)
 
-    def _record(self, event: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
-        stream.record_event(event)
-        if self._captured is not None:
-            self._captured.add(event)
+    def _record(self, slot: DeviceSlot, which: int, stream: torch.cuda.Stream) -> None:
+        if self._captured is None:
+            stream.record_event(slot.events()[which])
+        else:
+            self._captured[slot, which] = stream.record_event()
 
-    def _is_known(self, event: torch.cuda.Event) -> bool:
-        """Whether an event may be waited for: in a capture only those that it recorded."""
-        return self._captured is None or event in self._captured
+    def _wait(self, slot: DeviceSlot, which: int, stream: torch.cuda.Stream) -> None:
+        if self._captured is None:
+            stream.wait_event(slot.events()[which])
+        elif (slot, which) in self._captured:
+            stream.wait_event(self._captured[slot, which])
 
     def drain(self) -> None:
         """Wait for the copy stream and for the stream that computes."""
