@@ -23,7 +23,6 @@ from fastvideo_lightning.offload.host import HostMaster
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.unit import OffloadUnit
 
-
 READY, FREE = 0, 1
 """The events of a slot."""
 
