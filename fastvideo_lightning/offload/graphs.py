@@ -94,20 +94,20 @@ class GraphedForward(Inseparable):
         Raises:
             RuntimeError: the call cannot be captured.
         """
+        if not self._open or torch.is_grad_enabled() or not self._is_regular():
+            return self._call(args, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         kind = kind_of(leaves, spec)
-        if not self._open or kind is None or torch.is_grad_enabled() or not self._is_regular():
-            return self._call(args, kwargs)
         if kind in self._captured:
             return self._repeat(self._captured[kind], leaves)
-        if kind not in self._seen or len(self._captured) == MAX_GRAPHS:
+        if kind in self._seen and len(self._captured) < MAX_GRAPHS:
+            captured = self._capture(leaves, spec)
+            if captured is not None:
+                self._captured[kind] = captured
+                return self._replay(captured)
+        if kind is not None:
             self._seen.add(kind)
-            return self._call(args, kwargs)
-        captured = self._capture(leaves, spec)
-        if captured is None:
-            return self._call(args, kwargs)
-        self._captured[kind] = captured
-        return self._replay(captured)
+        return self._call(args, kwargs)
 
     def _call(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         if self._engine is not None:
@@ -131,6 +131,7 @@ class GraphedForward(Inseparable):
         graph = torch.cuda.CUDAGraph()
         # One is replayed at a time and its output copied, so all graphs work in the same memory.
         pool = next((other.graph.pool() for other in self._captured.values()), None)
+        current = torch.cuda.current_stream(self._device)
         copying = nullcontext() if self._engine is None else self._engine.transport.capturing()
         try:
             with (
@@ -139,6 +140,7 @@ class GraphedForward(Inseparable):
             ):
                 output = self._call(args, kwargs)
         except BaseException as error:
+            torch.cuda.set_stream(current)  # which a failed end of a capture leaves as it was in it
             self._give_up()
             cause = error.__context__ or error  # a capture that is ended early fails once more
             if isinstance(cause, torch.OutOfMemoryError) or not isinstance(cause, RuntimeError):

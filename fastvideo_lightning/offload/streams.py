@@ -14,7 +14,7 @@ the graph is behind its end.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Protocol
 
 import torch
@@ -69,6 +69,7 @@ class CopyStream:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
+        self._on_stream = torch.cuda.stream(self.stream)
         self._captured: dict[tuple[DeviceSlot, int], torch.cuda.Event] | None = None
 
     def agree(self, units: Sequence[OffloadUnit]) -> None:
@@ -76,7 +77,7 @@ class CopyStream:
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
         """Start the copies once the slot's last reader is through."""
-        with torch.cuda.stream(self.stream):
+        with self._on_stream:
             self._wait(slot, FREE, self.stream)
             for part, offset in master.segments:
                 slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
@@ -101,9 +102,10 @@ class CopyStream:
         self._captured = {}
         try:
             yield
-            current.wait_event(self.stream.record_event())
         finally:
             self._captured = None
+            with suppress(torch.AcceleratorError):  # a capture that failed says so at its end
+                current.wait_event(self.stream.record_event())
 
     def replayed(self, slots: Iterable[DeviceSlot]) -> None:
         """The current stream has replayed a graph: what it did with the slots comes first now."""
