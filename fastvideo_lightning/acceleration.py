@@ -3,10 +3,35 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.config import OffloadConfig, nearest_name
 
 if TYPE_CHECKING:
     from fastvideo_lightning.modules import VideoModule
+
+
+def check_attention_backend(backend: str | None) -> None:
+    """Refuse an attention backend that diffusers does not have or cannot run here.
+
+    Raises:
+        ValueError: Names the nearest, or what it lacks.
+    """
+    if backend is None:
+        return
+    from diffusers.models import attention_dispatch as dispatch
+
+    known = [each.value for each in dispatch.AttentionBackendName]
+    if backend not in known:
+        near = nearest_name(backend, known)
+        hint = f"Did you mean {near}?" if near else f"Known are: {', '.join(sorted(known))}."
+        raise ValueError(f"attention_backend={backend!r}: diffusers has none of this name. {hint}")
+    try:
+        check: Any = dispatch._check_attention_backend_requirements
+        check(dispatch.AttentionBackendName(backend))
+    except (RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"attention_backend={backend!r} cannot be used here: {error} Leave it out, or install "
+            "what it needs."
+        ) from error
 
 
 def accelerate(module: "VideoModule", config: OffloadConfig) -> Callable[[], None]:

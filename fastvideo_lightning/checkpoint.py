@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastvideo_lightning.checkpoint_folder import (
+    INDEX,
+    CheckpointError,
+    check_index,
+    find_folder,
+)
 from fastvideo_lightning.components import Component, RunDtypes, build_component, library_bars_off
 from fastvideo_lightning.quantization import QUANTIZATIONS, make_quantization
 from fastvideo_lightning.trust import check_code
-from fastvideo_lightning.weights import CheckpointError, StoredWeight, read_json
+from fastvideo_lightning.weights import StoredWeight, read_json
 
 __all__ = ["Checkpoint", "CheckpointError", "StoredWeight", "load_pipeline", "open_checkpoint"]
-
-ASSETS = Path(__file__).parent / "assets"
 
 _DTYPE_NAMES = {
     "bf16": torch.bfloat16,
@@ -73,13 +77,11 @@ def open_checkpoint(
         CheckpointError: If the folder is no pipeline, or a component is missing.
         ValueError: If a revision of a folder is asked for.
     """
-    folder = _find_folder(path, revision=revision, variant=variant)
-    index_path = folder / "model_index.json"
-    if not index_path.is_file():
-        raise CheckpointError(
-            f"{folder} is no diffusers pipeline: it has no model_index.json. Pass the folder that "
-            "holds model_index.json, or a hub id ending in -Diffusers."
-        )
+    folder = find_folder(path, revision=revision)
+    if folder is None:
+        folder = _download(fspath(path), revision=revision, variant=variant)
+        check_index(folder)
+    index_path = folder / INDEX
     index = read_json(index_path)
     class_name = index.get("_class_name")
     if not isinstance(class_name, str):
@@ -178,39 +180,6 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
             f"dtype must be one of auto, bf16, fp16, fp32, fp8 and int8, got {dtype!r}."
         )
     return chosen
-
-
-def _find_folder(path: str | PathLike[str], *, revision: str | None, variant: str | None) -> Path:
-    text = fspath(path)
-    folder = Path(text).expanduser()
-    if not folder.exists() and "/" not in text and (ASSETS / text / "model_index.json").is_file():
-        folder = ASSETS / text
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(
-                f"revision={revision!r} is for models from the hub, and {text} is a folder here. "
-                "Leave revision out."
-            )
-        return folder
-    if folder.is_file():
-        raise CheckpointError(f"{text} is a file. Pass the folder that holds model_index.json.")
-    if not isinstance(path, str) or not _looks_like_hub_id(text):
-        raise FileNotFoundError(
-            f"No folder {text!r} here, and it is no hub id either. Pass an existing folder, or "
-            "an id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
-        )
-    return _download(text, revision=revision, variant=variant)
-
-
-def _looks_like_hub_id(text: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
-
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return text.count("/") == 1
 
 
 def _download(hub_id: str, *, revision: str | None, variant: str | None) -> Path:

@@ -71,7 +71,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         hint = "Add --debug to see where it failed."
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             hint = "Free some space and run the same command again."
-        lines = _in_two_lines(text, hint)
+        notes = map(in_command_words, getattr(error, "__notes__", ()))
+        lines = [*_in_two_lines(in_command_words(text), hint), *notes]
         failure, code = error, FAILED
     if not _should_show(failure, is_told=code == WRONG_CHOICE):
         return code
@@ -92,7 +93,7 @@ def _explain_click(error: click.ClickException) -> list[str]:
     asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
     see_help = f"See {asked if ' ' in asked else f'{COMMAND} generate'} --help."
     if not isinstance(error, click.NoSuchOption):
-        return _in_two_lines(error.format_message(), see_help)
+        return [*_in_two_lines(error.format_message(), see_help), *getattr(error, "further", ())]
     name = error.option_name
     of_generate = [opt for param in generate.params for opt in (*param.opts, *param.secondary_opts)]
     is_group = error.ctx is not None and error.ctx.command is cli
@@ -105,7 +106,7 @@ def _explain_click(error: click.ClickException) -> list[str]:
 def _in_two_lines(text: str, otherwise: str) -> list[str]:
     """Split into what is wrong and what to type; `otherwise` is the second line where none is."""
     line, *_ = text.strip().splitlines() or [""]
-    what, *suggestion = re.split(r"(?<=[.?!]) (?=[A-Z])", in_command_words(line), maxsplit=1)
+    what, *suggestion = re.split(r"(?<=[.?!]) (?=[A-Z])", line, maxsplit=1)
     return [what, *(suggestion or [otherwise])]
 
 

@@ -47,7 +47,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         progress: Draw bars where stderr is a terminal.
 
     Raises:
-        ValueError: If the machine has fewer GPUs.
+        ValueError: If the machine has fewer GPUs, or no such attention backend.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         callbacks: Iterable[object] = (),
         progress: bool = True,
     ) -> None:
+        from fastvideo_lightning.acceleration import check_attention_backend
         from fastvideo_lightning.placing import Placing
         from fastvideo_lightning.replanning import Replanning
         from fastvideo_lightning.strategies import check_context, make_strategy
@@ -67,6 +68,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         config = config or OffloadConfig()
         self._accelerator = check_devices(num_gpus, accelerator)
         self._num_gpus = num_gpus
+        check_attention_backend(config.attention_backend)
         check_context(module, config.context_parallel, num_gpus)
         module.context_parallel = config.context_parallel
         self._strategy = make_strategy(config)

@@ -5,16 +5,23 @@ from contextlib import contextmanager
 
 import click
 
-from fastvideo_lightning.options import WrongChoiceError
+from fastvideo_lightning.options import WrongChoiceError, in_command_words
 
 
 @contextmanager
 def users_mistakes(*also: type[Exception]) -> Iterator[None]:
-    """Mark errors before the work as the user's to mend: they end with exit code 2."""
+    """Mark errors before the work as the user's to mend: they end with exit code 2.
+
+    What they say of Python names is put into the words that one types here.
+    """
     kinds: list[type[Exception]] = [ValueError, TypeError, OSError, *also]
     try:
         yield
     except click.UsageError:
         raise
     except tuple(kinds) as error:
-        raise WrongChoiceError(str(error), click.get_current_context(silent=True)) from error
+        first, *more = str(error).strip().splitlines() or [type(error).__name__]
+        notes = map(in_command_words, getattr(error, "__notes__", ()))
+        further = [*(more if getattr(error, "is_list", False) else ()), *notes]
+        context = click.get_current_context(silent=True)
+        raise WrongChoiceError(in_command_words(first), context, further=further) from error

@@ -1,14 +1,15 @@
 """Options in a YAML file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fastvideo_lightning.config import nearest_name
-from fastvideo_lightning.option_types import BudgetType
-from fastvideo_lightning.options import GroupedOption, MappingType, WrongChoiceError
+from fastvideo_lightning.option_types import BudgetType, MappingType
+from fastvideo_lightning.options import GroupedOption, WrongChoiceError
 
 
 def read_config_file(path: str, options: list[click.Parameter]) -> dict[str, Any]:
@@ -23,12 +24,28 @@ def read_config_file(path: str, options: list[click.Parameter]) -> dict[str, Any
         name = str(key).replace("-", "_")
         if name not in known:
             near = nearest_name(name, known)
-            hint = f"Did you mean {near.replace('_', '-')}?" if near else "See --help."
+            hint = f"Did you mean {_spelled_like(key, near)}?" if near else "See --help."
             raise WrongChoiceError(f"{path}: no such option: {key}. {hint}")
         if name in values:
             raise WrongChoiceError(f"{path}: {key} is given twice. Keep one of the two.")
-        values[name] = None if value is None else _file_value(path, known[name], value)
+        with _naming(path, key):
+            values[name] = None if value is None else _file_value(known[name], value)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _spelled_like(key: object, name: str) -> str:
+    """Return the name with hyphens, or as the key has it, with underscores."""
+    return name if "_" in str(key) else name.replace("_", "-")
+
+
+@contextmanager
+def _naming(path: str, key: object) -> Iterator[None]:
+    """Put the file and the key, as it is spelled there, before what is wrong with its value."""
+    try:
+        yield
+    except click.BadParameter as error:
+        between = " " if error.message.startswith("must be ") else ": "
+        raise WrongChoiceError(f"{path}: {key}{between}{error.message}") from error
 
 
 def _read_yaml(path: str) -> Mapping[Any, Any]:
@@ -55,14 +72,14 @@ def _read_yaml(path: str) -> Mapping[Any, Any]:
     return content or {}
 
 
-def _file_value(path: str, option: GroupedOption, value: Any) -> Any:
+def _file_value(option: GroupedOption, value: Any) -> Any:
     if option.multiple:
         several = value if isinstance(value, list) else [value]
-        return tuple(_one_value(path, option, one) for one in several)
-    return _one_value(path, option, value)
+        return tuple(_one_value(option, one) for one in several)
+    return _one_value(option, value)
 
 
-def _one_value(path: str, option: GroupedOption, value: Any) -> Any:
+def _one_value(option: GroupedOption, value: Any) -> Any:
     kinds: list[tuple[type[click.ParamType[Any]], tuple[type, ...], str]] = [
         (click.types.BoolParamType, (bool,), "true or false"),
         (click.types.IntParamType, (int,), "a whole number"),
@@ -76,8 +93,5 @@ def _one_value(path: str, option: GroupedOption, value: Any) -> Any:
             wanted = types, words
     is_stray_bool = isinstance(value, bool) and bool not in wanted[0]
     if is_stray_bool or not isinstance(value, wanted[0]):
-        raise WrongChoiceError(f"{path}: {option.name} must be {wanted[1]}, got {value!r}.")
-    try:
-        return option.type.convert(value, option, None)
-    except click.BadParameter as error:
-        raise WrongChoiceError(f"{path}: {option.name}: {error.message}") from error
+        raise click.BadParameter(f"must be {wanted[1]}, got {value!r}.")
+    return option.type.convert(value, option, None)

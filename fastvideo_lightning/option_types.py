@@ -37,3 +37,23 @@ class BudgetType(click.ParamType[float | str]):
             return float(value)
         except (TypeError, ValueError):
             self.fail(f"{value!r} is neither a number of GiB nor auto.", param, ctx)
+
+
+class MappingType(click.ParamType[Any]):
+    """Names and values in YAML, such as `{strength: 0.7, mask: mask.mp4}`."""
+
+    name = "{name: value, ...}"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        """Read the text; what is a mapping already passes."""
+        import yaml
+
+        try:
+            mapping = yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.YAMLError:
+            mapping = None
+        if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping):
+            self.fail(f"must look like '{{strength: 0.7, mask: mask.mp4}}', got {value!r}.", param)
+        return mapping

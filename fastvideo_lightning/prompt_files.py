@@ -8,21 +8,34 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from fastvideo_lightning.config import SamplingParams, check_known
+from fastvideo_lightning.config import SamplingParams, check_known, nearest_name
 from fastvideo_lightning.prompts import check_prompt
 
 STDIN = "-"
 
-# A line's number, counted from 1, and what it says about one video.
-Line = tuple[int, dict[str, Any]]
+# A line's number, counted from 1, and what reads it: a ValueError if that line alone is wrong.
+Line = tuple[int, Callable[[], dict[str, Any]]]
 
 _FIELDS = SamplingParams.__dataclass_fields__
+_MOST_SHOWN = 20
 _JSONL_EXAMPLE = 'Write one object a line, as in {"prompt": "a red circle", "seed": 7}.'
+
+
+class PromptFileError(ValueError):
+    """Lines of a prompt file are wrong: a line of the message for each, the first ones of many."""
+
+    is_list = True
+
+    def __init__(self, wrong: Sequence[str]) -> None:
+        more = len(wrong) - _MOST_SHOWN
+        shown = [*wrong[:_MOST_SHOWN], *([f"... and {more} more lines."] if more > 0 else [])]
+        super().__init__("\n".join(shown))
 
 
 def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -41,7 +54,8 @@ def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         takes them.
 
     Raises:
-        ValueError: If the file is of another kind, has no prompts or a line is wrong; names it.
+        PromptFileError: If lines are wrong; names each.
+        ValueError: If the file is of another kind or has no prompts.
         OSError: If it cannot be read.
     """
     name = "stdin" if path == STDIN else os.fspath(path)
@@ -49,10 +63,18 @@ def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     text = _decode(_read_bytes(path), name)
     if read is None:
         read = _read_jsonl if text.lstrip().startswith("{") else _read_txt
-    prompts = []
-    for number, values in read(text, name):
-        with _at_line(name, number):
-            prompts.append(_check(values))
+    prompts, wrong = [], []
+    try:
+        for number, read_values in read(text, name):
+            try:
+                with _at_line(name, number):
+                    prompts.append(_check(read_values()))
+            except ValueError as error:
+                wrong.append(str(error))
+    except ValueError as error:  # from here on nothing can be told apart
+        wrong.append(str(error))
+    if wrong:
+        raise PromptFileError(wrong)
     if not prompts:
         raise ValueError(f"{name} holds no prompts. Write one a line.")
     return prompts
@@ -101,14 +123,11 @@ def _at_line(name: str, number: int) -> Iterator[None]:
 
 def _read_txt(text: str, name: str) -> Iterator[Line]:
     for number, line in _lines(text):
-        yield number, {"prompt": line.strip()}
+        yield number, partial(dict, prompt=line.strip())
 
 
 def _read_jsonl(text: str, name: str) -> Iterator[Line]:
-    for number, line in _lines(text):
-        with _at_line(name, number):
-            values = _read_object(line)
-        yield number, values
+    return ((number, partial(_read_object, line)) for number, line in _lines(text))
 
 
 def _read_object(line: str) -> dict[str, Any]:
@@ -144,14 +163,7 @@ def _read_csv(text: str, name: str) -> Iterator[Line]:
             if header is None:
                 header = _read_header(cells)
                 continue
-            if len(cells) != len(header):
-                raise ValueError(
-                    f"expected {len(header)} columns as in the header, got {len(cells)}. "
-                    "Quote texts with commas."
-                )
-            pairs = zip(header, cells, strict=True)
-            values = {field: _read_cell(field, cell) for field, cell in pairs if cell.strip()}
-        yield number, values
+        yield number, partial(_read_row, header, cells)
 
 
 def _read_header(cells: list[str]) -> list[str]:
@@ -160,6 +172,16 @@ def _read_header(cells: list[str]) -> list[str]:
     if "prompt" not in header:
         raise ValueError(f"the header names no column prompt, got {', '.join(header)}. Add one.")
     return header
+
+
+def _read_row(header: list[str], cells: list[str]) -> dict[str, Any]:
+    if len(cells) != len(header):
+        raise ValueError(
+            f"expected {len(header)} columns as in the header, got {len(cells)}. "
+            "Quote texts with commas."
+        )
+    pairs = zip(header, cells, strict=True)
+    return {field: _read_cell(field, cell) for field, cell in pairs if cell.strip()}
 
 
 def _read_cell(field: str, cell: str) -> object:
@@ -192,11 +214,22 @@ def _field_names(given: Iterable[str]) -> list[str]:
     return names
 
 
+def _check_keys(keys: Iterable[str]) -> None:
+    known = ("prompt", *_FIELDS)
+    for key in keys:
+        if key not in known:
+            near = nearest_name(key, known)
+            hint = f"Did you mean {near}?" if near else f"Known are: {', '.join(known)}."
+            raise ValueError(f"there is no key {key!r}. {hint}")
+
+
 def _check(values: dict[str, Any]) -> dict[str, Any]:
     """Check a line's values as `PromptDataset` would, here where the line is known."""
+    _check_keys(values)
     given = {name: value for name, value in values.items() if value is not None}
-    prompt = check_prompt(given.pop("prompt", ""))
-    check_known(given, tuple(_FIELDS), "a prompt")
+    if "prompt" not in given:
+        raise ValueError(f"there is no prompt. {_JSONL_EXAMPLE}")
+    prompt = check_prompt(given.pop("prompt"))
     params = SamplingParams.from_mapping(given)
     for field in ("image_path", "last_image_path", "video_path"):
         path = getattr(params, field)

@@ -5,7 +5,15 @@ them when it computes: half of bf16's bytes in memory and on the link. The rest 
 dtype.
 """
 
+from fastvideo_lightning.extras import check_installed
+
 QUANTIZATIONS = {"fp8": "Float8WeightOnlyConfig", "int8": "Int8WeightOnlyConfig"}
+
+
+def check_quantization(dtype: object) -> None:
+    """Raise ImportError where `dtype` needs torchao and it is not installed; imports nothing."""
+    if isinstance(dtype, str) and dtype in QUANTIZATIONS:
+        check_installed("torchao", extra="quantized", needed_by=f"dtype={dtype!r}")
 
 
 def make_quantization(dtype: object) -> object:
@@ -14,15 +22,10 @@ def make_quantization(dtype: object) -> object:
     Raises:
         ImportError: If torchao is not installed.
     """
+    check_quantization(dtype)
     if not isinstance(dtype, str) or dtype not in QUANTIZATIONS:
         return None
-    try:
-        import torchao.quantization as kinds
-    except ImportError as error:
-        raise ImportError(
-            f"dtype={dtype!r} needs torchao. Install it: "
-            'pip install "fastvideo-lightning[quantized]" (or torchao).'
-        ) from error
+    import torchao.quantization as kinds
     from diffusers import TorchAoConfig
 
     kind = getattr(kinds, QUANTIZATIONS[dtype])()

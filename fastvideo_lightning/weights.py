@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fastvideo_lightning.checkpoint_folder import CheckpointError as CheckpointError
 from fastvideo_lightning.meter import READ
 
 MAX_HEADER_BYTES = 100_000_000  # the bound of the reference implementation
@@ -36,10 +37,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-class CheckpointError(OSError):
-    """A checkpoint on disk is incomplete, damaged or not what its name says."""
 
 
 @dataclass(frozen=True, slots=True)

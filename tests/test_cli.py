@@ -127,10 +127,10 @@ def test_every_sampling_field_has_an_option_that_reaches_the_generator(calls, sp
 
 
 def test_the_options_of_the_machine_reach_the_module_and_the_generator(calls):
-    options = "--model m --dtype bf16 --revision r --variant fp16 --accelerator cpu --num-gpus 2"
+    options = "--model a/m --dtype bf16 --revision r --variant fp16 --accelerator cpu --num-gpus 2"
     assert run(["generate", "--prompt", "a", "--output-path", "there", *options.split()]) == 0
     model, loading = call(calls, "load")
-    assert (model, loading["dtype"]) == ("m", "bf16")
+    assert (model, loading["dtype"]) == ("a/m", "bf16")
     assert (loading["revision"], loading["variant"]) == ("r", "fp16")
     machine = {"num_gpus": 2, "accelerator": "cpu", "progress": True}
     assert call(calls, "wire")[1] == machine
@@ -139,13 +139,13 @@ def test_the_options_of_the_machine_reach_the_module_and_the_generator(calls):
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(calls):
     Path("c.yaml").write_text(
-        "prompt: a\nnum-frames: 9\nseed: 3\nvae_cpu_offload: false\nmodel: m\nguidance-scale: 2\n"
+        "prompt: a\nnum-frames: 9\nseed: 3\nvae_cpu_offload: false\nmodel: a/m\nguidance-scale: 2\n"
     )
-    assert run(["generate", "--config", "c.yaml", "--seed", "4", "--model", "n"]) == 0
+    assert run(["generate", "--config", "c.yaml", "--seed", "4", "--model", "a/n"]) == 0
     sampling = call(calls, "generate")[3]
     assert sampling == {"num_frames": 9, "seed": 4, "guidance_scale": 2.0}
     assert call(calls, "wire")[0] == OffloadConfig(vae_cpu_offload=False)
-    assert call(calls, "load")[0] == "n"
+    assert call(calls, "load")[0] == "a/n"
 
 
 def test_the_command_line_wins_in_both_directions_of_a_flag(calls):

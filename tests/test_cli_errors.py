@@ -1,9 +1,12 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from recorders import RecordedGenerator, RecordedModule, read_errors, record_calls
 
 import fastvideo_lightning
+from fastvideo_lightning import extras
 from fastvideo_lightning.cli import run
 
 
@@ -19,7 +22,7 @@ def test_a_wrong_file_is_a_wrong_choice(calls, capsys):
     assert run(["generate", "--config", "c.yaml", "--prompt", "a"]) == 2
     assert read_errors(capsys) == [
         "Error: c.yaml: no such option: vae_offload.",
-        "Did you mean vae-cpu-offload?",
+        "Did you mean vae_cpu_offload?",
     ]
     assert calls == []
 
@@ -42,25 +45,59 @@ WRONG = [
     (["--dtype", "int4"], "Invalid value for '--dtype': 'int4'", "--help"),
     (["--num-gpus", "0"], "Invalid value for '--num-gpus': 0", "--help"),
     (["--prompt", " "], "--prompt is empty: got ' '.", '"a red circle moves right"'),
-    (["--use-fsdp-inference"], "--dit-layerwise-offload cannot be", "--no-dit-layerwise-offload"),
     (["--image-path", "no.png"], "--image-path: there is no file 'no.png'.", "image file"),
     (["--config", "no.yaml"], "--config no.yaml cannot be read: No such file", "YAML file"),
     (["--output-path", "a.mp4"], "--output-path must be a folder", "Pass the folder"),
     (["--output-path", "taken"], "--output-path 'taken' cannot be written to", "'output/'"),
+    (["--dtype", "fp8"], "--dtype 'fp8' needs torchao, which is not installed.", "[quantized]"),
+    (["--report", "r.pdf"], "A report must end in .html, .png, .json", "report.html"),
+    (["--report", "taken/r.json"], "The report 'taken/r.json' cannot be written", "report.html"),
+    (["--model", "./nope"], "No folder './nope' here", "Wan-AI/"),
+    (["--model", "taken"], "taken is a file.", "model_index.json"),
+    (["--revision", "x"], "--revision 'x' is for models from the hub", "Leave revision out"),
+    (["--lora", "no.safetensors"], "Invalid value for '--lora': There is no LoRA", "Pass a"),
     (["stray"], "Got unexpected extra argument (stray)", "--help"),
     (["--seed"], "Option '--seed' requires an argument.", "--help"),
 ]
 
 
 @pytest.mark.parametrize(("options", "first", "second"), WRONG)
-def test_a_wrong_choice_is_one_line_and_a_suggestion(calls, capsys, options, first, second):
+def test_a_wrong_choice_is_one_line_and_a_suggestion(
+    calls, capsys, monkeypatch, options, first, second
+):
     Path("taken").touch()
-    assert run(["generate", "--prompt", "a", *options]) == 2
+    with monkeypatch.context() as bare:
+        bare.setattr(extras, "find_spec", lambda package: None)
+        assert run(["generate", "--prompt", "a", *options]) == 2
     lines = read_errors(capsys)
     assert len(lines) == 2
     assert lines[0].startswith(f"Error: {first}")
     assert second in lines[1]
     assert calls == []
+
+
+def test_what_can_be_known_at_once_is_told_before_an_import_of_seconds(tmp_path):
+    code = (
+        "import sys; from fastvideo_lightning import cli, extras;"
+        "extras.find_spec = lambda package: None;"
+        "codes = [cli.run(['generate', '--prompt', 'a', *w.split()]) for w in sys.argv[1:]];"
+        "assert set(codes) == {2}, codes;"
+        "heavy = {'torch', 'lightning', 'diffusers', 'transformers', 'matplotlib'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    wrong = [" ".join(options) for options, *_ in WRONG if options != ["--prompt", " "]]
+    (tmp_path / "taken").touch()
+    subprocess.run([sys.executable, "-c", code, *wrong], check=True, cwd=tmp_path)
+
+
+def test_a_conflict_with_a_default_says_that_it_is_one(calls, capsys):
+    assert run(["generate", "--prompt", "a", "--use-fsdp-inference"]) == 2
+    first, *others = read_errors(capsys)
+    assert first.startswith("Error: --dit-layerwise-offload cannot be combined with --use-fsdp")
+    assert others == [
+        "Pass --no-dit-layerwise-offload, or leave FSDP off.",
+        "--dit-layerwise-offload is on unless it is turned off.",
+    ]
 
 
 def test_a_missing_prompt_is_a_wrong_choice(calls, capsys):

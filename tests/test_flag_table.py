@@ -73,6 +73,8 @@ def test_fsdp_and_streaming_are_refused_in_these_words(layerwise, dit_cpu_offloa
     with pytest.raises(ValueError, match="cannot be combined") as caught:
         OffloadConfig(use_fsdp_inference=True, dit_cpu_offload=dit_cpu_offload, **layerwise)
     assert str(caught.value) == CONFLICT
+    by_default = ["dit_layerwise_offload is on unless it is turned off."]
+    assert getattr(caught.value, "__notes__", []) == ([] if layerwise else by_default)
 
 
 @pytest.mark.parametrize("fsdp", [{}, FSDP])

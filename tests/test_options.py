@@ -2,8 +2,8 @@ import click
 import pytest
 
 from fastvideo_lightning.option_files import read_config_file
+from fastvideo_lightning.option_types import MappingType
 from fastvideo_lightning.options import (
-    MappingType,
     WrongChoiceError,
     in_command_words,
     make_options,
@@ -41,7 +41,7 @@ def test_an_empty_file_and_empty_values_give_nothing(read, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vae_offload: true", r"no such option: vae_offload\. Did you mean vae-cpu-offload\?"),
+        ("vae_offload: true", r"no such option: vae_offload\. Did you mean vae_cpu_offload\?"),
         ("num-framez: 5", r"no such option: num-framez\. Did you mean num-frames\?"),
         ("seed_: 2", r"no such option: seed_\. Did you mean seed\?"),
         ("config: d.yaml", "no such option: config"),
@@ -49,13 +49,13 @@ def test_an_empty_file_and_empty_values_give_nothing(read, text):
         ("num_frames: '9'", "num_frames must be a whole number, got '9'"),
         ("num_frames: 9.5", r"num_frames must be a whole number, got 9\.5"),
         ("num_frames: true", "num_frames must be a whole number, got True"),
-        ("guidance-scale: high", "guidance_scale must be a number, got 'high'"),
+        ("guidance-scale: high", "guidance-scale must be a number, got 'high'"),
         ("vae_tiling: 1", "vae_tiling must be true or false, got 1"),
-        ("save-video: 'no'", "save_video must be true or false, got 'no'"),
+        ("save-video: 'no'", "save-video must be true or false, got 'no'"),
         ("prompt: 3", "prompt must be text; put it in quotes, got 3"),
         ("dtype: int4", "dtype: 'int4' is not one of 'auto'"),
-        ("pipeline-arguments: 3", "pipeline_arguments must be names and values, .* got 3"),
-        ("num-gpus: 0", "num_gpus: 0 is not in the range"),
+        ("pipeline-arguments: 3", "pipeline-arguments must be names and values, .* got 3"),
+        ("num-gpus: 0", "num-gpus: 0 is not in the range"),
         ("num-frames: 1\nnum_frames: 2", "num_frames is given twice"),
     ],
 )

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fastvideo_lightning.prompt_files import read_prompt_file
+from fastvideo_lightning.prompt_files import PromptFileError, read_prompt_file
 from fastvideo_lightning.prompts import PromptDataset
 
 BOM = b"\xef\xbb\xbf"
@@ -82,7 +82,9 @@ WRONG = [
     ("p.txt", "\n \n", "holds no prompts"),
     ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": "b",}', "line 3: not JSON: .* column 16"),
     ("p.jsonl", '["a"]', "line 1: expected an object, got a list"),
-    ("p.jsonl", '{"seed": 3}', "line 1: prompt is empty"),
+    ("p.jsonl", '{"seed": 3}', "line 1: there is no prompt. Write one object"),
+    ("p.jsonl", '{"promt": "a"}', r"line 1: there is no key 'promt'\. Did you mean prompt\?"),
+    ("p.jsonl", '{"prompt": ""}', "line 1: prompt is empty"),
     ("p.jsonl", '{"prompt": 3}', "line 1: prompt must be text, got int"),
     ("p.jsonl", '{"prompt": "a", "sed": 3}', r"line 1: .*'sed'. Did you mean seed\?"),
     ("p.jsonl", '{"prompt": "a", "seed": 1.5}', "line 1: seed must be a whole number"),
@@ -110,6 +112,23 @@ def test_what_is_wrong_is_told_with_its_line(write, name, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_prompt_file(write(name, content))
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wrong"),
+    [
+        ("p.jsonl", '{"promt": "a"}\n{"prompt": "b"}\n{\n[]', [1, 3, 4]),
+        ("p.csv", 'prompt,seed\na,x\nb\nc,3\nd,-1\n"', [2, 3, 5, 6]),
+        ("p.jsonl", "{\n" * 30, [*range(1, 21)]),
+    ],
+)
+def test_every_wrong_line_is_told_the_first_twenty_with_what_is_wrong(write, name, content, wrong):
+    with pytest.raises(PromptFileError) as caught:
+        read_prompt_file(write(name, content))
+    lines = str(caught.value).splitlines()
+    told = [int(line.partition("line ")[2].partition(":")[0]) for line in lines[:20]]
+    assert told == wrong
+    assert lines[20:] == (["... and 10 more lines."] if content.count("\n") == 30 else [])
 
 
 def test_a_file_that_is_not_there_is_told_by_its_name(tmp_path):

@@ -24,7 +24,7 @@ def read_prompts(given: dict[str, Any]) -> list[dict[str, Any]] | None:
     if "prompts" not in given:
         return None
     if "prompt" in given:
-        raise ValueError("prompt and prompts are both given. Keep one of the two.")
+        raise ValueError("--prompt and --prompts are both given. Keep one of the two.")
     if given.get("save_video") is False:
         raise ValueError("prompts always writes its videos. Leave save_video=False out.")
     if given["prompts"] == "-" and given.get("num_gpus", 1) > 1:
@@ -71,4 +71,5 @@ def _describe_failures(failed: Sequence[object], total: int, output_path: str) -
 
 
 def _count(number: int, total: int) -> str:
-    return f"{number} of {total} videos {'is' if number == 1 else 'are'}"
+    videos = "video" if total == 1 else "videos"
+    return f"{number} of {total} {videos} {'is' if number == 1 else 'are'}"

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastvideo_lightning.checkpoint_folder import find_folder
 from fastvideo_lightning.commands.batch import read_prompts, report_batch
 from fastvideo_lightning.commands.report import watch_run
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.extras import check_installed
 from fastvideo_lightning.messages import be_quiet, is_first_process, quieten_libraries, say
 from fastvideo_lightning.mistakes import users_mistakes
 from fastvideo_lightning.option_files import read_config_file
@@ -23,6 +25,7 @@ from fastvideo_lightning.options import (
     make_options,
 )
 from fastvideo_lightning.prompts import check_prompt
+from fastvideo_lightning.quantization import check_quantization
 
 if TYPE_CHECKING:
     from fastvideo_lightning.generator import VideoGenerator
@@ -65,21 +68,36 @@ class Request:
             path = getattr(params, name)
             if path is not None and not Path(path).is_file():
                 kind = "a video" if name == "video_path" else "an image"
-                raise WrongChoiceError(f"{name}: there is no file {path!r}. Pass {kind} file.")
-        return cls(
+                raise FileNotFoundError(f"{name}: there is no file {path!r}. Pass {kind} file.")
+        others = given.keys() - {"prompt", "prompts", *SAMPLING, *FLAGS}
+        request = cls(
             prompt=check_prompt(given["prompt"]) if prompts is None else None,
             prompts=prompts,
             config=OffloadConfig.from_mapping({k: v for k, v in given.items() if k in FLAGS}),
             params=params,
-            choices={
-                **DEFAULTS,
-                **{
-                    k: v
-                    for k, v in given.items()
-                    if k not in {"prompt", "prompts", *SAMPLING, *FLAGS}
-                },
-            },
+            choices=DEFAULTS | {name: given[name] for name in others},
         )
+        request.check_choices()
+        return request
+
+    def check_choices(self) -> None:
+        """Check what needs no import of seconds: the model's folder, packages, where to write.
+
+        Raises:
+            ImportError: If a package is missing that a choice needs.
+            ValueError, OSError: If nothing can be written where it is asked for.
+        """
+        from fastvideo_lightning.output import check_output_folder
+        from fastvideo_lightning.report import check_report_path
+
+        find_folder(self.choices["model"], revision=self.choices.get("revision"))
+        check_quantization(self.choices["dtype"])
+        if "lora" in self.choices:
+            check_installed("peft", extra="lora", needed_by="--lora")
+        if self.choices["save_video"]:
+            check_output_folder(self.choices["output_path"])
+        if "report" in self.choices:
+            check_report_path(self.choices["report"])
 
 
 @click.command(cls=GroupedCommand, epilog=_EXAMPLES, params=make_options())
@@ -91,7 +109,7 @@ def generate(context: click.Context, /, config: str | None, debug: bool, **given
     debug = debug or bool(context.parent and context.parent.params["debug"])
     from_file = read_config_file(config, context.command.params) if config else {}
     typed = {name: value for name, value in given.items() if value is not None}
-    with users_mistakes():
+    with users_mistakes(ImportError):
         request = Request.from_options({**from_file, **typed})
     be_quiet(request.choices["quiet"])
     if not debug:
@@ -101,11 +119,6 @@ def generate(context: click.Context, /, config: str | None, debug: bool, **given
 
 def _make_video(request: Request) -> None:
     choices = request.choices
-    with users_mistakes():
-        from fastvideo_lightning.output import check_output_folder
-
-        if choices["save_video"]:
-            check_output_folder(choices["output_path"])
     # OpenMP reads it when torch is imported. Threads that spin while they wait for each other make
     # a small model many times slower wherever other programs use the cores too; asleep, they cost
     # it some tenths of a second.

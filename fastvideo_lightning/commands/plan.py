@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.option_table import MODEL
 from fastvideo_lightning.options import (
     FLAGS,
-    MODEL,
     SAMPLING,
     GroupedCommand,
     GroupedOption,

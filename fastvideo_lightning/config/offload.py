@@ -113,11 +113,14 @@ class OffloadConfig:
         self._check_acceleration()
         self._check_graphs()
         if self.use_fsdp_inference and self.dit_layerwise_offload:
-            raise ValueError(
+            conflict = ValueError(
                 "dit_layerwise_offload=True cannot be combined with use_fsdp_inference=True: "
                 "FSDP already moves the denoiser's weights layer by layer. "
                 "Pass dit_layerwise_offload=False, or leave FSDP off."
             )
+            if "dit_layerwise_offload" not in self.given:
+                conflict.add_note("dit_layerwise_offload is on unless it is turned off.")
+            raise conflict
 
     @property
     def given(self) -> frozenset[str]:

@@ -1,7 +1,9 @@
 """The file of a report: a picture, a page or plain values, by its ending."""
 
+import errno
 import json
 import os
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +17,7 @@ def check_report_path(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: If it has another ending, or nothing is installed to draw with.
-        OSError: If its folder cannot be made.
+        OSError: If it cannot be written there.
     """
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
@@ -28,7 +30,19 @@ def check_report_path(path: str | os.PathLike[str]) -> Path:
             f"{path.name} needs matplotlib, which is not installed. "
             'Install it with `pip install "fastvideo-lightning[report]"`, or pass report.json.'
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder is in its place")
+    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
+        kind = type(error) if isinstance(error, OSError) else ValueError
+        raise kind(
+            f"The report {str(path)!r} cannot be written: {reason}. "
+            "Pass a file in a folder that you may write to, such as report.html."
+        ) from error
     return path
 
 

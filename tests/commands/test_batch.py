@@ -22,7 +22,7 @@ def calls(monkeypatch, tmp_path):
 
 
 WRONG = [
-    (["--prompts", "p.txt", "--prompt", "a"], "--prompt and prompts are both given.", "Keep one"),
+    (["--prompts", "p.txt", "--prompt", "a"], "--prompt and --prompts are both given.", "Keep one"),
     (["--prompts", "no.txt"], "--prompts: 'no.txt' cannot be read: No such file", "existing"),
     (["--prompts", "p.doc"], "--prompts must be a file that ends in .txt, .jsonl, .csv", "Pass a"),
     (["--prompts", "p.txt", "--no-save-video"], "--prompts always writes its videos.", "Leave"),

@@ -1,0 +1,69 @@
+"""Where a checkpoint lies on this machine, found and looked at without an import of seconds."""
+
+from os import PathLike, fspath
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"
+INDEX = "model_index.json"
+
+
+class CheckpointError(OSError):
+    """A checkpoint on disk is incomplete, damaged or not what its name says."""
+
+
+def find_folder(path: str | PathLike[str], *, revision: str | None = None) -> Path | None:
+    """Return the folder of a pipeline; None where `path` is a hub id.
+
+    Args:
+        path: A folder in diffusers' layout, a hub id, or the name of a model inside this package.
+        revision: Of a model on the hub.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+        CheckpointError: If it is no pipeline.
+        ValueError: If a revision of a folder is asked for.
+    """
+    text = fspath(path)
+    if "\0" in text:
+        raise ValueError(f"model must be a folder or a hub id, got {text!r}. Leave the NUL out.")
+    folder = Path(text).expanduser()
+    if not folder.exists() and "/" not in text and (ASSETS / text / INDEX).is_file():
+        folder = ASSETS / text
+    if folder.is_file():
+        raise CheckpointError(f"{text} is a file. Pass the folder that holds {INDEX}.")
+    if not folder.is_dir():
+        if isinstance(path, str) and _looks_like_hub_id(text):
+            return None
+        raise FileNotFoundError(
+            f"No folder {text!r} here, and it is no hub id either. Pass an existing folder, or "
+            "an id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+        )
+    if revision is not None:
+        raise ValueError(
+            f"revision={revision!r} is for models from the hub, and {text} is a folder here. "
+            "Leave revision out."
+        )
+    check_index(folder)
+    return folder
+
+
+def check_index(folder: Path) -> None:
+    """Raise CheckpointError where a folder has no index, and so is no pipeline."""
+    if not (folder / INDEX).is_file():
+        raise CheckpointError(
+            f"{folder} is no diffusers pipeline: it has no model_index.json. Pass the folder that "
+            "holds model_index.json, or a hub id ending in -Diffusers."
+        )
+
+
+def _looks_like_hub_id(text: str) -> bool:
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        return False
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
