@@ -152,6 +152,11 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         return self._module
 
     @property
+    def device_type(self) -> str:
+        """Where the model computes: `cpu`, `cuda` or `mps`."""
+        return self._accelerator
+
+    @property
     def config(self) -> OffloadConfig:
         """The flags in force: the user's, and with a budget those that the plan chose."""
         return self._placing.config

@@ -1,18 +1,18 @@
-"""What a run leaves behind: the video in memory, its mp4, its pictures and their names."""
+"""What a run leaves behind: the video in memory, its mp4 and its pictures."""
 
 import os
 import tempfile
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
+
+from fastvideo_lightning.naming import give_name
 
 Frames = npt.NDArray[np.uint8]
 
@@ -22,9 +22,6 @@ _X264_OPTIONS = {
     "x264-params": "no-mbtree=1",
 }
 
-MAX_STEM_BYTES = 120  # encrypted file systems stop at 143, and the temporary name needs room too
-_RESERVED = {"con", "prn", "aux", "nul", "conin", "conout"}
-_RESERVED |= {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
 _MEDIA_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg"}
 
 
@@ -118,6 +115,27 @@ class GeneratedVideo:
             _encode_mp4(self.frames, part, self.fps, self.audio)
         return path
 
+    def save_as_prompt(self, folder: str | os.PathLike[str], *, suffix: str = ".mp4") -> Path:
+        """Write the video into `folder` under the first free name that suits the prompt.
+
+        Args:
+            folder: It is made if need be.
+            suffix: `.mp4`, or `.png` for one frame.
+
+        Returns:
+            The path: `<prompt>.mp4`, or `<prompt>_1.mp4` and so on where that is taken. Two
+            processes never get the same one.
+
+        Raises:
+            ValueError, OSError: As `check_output_folder` and `save`.
+        """
+        part = check_output_folder(folder) / f".{uuid4().hex}{suffix}"
+        try:
+            self.save(part)
+            return give_name(part, self.prompt)
+        finally:
+            part.unlink(missing_ok=True)
+
     def save_frames(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write each frame into `folder` as `frame_0000.png` and so on; return the paths."""
         folder = check_output_folder(folder)
@@ -158,44 +176,6 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
             "Pass a folder that you may write to, such as output_path='output/'."
         ) from error
     return path
-
-
-def reserve_video_path(
-    folder: str | os.PathLike[str], prompt: str, *, suffix: str = ".mp4"
-) -> Path:
-    """Take a free name in `folder` for the prompt's video by creating it empty.
-
-    The name is `<prompt>.mp4`, then `<prompt>_1.mp4`, `<prompt>_2.mp4`, ..., or with another
-    suffix. Creation is exclusive, so two processes never get the same one.
-
-    Raises:
-        ValueError, OSError: As `check_output_folder`.
-    """
-    folder, stem = check_output_folder(folder), safe_stem(prompt)
-    for number in count():
-        path = folder / (f"{stem}_{number}{suffix}" if number else f"{stem}{suffix}")
-        try:
-            path.open("xb").close()
-        except FileExistsError:
-            continue
-        return path
-    raise AssertionError("count() ended")
-
-
-def safe_stem(prompt: str) -> str:
-    """Return a file stem for the prompt that every file system takes.
-
-    Letters, digits and hyphens stay, in any script; every run of anything else becomes one
-    underscore. At most `MAX_STEM_BYTES` bytes of UTF-8, never empty, never a name that Windows
-    reserves (https://learn.microsoft.com/windows/win32/fileio/naming-a-file).
-    """
-    text = unicodedata.normalize("NFKC", prompt)
-    kept = (c if unicodedata.category(c)[0] in "LMN" or c == "-" else " " for c in text)
-    words = "".join(kept).split()
-    stem = "_".join(words).encode()[:MAX_STEM_BYTES].decode(errors="ignore").strip("_-")
-    if not stem:
-        return "video"
-    return f"video_{stem}" if stem.lower() in _RESERVED else stem
 
 
 @contextmanager

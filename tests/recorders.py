@@ -66,6 +66,7 @@ class RecordedBatch:
     """Stands in for a batch that was made."""
 
     failed = ()
+    recovered = ()
 
     def __init__(self, output_path, total):
         self.paths = [Path(output_path) / f"{index}.mp4" for index in range(total)]
@@ -79,8 +80,9 @@ class RecordedBatch:
         pass
 
     def __iter__(self):
-        frames = np.zeros((17, 64, 96, 3), np.uint8)
-        return (GeneratedVideo(frames, "a", 7, 16, video_path=path) for path in self.paths)
+        for path in self.paths:
+            self.on_written(path)
+            yield GeneratedVideo(np.zeros((17, 64, 96, 3), np.uint8), "a", 7, 16, video_path=path)
 
 
 def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:

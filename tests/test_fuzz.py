@@ -14,7 +14,7 @@ from recorders import record_calls
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest
 from fastvideo_lightning.cli import generate, run
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.output import reserve_video_path
+from fastvideo_lightning.naming import give_name
 from fastvideo_lightning.prompt_files import read_prompt_file
 from fastvideo_lightning.prompts import PromptDataset
 
@@ -148,8 +148,11 @@ def test_any_prompt_file_on_the_command_line_ends_with_videos_or_one_line(place,
 @given(prompt=texts)
 def test_any_prompt_names_a_new_file_in_its_folder(place, prompt):
     folder = place / "out"
-    before = set(folder.iterdir()) if folder.exists() else set()
-    path = reserve_video_path(folder, prompt)
+    folder.mkdir(exist_ok=True)
+    before = set(folder.iterdir())
+    part = folder / ".part.mp4"
+    part.touch()
+    path = give_name(part, prompt)
     assert path.parent == folder
     assert set(folder.iterdir()) - before == {path}
     assert {left.name for left in place.iterdir()} == {"out"}

@@ -13,14 +13,15 @@ PACKAGE = ROOT / "fastvideo_lightning"
 ALLOWED = {
     "offload": {"torch", "safetensors", "offload"},
     "config": {"config"},
-    "output.py": {"numpy", "av", "PIL"},
+    "naming.py": set(),
+    "output.py": {"numpy", "av", "PIL", "naming"},
     "prompts.py": {"config"},
     "prompt_module.py": {"torch", "lightning", "prompts"},
     "prompt_files.py": {"config", "prompts"},
     "saving.py": set(),
     "batch": {
         *("", "torch", "lightning", "filelock", "modules", "config", "output", "prompts"),
-        *("batch", "callbacks.write_behind"),
+        *("batch", "callbacks.write_behind", "checkpoint_folder", "naming"),
     },
     "checkpoint_folder.py": {"huggingface_hub"},
     "weights.py": {"torch", "safetensors", "checkpoint_folder", "meter"},

@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -10,11 +9,8 @@ import pytest
 from PIL import Image
 
 from fastvideo_lightning.output import (
-    MAX_STEM_BYTES,
     GeneratedVideo,
     check_output_folder,
-    reserve_video_path,
-    safe_stem,
 )
 
 RED, BLUE = (230, 40, 40), (40, 80, 220)
@@ -144,65 +140,6 @@ def test_pngs_hold_the_exact_pixels_in_order(tmp_path):
 def test_frames_of_another_shape_or_dtype_are_refused(frames):
     with pytest.raises(ValueError, match=r"uint8 \[frames, height, width, 3\], got"):
         make_video(frames)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "stem"),
-    [
-        ("a red circle, moves right.", "a_red_circle_moves_right"),
-        ("../../etc/passwd", "etc_passwd"),
-        ("C:\\temp\\x", "C_temp_x"),
-        (".hidden", "hidden"),
-        ("-rf *", "rf"),
-        ("CON", "video_CON"),
-        ("Lpt1", "video_Lpt1"),
-        ("com¹", "video_com1"),
-        ("aux.txt", "aux_txt"),
-        ("", "video"),
-        ("...", "video"),
-        ("😀", "video"),
-        ("a\0b\nc\u202ed", "a_b_c_d"),
-        ("broken \udcff bytes", "broken_bytes"),
-        ("カメラが動く", "カメラが動く"),
-        ("e\u0301te\u0301", "été"),
-    ],
-)
-def test_a_prompt_becomes_a_name_that_every_file_system_takes(prompt, stem):
-    assert safe_stem(prompt) == stem
-
-
-@pytest.mark.parametrize("letter", ["a", "é", "漢", "\U00020000"])
-def test_a_long_prompt_is_cut_by_bytes_between_letters(letter):
-    stem = safe_stem(letter * 500)
-    assert set(stem) == {letter}
-    assert MAX_STEM_BYTES - 4 < len(stem.encode()) <= MAX_STEM_BYTES
-
-
-def test_the_second_and_third_video_of_a_prompt_get_a_number(tmp_path):
-    names = [reserve_video_path(tmp_path, "a b").name for _ in range(3)]
-    assert names == ["a_b.mp4", "a_b_1.mp4", "a_b_2.mp4"]
-
-
-@pytest.mark.parametrize("prompt", ["..", "../x", "/etc/x", "a/../../b", "\\\\host\\x"])
-def test_a_reserved_path_lies_in_the_folder_itself(tmp_path, prompt):
-    folder = tmp_path / "videos"
-    assert reserve_video_path(folder, prompt).resolve().parent == folder.resolve()
-
-
-def test_a_dangling_link_is_not_followed(tmp_path):
-    (tmp_path / "a.mp4").symlink_to(tmp_path / "elsewhere")
-    assert reserve_video_path(tmp_path, "a").name == "a_1.mp4"
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def _reserve_ten(folder):
-    return [reserve_video_path(folder, "same").name for _ in range(10)]
-
-
-def test_two_processes_never_reserve_the_same_name(tmp_path):
-    with get_context("fork").Pool(2) as pool:
-        names = sum(pool.map(_reserve_ten, [tmp_path] * 2), [])
-    assert len(set(names)) == 20
 
 
 def test_checking_a_folder_makes_it_and_leaves_nothing_in_it(tmp_path):

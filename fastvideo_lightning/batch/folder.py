@@ -7,25 +7,25 @@ taken. A process killed before the entry has made nothing, and what it left in `
 killed after it has left a whole file there whose hash the entry holds, and the next run gives that
 file its name. Were the name given before the entry, a kill in between would leave a video that no
 entry knows of, and it would be made twice.
+
+The link in `.partial/` goes only after the video was told of: when the next one is kept, or the
+run ends. So the next run knows of which videos a killed one may not have told, and tells of them.
 """
 
 import errno
 import os
-from collections import Counter
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest, sha256_of
-from fastvideo_lightning.output import GeneratedVideo, check_output_folder, safe_stem
+from fastvideo_lightning.naming import link, names_for, safe_stem
+from fastvideo_lightning.output import GeneratedVideo, check_output_folder
 
-_LOCK, _PARTIAL = ".fastvideo-lightning.lock", ".partial"
-# What a file system without hard links answers.
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+_LOCK, _PARTIAL, _NAMES = ".fastvideo-lightning.lock", ".partial", "names.lock"
 
 
 class StorageError(OSError):
@@ -37,14 +37,21 @@ class BatchFolder:
 
     Args:
         path: The folder; it is made if need be.
+        suffix: What its files end in: `.mp4`, or `.png` for pictures.
+
+    Attributes:
+        recovered: Files that a killed run finished and may not have told of; known once it is open.
 
     Raises:
         ValueError, OSError: As `check_output_folder`.
         StorageError: If a symlink stands where the folder keeps its own files.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, suffix: str = ".mp4") -> None:
         self.path = check_output_folder(path)
+        self.recovered: list[Path] = []
+        self._suffix = suffix
+        self._untold: list[Path] = []
         self.manifest = Manifest(self.path)
         self._partial = self.path / _PARTIAL
         self._lock = FileLock(self.path / _LOCK, thread_local=False)
@@ -55,11 +62,11 @@ class BatchFolder:
                     "pass another output_path."
                 )
 
-    def open(self) -> Counter[str]:
+    def open(self) -> dict[str, list[Entry]]:
         """Lock the folder, give whole videos of a killed run their names, and remove its rest.
 
         Returns:
-            How often each video, by its identity, is there whole.
+            The entries of the videos that are there whole, by what makes each this video.
 
         Raises:
             RuntimeError: If another process has locked it.
@@ -72,25 +79,35 @@ class BatchFolder:
                 "or pass another output_path."
             ) from None
         self._partial.mkdir(exist_ok=True)
-        done: Counter[str] = Counter()
+        done: dict[str, list[Entry]] = {}
         for entry in self._entries():
-            if sha256_of(self.path / str(entry.file)) != entry.sha256:
-                part = self._part_of(entry)
-                if sha256_of(part) != entry.sha256:
-                    continue
-                self._name(part, entry)
-            done[entry.identity] += 1
+            path, part = self.path / str(entry.file), self._part_of(entry)
+            if sha256_of(path) == entry.sha256:
+                if part.exists():
+                    self.recovered.append(path)
+                    self._untold.append(part)
+            elif sha256_of(part) == entry.sha256:
+                self.recovered.append(self._name(part, entry))
+            else:
+                continue
+            done.setdefault(entry.identity, []).append(entry)
         for left in self._partial.iterdir():
-            left.unlink()
+            if left not in self._untold:
+                left.unlink()
         return done
 
     def close(self) -> None:
         """Let the next batch have the folder; a second call does nothing."""
+        self.forget()
         if self._lock.is_locked:
-            if self._partial.is_dir() and not any(self._partial.glob("*.mp4")):
-                for left in self._partial.iterdir():
-                    left.unlink()
+            names = self._partial / _NAMES
+            if self._partial.is_dir() and set(self._partial.iterdir()) <= {names}:
+                names.unlink(missing_ok=True)
                 self._partial.rmdir()
+            # While it is held: whoever opened the file before finds it gone, and takes a new one.
+            # Windows removes no file that is open, and the lock's own release does.
+            with suppress(OSError):
+                os.unlink(self._lock.lock_file)
             self._lock.release()
 
     def keep(self, video: GeneratedVideo, entry: Entry) -> Path:
@@ -99,17 +116,26 @@ class BatchFolder:
         Raises:
             StorageError: If the folder does not take it.
         """
-        part = self._partial / f"{uuid4().hex}.mp4"
+        self.forget()
+        part = self._partial / f"{uuid4().hex}{self._suffix}"
         try:
             video.save(part)
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             entry = replace(entry, status=DONE, sha256=sha256_of(part))
-            part = part.replace(self._part_of(entry))
-            return self._name(part, entry, is_new=True)
+            return self._name(part, entry)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            for left in (part, self._partial / f"{entry.sha256}{self._suffix}"):
+                left.unlink(missing_ok=True)
             raise self.explain(error, entry.prompt) from error
+
+    def forget(self) -> None:
+        """Take it that all videos that were kept or recovered so far were told of."""
+        untold, self._untold = self._untold, []
+        if untold and self._partial.is_dir():
+            with self._naming():
+                for part in untold:
+                    part.unlink(missing_ok=True)
 
     def explain(self, error: OSError, prompt: str) -> StorageError:
         """Say what is wrong with the folder, and what to do."""
@@ -119,8 +145,9 @@ class BatchFolder:
                 f"{str(self.path)!r} was removed while videos were being made. {again}"
             )
         reason = os.strerror(error.errno) if error.errno else str(error)
+        name = f"{safe_stem(prompt)}{self._suffix}"
         return StorageError(
-            f"{safe_stem(prompt)}.mp4 could not be written into {str(self.path)!r}: {reason}. "
+            f"{name} could not be written into {str(self.path)!r}: {reason}. "
             f"{'Free some space. ' if error.errno == errno.ENOSPC else ''}{again}"
         )
 
@@ -130,42 +157,30 @@ class BatchFolder:
         return [e for e in done.values() if e.file and e.sha256 and Path(e.file).name == e.file]
 
     def _part_of(self, entry: Entry) -> Path:
-        return self._partial / f"{entry.sha256}.mp4"
+        return self._partial / f"{entry.sha256}{Path(str(entry.file)).suffix}"
 
-    def _name(self, part: Path, entry: Entry, *, is_new: bool = False) -> Path:
+    def _naming(self) -> FileLock:
+        """The processes of one run take names one after the other."""
+        return FileLock(self._partial / _NAMES)
+
+    def _name(self, part: Path, entry: Entry) -> Path:
         """Give a whole file the first free name that suits its prompt, its entry before it."""
-        # The processes of one run take names one after the other.
-        with FileLock(self._partial / "names.lock"):
-            for name in _names_for(entry.prompt):
+        with self._naming():
+            part = part.replace(self._partial / f"{entry.sha256}{part.suffix}")
+            for name in names_for(entry.prompt, part.suffix):
                 path = self.path / name
                 if os.path.lexists(path):
                     continue
-                if is_new or name != entry.file:
+                if name != entry.file:
                     self.manifest.append(replace(entry, file=name))
                 try:
-                    _link(part, path)
+                    link(part, path)
                 except FileExistsError:  # another program took it just now
                     continue
-                part.unlink(missing_ok=True)
+                self._untold.append(part)
                 _sync_folder(self.path)
                 return path
         raise AssertionError("names ended")
-
-
-def _names_for(prompt: str) -> Iterator[str]:
-    stem = safe_stem(prompt)
-    return (f"{stem}_{number}.mp4" if number else f"{stem}.mp4" for number in count())
-
-
-def _link(part: Path, path: Path) -> None:
-    """Make `part` stand under `path` too; FileExistsError if something stands there."""
-    try:
-        os.link(part, path)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        path.open("xb").close()
-        part.replace(path)
 
 
 def _sync_folder(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fastvideo_lightning.batch.describe import describe, dtypes_of
 from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.videos import VideoBatch
 from fastvideo_lightning.config import SamplingParams, check_keywords
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
 
 _SAMPLING = tuple(SamplingParams.__dataclass_fields__)
 # Of the configuration: what makes it another video, and is no matter of where weights live.
-_CHANGING_PIXELS = ("cache", "attention_backend")
+_OTHER_VIDEO = ("cache", "attention_backend")
+# What is chosen for memory or speed and changes pixels slightly: a run that goes on with another of
+# these, as one does that ran out of memory, keeps what is there.
+_OTHER_ROUNDING = ("vae_tiling", "compile", "context_parallel")
 _TAKEN = ("output_path", "resume", "fail_fast")
 
 
@@ -23,6 +28,7 @@ class GeneratesBatches:
 
     module: Any
     config: Any
+    device_type: Any
 
     def _launch(self) -> "L.Fabric":
         raise NotImplementedError
@@ -56,13 +62,22 @@ class GeneratesBatches:
             RuntimeError: If another batch is being written into the folder.
         """
         check_keywords(sampling, known=_SAMPLING, others=_TAKEN, where="generate_videos()")
+        module = self.module
         return VideoBatch(
             PromptDataset(prompts, **sampling),
-            BatchFolder(output_path),
-            module=self.module,
+            BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4")),
+            describe=partial(
+                describe,
+                module=module,
+                settings=self._settings(_OTHER_VIDEO),
+                dtypes=dtypes_of(module, self.device_type),
+            ),
             resume=resume,
             fail_fast=fail_fast,
-            settings={name: getattr(self.config, name) for name in _CHANGING_PIXELS},
+            settings=partial(self._settings, _OTHER_ROUNDING),
             setup=self._launch,
             iterate=self._iterate,
         )
+
+    def _settings(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in names}

@@ -25,7 +25,10 @@ class Entry:
         status: `done` or `failed`.
         file: The video's name in the folder, or None.
         sha256: Of the file, or None.
-        parameters: Every sampling parameter, the defaults among them.
+        parameters: Every sampling parameter, the defaults among them, the components' dtypes and
+            whatever else makes it another video.
+        settings: How it was computed, where that only changes what nobody chose it for: rounding,
+            and tiles.
         model: What it was made with.
         versions: Of this package and of the libraries that settle the pixels.
         time: `finished`, in ISO 8601, and `generation_s`, prompt to frames.
@@ -39,6 +42,7 @@ class Entry:
     file: str | None = None
     sha256: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     model: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     time: dict[str, Any] = field(default_factory=dict)

@@ -1,24 +1,26 @@
 """VideoBatch: the videos of many prompts, one after the other."""
 
-import os
+import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from fastvideo_lightning import __version__
 from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.writer import BatchWriter
-from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.output import GeneratedVideo
 from fastvideo_lightning.prompts import PromptDataset
 
 if TYPE_CHECKING:
     import lightning as L
 
-    from fastvideo_lightning.modules import VideoModule
+_UNLIKE = (
+    "%d of the videos that are there were not made with %s=%s and are kept. Pass resume=False to "
+    "make them again."
+)
+
+_log = logging.getLogger(__name__)
 
 # Called with the items to make and the writer; makes them, one for each step of the iterator.
 Iterate = Callable[[list[dict[str, Any]], BatchWriter], Iterator[Any]]
@@ -33,6 +35,7 @@ class VideoBatch(Iterator[GeneratedVideo]):
     Attributes:
         total: Prompts that were asked for.
         num_skipped: Of them, those whose videos were in the folder already.
+        recovered: Files that a killed run finished and may not have told of.
     """
 
     def __init__(
@@ -40,10 +43,10 @@ class VideoBatch(Iterator[GeneratedVideo]):
         prompts: PromptDataset,
         folder: BatchFolder,
         *,
-        module: "VideoModule",
+        describe: Callable[[Mapping[str, Any]], Entry],
         resume: bool,
         fail_fast: bool,
-        settings: Mapping[str, Any],
+        settings: Callable[[], Mapping[str, Any]],
         setup: "Callable[[], L.Fabric]",
         iterate: Iterate,
     ) -> None:
@@ -51,13 +54,14 @@ class VideoBatch(Iterator[GeneratedVideo]):
         self.num_skipped = 0
         self._folder = folder
         self._items = list(prompts)
-        self._entries = {item["index"]: _describe(item, module, settings) for item in self._items}
-        self._writer = BatchWriter(folder, self._entries, fail_fast=fail_fast)
+        self._entries = {item["index"]: describe(item) for item in self._items}
+        self._writer = BatchWriter(folder, self._entries, fail_fast=fail_fast, settings=settings)
         self._setup, self._iterate = setup, iterate
         self._rank = _rank_from_environment()
         if not self._rank:
             done = folder.open()
-            self._items = self._remaining(done if resume else Counter())
+            self._items = self._remaining(done if resume else {}, settings())
+        self.recovered = folder.recovered
         self._of_others: tuple[int, list[Entry]] = (0, [])
         self._videos = self._make()
 
@@ -70,6 +74,18 @@ class VideoBatch(Iterator[GeneratedVideo]):
     def failed(self) -> list[Entry]:
         """Entries of the prompts that failed: this process's, and at the end everyone's."""
         return self._writer.failed + self._of_others[1]
+
+    @property
+    def on_written(self) -> Callable[[Path], None]:
+        """Called with each path once its file is whole, on the thread that wrote it.
+
+        That is before the iterator gives the video out: by then the next one is made.
+        """
+        return self._writer.on_written
+
+    @on_written.setter
+    def on_written(self, told: Callable[[Path], None]) -> None:
+        self._writer.on_written = told
 
     def __iter__(self) -> Self:
         return self
@@ -115,50 +131,22 @@ class VideoBatch(Iterator[GeneratedVideo]):
         made, failed = zip(*outcomes, strict=True)
         self._of_others = sum(made), [entry for entries in failed for entry in entries]
 
-    def _remaining(self, done: Counter[str]) -> list[dict[str, Any]]:
+    def _remaining(
+        self, done: dict[str, list[Entry]], settings: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
         """Return the prompts whose videos are not there; one asked for twice is made twice."""
-        remaining = []
+        remaining, unlike = [], Counter[str]()
         for item in self._items:
-            identity = self._entries[item["index"]].identity
-            if done[identity]:
-                done[identity] -= 1
+            there = done.get(self._entries[item["index"]].identity)
+            if there:
+                before = there.pop().settings
+                unlike.update(n for n in settings.keys() & before if before[n] != settings[n])
             else:
                 remaining.append(item)
         self.num_skipped = self.total - len(remaining)
+        for name, number in unlike.items():
+            _log.info(_UNLIKE, number, name, settings[name])
         return remaining
-
-
-def _describe(item: Mapping[str, Any], module: "VideoModule", settings: Mapping[str, Any]) -> Entry:
-    """Return what is known of a video before it is made; checks that the model can make it."""
-    given = {name: value for name, value in item.items() if name not in ("index", "prompt")}
-    parameters = module.resolve_sampling(SamplingParams.from_mapping(given)).given()
-    seed = parameters.pop("seed")
-    if loras := {name: weight for name, weight in module.loras.items() if weight}:
-        parameters["loras"] = loras
-    parameters |= {name: value for name, value in settings.items() if value is not None}
-    pipeline = module.pipeline
-    return Entry(
-        prompt=item["prompt"],
-        seed=seed,
-        status="",
-        parameters={
-            name: os.fspath(value) if isinstance(value, os.PathLike) else value
-            for name, value in parameters.items()
-        },
-        model=str(pipeline.config.get("_name_or_path") or type(pipeline).__name__),
-        versions=_versions(),
-    )
-
-
-@cache
-def _versions() -> dict[str, str]:
-    versions = {"fastvideo-lightning": __version__}
-    for library in ("torch", "diffusers", "transformers", "lightning"):
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:  # on the path, not installed
-            continue
-    return versions
 
 
 def _rank_from_environment() -> int | None:

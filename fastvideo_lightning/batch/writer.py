@@ -3,10 +3,11 @@
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
@@ -23,20 +24,33 @@ _log = logging.getLogger(__name__)
 class BatchWriter:
     """A callback that writes each video while the next one is made.
 
+    Attributes:
+        failed: Entries of the prompts that failed.
+        num_written: Videos whose files are whole.
+        on_written: Called with the path of each, from the thread that wrote it.
+
     Args:
         folder: Where to.
         entries: For each prompt, by its index, what is known of its entry before it is made.
         fail_fast: End the run with the first prompt that fails.
+        settings: Tells how a video is computed that is written now.
     """
 
     def __init__(
-        self, folder: BatchFolder, entries: Mapping[int, Entry], *, fail_fast: bool
+        self,
+        folder: BatchFolder,
+        entries: Mapping[int, Entry],
+        *,
+        fail_fast: bool,
+        settings: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.failed: list[Entry] = []
         self.num_written = 0
         self._folder = folder
         self._entries = entries
+        self._settings = settings
         self._fail_fast = fail_fast
+        self.on_written: Callable[[Path], None] = lambda path: None
         self._is_repeat = False
         self._written: deque[GeneratedVideo] = deque()
         self._writes = WriteBehind()
@@ -57,6 +71,7 @@ class BatchWriter:
     def on_predict_epoch_end(self) -> None:
         """Wait until the last video is written: at `on_predict_end` all are there."""
         self._writes.finish()
+        self._folder.forget()  # before another process closes the folder for all
 
     def on_exception(self) -> None:
         """Finish the video before."""
@@ -81,6 +96,7 @@ class BatchWriter:
     def _keep(self, video: GeneratedVideo, entry: Entry) -> None:
         entry = replace(
             entry,
+            settings=dict(self._settings()),
             time={"finished": _now(), "generation_s": round(video.generation_time_s, 3)},
             memory={
                 "peak_gpu_gib": video.peak_gpu_memory_gib,
@@ -97,6 +113,7 @@ class BatchWriter:
         else:
             self.num_written += 1
             self._written.append(video)
+            self.on_written(video.video_path)
 
     def _note_failure(self, entry: Entry, error: Exception) -> None:
         what = str(error).partition("\n")[0] or type(error).__name__

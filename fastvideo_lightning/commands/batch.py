@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,10 +47,13 @@ def report_batch(batch: "VideoBatch", output_path: str) -> None:
     """
     if 0 < batch.num_skipped < batch.total:
         say(f"{_count(batch.num_skipped, batch.total)} in {output_path} already.")
+    batch.on_written = _tell
+    for path in batch.recovered:
+        _tell(path)
     try:
         with batch:
-            for video in batch:
-                click.echo(video.video_path, file=sys.stdout)  # a bar may stand in for it
+            for _ in batch:
+                pass
     except BaseException as stop:
         there = _count(batch.num_skipped + batch.num_made, batch.total)
         again = "Run the same command again to make the others."
@@ -60,6 +64,10 @@ def report_batch(batch: "VideoBatch", output_path: str) -> None:
     if batch.failed:
         raise RuntimeError(_describe_failures(batch.failed, batch.total, output_path))
     say(f"{_count(batch.num_skipped + batch.num_made, batch.total)} in {output_path}.")
+
+
+def _tell(path: Path) -> None:
+    click.echo(path, file=sys.stdout)  # a bar may stand in for it
 
 
 def _describe_failures(failed: Sequence[object], total: int, output_path: str) -> str:

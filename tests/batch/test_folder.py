@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
 from fastvideo_lightning.output import GeneratedVideo
@@ -86,7 +88,7 @@ for moment in range(20):
     child = os.fork()
     if not child:
         os.close(told)
-        write_batch(path, 8, tell=lambda video: os.write(tell, f"{{video.video_path}}\\n".encode()))
+        write_batch(path, 8, tell=lambda video: os.write(tell, f"{{video}}\\n".encode()))
         os._exit(0)
     os.close(tell)
     time.sleep(random.uniform(0, takes_s))
@@ -96,8 +98,11 @@ for moment in range(20):
     sizes = {{name: os.stat(name).st_size for name in finished}}
     for video in path.glob("*.mp4"):
         assert video.stat().st_size, "an empty file"
-    made = write_batch(path, 8)
+    again = []
+    made = write_batch(path, 8, tell=lambda video: again.append(str(video)))
     assert made <= 8 - len(finished), "made twice"
+    assert {{*finished, *again}} == set(map(str, path.glob("*.mp4"))), "never told of"
+    assert len(finished) + len(again) <= 9, "told of again, and not the last alone"
     assert sizes == {{name: os.stat(name).st_size for name in finished}}, "lost"
     check_folder(path, 8)
     print(os.WIFSIGNALED(status), made)
@@ -115,6 +120,35 @@ def test_killed_at_20_random_moments_every_video_is_whole_none_lost_and_none_twi
     assert len(outcomes) == 20
     in_the_middle = {line for line in outcomes if line.startswith("True")}
     assert len(in_the_middle) > 3, "the moments missed the writing"
+
+
+def test_a_video_that_a_killed_run_may_not_have_told_of_is_told_of_by_the_next(tmp_path):
+    path = tmp_path / "videos"
+    killed = BatchFolder(path)
+    killed.open()
+    told, last = (killed.keep(make_video(index), make_entry(index)) for index in range(2))
+    killed._lock.release()  # as the system does for a dead process
+    again = BatchFolder(path)
+    again.open()
+    assert again.recovered == [last]
+    assert told.exists()
+    again.close()
+    ended = BatchFolder(path)
+    ended.open()
+    assert ended.recovered == []
+
+
+def test_pictures_are_kept_as_png(tmp_path):
+    folder = BatchFolder(tmp_path, suffix=".png")
+    folder.open()
+    frames = np.full((1, 16, 16, 3), 90, np.uint8)
+    path = folder.keep(GeneratedVideo(frames, "a picture", 7, 8), make_entry(0))
+    folder.close()
+    assert path == tmp_path / "video_0.png"
+    with Image.open(path) as picture:
+        assert np.array_equal(np.asarray(picture), frames[0])
+    again = BatchFolder(tmp_path, suffix=".png")
+    assert len(again.open()[make_entry(0).identity]) == 1
 
 
 HOLD = """
@@ -146,7 +180,10 @@ def test_a_second_batch_of_the_same_process_is_told_too(folder):
         BatchFolder(folder.path).open()
     folder.close()
     folder.close()
-    BatchFolder(folder.path).open()
+    again = BatchFolder(folder.path)
+    again.open()
+    again.close()
+    assert list(folder.path.iterdir()) == [], "something of the lock stays"
 
 
 def test_a_name_that_is_taken_is_left_alone(folder, tmp_path):
@@ -170,7 +207,7 @@ def test_a_name_that_is_taken_at_the_last_moment_is_left_alone(folder, monkeypat
     assert folder.keep(make_video(0), make_entry(0)).name == "video_0_1.mp4"
     assert (folder.path / "video_0.mp4").read_bytes() == b"theirs"
     folder.close()
-    assert folder.open()[make_entry(0).identity] == 1
+    assert len(folder.open()[make_entry(0).identity]) == 1
 
 
 def test_a_file_system_without_hard_links_gets_its_videos_too(tmp_path, monkeypatch):

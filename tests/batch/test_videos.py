@@ -1,9 +1,10 @@
 import json
+import threading
 
 import pytest
 from checkpoints import PROMPT, SIZE
 
-from fastvideo_lightning import VideoGenerator
+from fastvideo_lightning import VideoGenerator, VideoModule
 from fastvideo_lightning.batch.folder import StorageError
 from fastvideo_lightning.output import GeneratedVideo
 
@@ -191,10 +192,67 @@ def test_another_cache_makes_another_video(generator, tmp_path, monkeypatch):
         assert "cache" not in plain._entries[0].parameters
 
 
+def test_another_dtype_makes_another_video(checkpoint, tmp_path):
+    identities = set()
+    for dtype in ("fp32", "bf16"):
+        module = VideoModule.from_pretrained(checkpoint("t2v"), dtype=dtype, device_type="cpu")
+        with VideoGenerator(module, accelerator="cpu", progress=False) as generator:
+            for _ in range(2):  # before the weights are read, and after
+                batch = generator.generate_videos([PROMPT], output_path=tmp_path, **SIZE)
+                assert batch.num_skipped == (0 if generator._fabric is None else 1)
+                identities.add(batch._entries[0].identity)
+                list(batch)
+    assert len(identities) == 2
+    dtypes = [line["parameters"]["dtypes"] for line in read_manifest(tmp_path)]
+    assert [each["transformer"] for each in dtypes] == ["float32", "bfloat16"]
+
+
+def test_other_tiles_keep_what_is_there_and_say_so(checkpoint, tmp_path, caplog):
+    for tiling, skipped in ((False, 0), (True, 1)):
+        with (
+            VideoGenerator.from_pretrained(
+                checkpoint("t2v"), accelerator="cpu", vae_tiling=tiling
+            ) as generator,
+            caplog.at_level("INFO"),
+        ):
+            batch = generator.generate_videos([PROMPT], output_path=tmp_path, **SIZE)
+            assert batch.num_skipped == skipped
+            list(batch)
+    assert "1 of the videos that are there were not made with vae_tiling=True" in caplog.text
+    (line,) = read_manifest(tmp_path)
+    assert line["settings"] == {"vae_tiling": False, "compile": False, "context_parallel": 1}
+
+
+def test_a_path_is_told_once_the_file_is_whole_and_before_the_next_video_is_made(
+    generator, tmp_path
+):
+    heard = []
+
+    class Listener:
+        def on_predict_batch_end(self, batch):
+            if batch["index"] == 1:
+                told.wait(10)
+            heard.append(batch["index"])
+
+    told = threading.Event()
+
+    def tell(path):
+        assert path.stat().st_size > 0
+        heard.append(path.name)
+        told.set()
+
+    generator._fabric._callbacks.insert(0, Listener())
+    try:
+        batch = generator.generate_videos(PROMPTS[:2], output_path=tmp_path, **SIZE)
+        batch.on_written = tell
+        list(batch)
+    finally:
+        del generator._fabric._callbacks[0]
+    assert heard == [0, "a_red_circle_moves_right.mp4", 1, "a_blue_square.mp4"]
+
+
 def test_what_is_done_needs_no_weights(generator, checkpoint, tmp_path):
     list(generator.generate_videos([PROMPT], output_path=tmp_path, **SIZE))
-    from fastvideo_lightning import VideoModule
-
     fresh = VideoGenerator(VideoModule.from_pretrained(checkpoint("t2v")), accelerator="cpu")
     with fresh:
         assert list(fresh.generate_videos([PROMPT], output_path=tmp_path, **SIZE)) == []

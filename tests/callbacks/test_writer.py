@@ -5,6 +5,7 @@ import lightning as L
 import numpy as np
 import pytest
 
+from fastvideo_lightning import output
 from fastvideo_lightning.callbacks import VideoWriter
 from fastvideo_lightning.output import GeneratedVideo
 
@@ -34,7 +35,8 @@ def end(fabric, video, *, written=True):
 
 
 def files(tmp_path):
-    return sorted(path.name for path in (tmp_path / "videos").iterdir())
+    folder = tmp_path / "videos"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def test_a_finished_video_is_a_playable_file_and_knows_its_path(fabric, tmp_path):
@@ -47,9 +49,20 @@ def test_a_finished_video_is_a_playable_file_and_knows_its_path(fabric, tmp_path
         assert len(list(container.decode(video=0))) == 3
 
 
-def test_the_name_is_taken_before_the_video_is_made(fabric, tmp_path):
+def test_nothing_is_there_of_a_video_before_its_file_is_whole(fabric, tmp_path, monkeypatch):
+    seen = []
+    write = output._encode_mp4
+
+    def look(frames, path, *others):
+        write(frames, path, *others)
+        seen.extend(left for left in files(tmp_path) if not left.startswith("."))
+
+    monkeypatch.setattr(output, "_encode_mp4", look)
+    announce(fabric, "on_predict_start", num_batches=1)
     start(fabric)
-    assert files(tmp_path) == ["a_red_circle.mp4"]
+    assert files(tmp_path) == []
+    end(fabric, make_video())
+    assert (seen, files(tmp_path)) == ([], ["a_red_circle.mp4"])
 
 
 def test_the_same_prompt_twice_gives_two_files(fabric, tmp_path):

@@ -60,6 +60,7 @@ def test_prompts_and_options_reach_the_generator(calls, capsys):
 def stop_after_one(error):
     def iterate(batch):
         batch.num_made = 1
+        batch.on_written("there/0.mp4")
         yield GeneratedVideo(np.zeros((1, 2, 2, 3), np.uint8), "a", 7, 16, video_path="there/0.mp4")
         if error:
             raise error

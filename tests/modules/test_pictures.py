@@ -8,7 +8,13 @@ import pytest
 from PIL import Image
 from recipes import PICTURES, PROMPT, RECIPES
 
-from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
+from fastvideo_lightning import (
+    HostResidentStrategy,
+    PredictLoop,
+    PromptDataset,
+    VideoGenerator,
+    VideoModule,
+)
 from fastvideo_lightning.callbacks import LayerwiseOffload, VideoWriter
 from fastvideo_lightning.modules.catalog import find_image_pipelines
 from fastvideo_lightning.output import GeneratedVideo
@@ -33,6 +39,21 @@ def test_a_run_writes_the_picture_as_png_under_its_prompt(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert videos[0].frames.shape == (1, 32, 32, 3)
     assert np.array_equal(np.asarray(Image.open(videos[0].video_path)), videos[0].frames[0])
+
+
+def test_a_batch_of_pictures_is_a_batch_of_png(tmp_path: Path) -> None:
+    recipe = PICTURES["FluxPipeline"]
+    module = VideoModule.from_pipeline(recipe.build())
+    with VideoGenerator(module, accelerator="cpu", progress=False) as generator:
+        made = list(
+            generator.generate_videos([PROMPT], output_path=tmp_path, seed=7, **recipe.ours({}))
+        )
+        again = generator.generate_videos([PROMPT], output_path=tmp_path, seed=7, **recipe.ours({}))
+        assert again.num_skipped == 1
+        again.close()
+    path = tmp_path / "a_red_circle_moves_right.png"
+    assert {left.name for left in tmp_path.iterdir()} == {path.name, "manifest.jsonl"}
+    assert np.array_equal(np.asarray(Image.open(path)), made[0].frames[0])
 
 
 def test_what_a_pipeline_makes_is_told_by_its_output() -> None:
