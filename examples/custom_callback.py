@@ -29,6 +29,7 @@ class StageTimes:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.last: dict[str, object] = {}
         self._marks_s: list[float] = []
 
     def on_predict_batch_start(self, fabric: L.Fabric) -> None:
@@ -50,7 +51,7 @@ class StageTimes:
         encode_s, *steps_s, decode_s = (
             round(later - earlier, 4) for earlier, later in zip(marks, marks[1:], strict=False)
         )
-        entry = {
+        self.last = {
             "prompt": outputs.prompt,
             "seed": outputs.seed,
             "encode_s": encode_s,
@@ -58,7 +59,7 @@ class StageTimes:
             "decode_s": decode_s,
         }
         with self.path.open("a", encoding="utf-8") as file:
-            print(json.dumps(entry), file=file)
+            print(json.dumps(self.last), file=file)
 
 
 def _now_s(fabric: L.Fabric) -> float:
@@ -69,12 +70,13 @@ def _now_s(fabric: L.Fabric) -> float:
 
 
 def main(model: str = "tiny-shapes") -> None:
-    """Make two videos and print what the callback wrote."""
+    """Make two videos and print where each is and what the callback wrote of it."""
     times = StageTimes("stage_times.jsonl")
+    prompts = {"a red circle moves right": 1024, "a blue square moves up on a white background": 7}
     with VideoGenerator.from_pretrained(model, callbacks=[times]) as generator:
-        generator.generate_video("a red circle moves right")
-        generator.generate_video("a blue square moves up on a white background", seed=7)
-    print(times.path.read_text(encoding="utf-8"), end="")
+        for prompt, seed in prompts.items():
+            video = generator.generate_video(prompt, seed=seed)
+            print(f"{video.video_path}: {json.dumps(times.last)}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from fastvideo_lightning.checkpoint_folder import (
     find_folder,
 )
 from fastvideo_lightning.components import Component, RunDtypes, build_component, library_bars_off
+from fastvideo_lightning.imports import quiet_imports
 from fastvideo_lightning.quantization import QUANTIZATIONS, make_quantization
 from fastvideo_lightning.trust import check_code
 from fastvideo_lightning.weights import StoredWeight, read_json
@@ -213,18 +214,20 @@ def _check_variant(checkpoint: Checkpoint) -> None:
 
 def _component_class(checkpoint: Checkpoint, name: str) -> Any:
     """Return the class of a component, looked up by diffusers' own rules."""
-    from diffusers import pipelines
-    from diffusers.pipelines.pipeline_loading_utils import (
-        ALL_IMPORTABLE_CLASSES,
-        get_class_obj_and_candidates,
-    )
+    with quiet_imports():
+        from diffusers import pipelines
+        from diffusers.pipelines.pipeline_loading_utils import (
+            ALL_IMPORTABLE_CLASSES,
+            get_class_obj_and_candidates,
+        )
 
     library, class_name = checkpoint.components[name]
     check_code(checkpoint.folder, name, library, class_name)
     try:
-        found, _ = get_class_obj_and_candidates(
-            library, class_name, ALL_IMPORTABLE_CLASSES, pipelines, hasattr(pipelines, library)
-        )
+        with quiet_imports():
+            found, _ = get_class_obj_and_candidates(
+                library, class_name, ALL_IMPORTABLE_CLASSES, pipelines, hasattr(pipelines, library)
+            )
     except (AttributeError, ImportError, ValueError) as error:
         raise CheckpointError(
             f"model_index.json in {checkpoint.folder} lists {name} as {library}.{class_name}, "
@@ -237,7 +240,8 @@ def _join(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> Any:
     """Have diffusers load what is no model (tokenizer, scheduler, ...) and put it together."""
     import diffusers
 
-    pipeline_class = getattr(diffusers, checkpoint.class_name, None)
+    with quiet_imports():
+        pipeline_class = getattr(diffusers, checkpoint.class_name, None)
     if pipeline_class is None:
         raise CheckpointError(
             f"model_index.json in {checkpoint.folder} names {checkpoint.class_name}, which is not "

@@ -29,9 +29,11 @@ ALLOWED = {
     "trust.py": {"diffusers", "weights"},
     "components.py": {"torch", "diffusers", "transformers", "accelerate", "trust", "weights"},
     "extras.py": set(),
+    "imports.py": set(),
     "quantization.py": {"torchao", "diffusers", "extras"},
     "checkpoint.py": {
         "checkpoint_folder",
+        "imports",
         "quantization",
         "torch",
         "diffusers",
@@ -43,7 +45,7 @@ ALLOWED = {
     },
     "modules": {
         *("torch", "lightning", "diffusers", "transformers", "numpy", "PIL", "av"),
-        *("checkpoint", "components", "weights", "config", "output", "modules"),
+        *("checkpoint", "components", "weights", "config", "imports", "output", "modules"),
     },
     "callbacks": {
         "torch",

@@ -1,10 +1,13 @@
 """One module per model family; which one a checkpoint gets is told by its pipeline's class name."""
 
-from fastvideo_lightning.modules.base import VideoModule
-from fastvideo_lightning.modules.families import FAMILIES
-from fastvideo_lightning.modules.family import FamilyModule
-from fastvideo_lightning.modules.generic import GenericModule
-from fastvideo_lightning.modules.wan import WanModule
+from fastvideo_lightning.imports import quiet_imports
+
+with quiet_imports():
+    from fastvideo_lightning.modules.base import VideoModule
+    from fastvideo_lightning.modules.families import FAMILIES
+    from fastvideo_lightning.modules.family import FamilyModule
+    from fastvideo_lightning.modules.generic import GenericModule
+    from fastvideo_lightning.modules.wan import WanModule
 
 __all__ = ["FamilyModule", "GenericModule", "VideoModule", "WanModule", "find_family"]
 
