@@ -10,12 +10,15 @@ import click
 
 from fastvideo_lightning.options import in_command_words
 
-# Not their parents: lightning sets the level of `lightning.fabric` when it is imported.
+# Not their parents: lightning sets the level of `lightning.fabric` when it is imported, torch its.
 LIBRARY_LOGGERS = (
     "lightning.fabric.utilities.distributed",
     "lightning.fabric.utilities.rank_zero",
     "lightning.pytorch.utilities.rank_zero",
     "torch",
+    "torch.utils._pytree",
+    "torchao",
+    "bitsandbytes",
 )
 
 

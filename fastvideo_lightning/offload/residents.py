@@ -86,6 +86,7 @@ def move(binding: TensorBinding, device: torch.device) -> None:
         return
     leaves = find_leaves(tensor, binding.fqn)
     if leaves[0] is tensor:
-        tensor.data = tensor.detach().to(device)
+        for leaf in leaves:
+            leaf.data = leaf.detach().to(device)
     else:
         binding.bind(rebuild(tensor, [leaf.detach().to(device) for leaf in leaves]))

@@ -9,7 +9,7 @@ from torch import nn
 from fastvideo_lightning.offload.bindings import Shown, TensorBinding, show, split_ties
 from fastvideo_lightning.offload.host import HostMaster, HostMemory
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.leaves import find_leaves, rebuild, same_bytes
+from fastvideo_lightning.offload.leaves import fill, find_leaves, leaves_of, rebuild
 from fastvideo_lightning.offload.reading import file_position, find_source, source_spec
 from fastvideo_lightning.offload.recording import kept_views, with_way_back
 from fastvideo_lightning.offload.rest import Rest
@@ -96,7 +96,7 @@ class OffloadUnit:
                 specs.append(source_spec(found[binding], run_device))
                 self.sources.append(found[binding])
                 continue
-            for leaf in find_leaves(binding.tensor, binding.fqn):
+            for leaf in leaves_of(binding):
                 spec = TensorSpec.of(leaf)
                 specs.append(spec.at(leaf.data_ptr()) if run_device.type == "cpu" else spec)
                 self.sources.append(None)
@@ -118,8 +118,7 @@ class OffloadUnit:
             else:
                 for leaf in find_leaves(tensor, binding.fqn):
                     view, _, is_filled = next(leaves)
-                    if not (is_filled and same_bytes(view, leaf)):
-                        view.copy_(leaf.detach())
+                    fill(view, leaf, is_filled=is_filled)
                     leaf.data = view  # the old memory goes: each byte is held once
             self.hosts.append(tensor)
         self.sources = []

@@ -1,5 +1,6 @@
 """The strategy that leaves every weight on the host; callbacks place them."""
 
+import warnings
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -44,6 +45,8 @@ class HostResidentStrategy(ParallelStrategy):
         context_parallel: int = 1,
     ) -> None:
         super().__init__()
+        # Fabric warns of it and means to move them: weights that are read, beside those on meta.
+        warnings.filterwarnings("ignore", message=r"The model passed to `Fabric\.setup")
         self.num_nodes = 1
         self._process_group_backend = process_group_backend
         self._timeout = timeout

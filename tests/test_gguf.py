@@ -1,0 +1,107 @@
+"""A denoiser from a GGUF file: streamed and plain make the same, from the bytes of the file."""
+
+from pathlib import Path
+
+import checkpoints
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from checkpoints import PROMPT, SIZE
+from references import SEED, load_plain
+
+from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
+from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
+
+gguf = pytest.importorskip("gguf", reason="needs gguf")
+
+SAMPLING = {**SIZE, "guidance_scale": 3.0}
+WIDTHS = {"num_attention_heads": 4, "attention_head_dim": 16, "ffn_dim": 64}
+PLACEMENTS = {
+    "pinned": lambda: LayerwiseOffload("transformer", host_memory="pinned"),
+    "skippable": lambda: LayerwiseOffload("transformer", skippable=True),
+    "model": lambda: ModelOffload("transformer"),
+    "resident": lambda: Resident("transformer"),
+    "cpu": lambda: CPUExecution("transformer"),
+}
+
+
+@pytest.fixture(scope="module", params=["Q8_0", "Q4_0"])
+def file(request, tmp_path_factory) -> Path:
+    """A checkpoint's folder, with its transformer in a GGUF file too."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = checkpoints.transformer(seed=1, num_layers=4, **WIDTHS)
+    checkpoints.save(checkpoints.text_pipeline(transformer=model), folder)
+    kind = gguf.GGMLQuantizationType[request.param]
+    writer = gguf.GGUFWriter(folder / "transformer.gguf", "wan")
+    for name, tensor in model.state_dict().items():
+        values = tensor.float().numpy()
+        if "blocks" in name and values.ndim == 2:
+            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "transformer.gguf"
+
+
+def load(file: Path):
+    from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
+
+    pipeline = load_plain(file.parent, expects_image=False)
+    pipeline.transformer = WanTransformer3DModel.from_single_file(
+        str(file),
+        quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
+        config=str(file.parent),
+        subfolder="transformer",
+        torch_dtype=torch.float32,
+    )
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def expected(file) -> np.ndarray:
+    output = load(file)(
+        prompt=PROMPT,
+        generator=torch.Generator("cpu").manual_seed(SEED),
+        output_type="pil",
+        **SAMPLING,
+    )
+    return np.stack([np.asarray(frame) for frame in output.frames[0]])
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_frames_of_a_gguf_file_are_those_of_plain_diffusers_wherever_it_is(
+    placement, file, expected
+) -> None:
+    callback = PLACEMENTS[placement]()
+    fabric = L.Fabric(
+        accelerator="cpu", devices=1, strategy=HostResidentStrategy(), callbacks=[callback]
+    )
+    fabric.launch()
+    module = VideoModule.from_pipeline(load(file))
+    fabric.setup(module)
+    for _ in range(2):
+        prompts = PromptDataset([PROMPT], seed=SEED, **SAMPLING)
+        (video,) = PredictLoop(fabric).run(module, prompts, return_predictions=True)
+        assert np.array_equal(video.frames, expected)
+    weight = module.get_submodule("transformer.blocks.0.attn1.to_q").weight
+    assert type(weight).__name__ == "GGUFParameter"
+    assert weight.dtype == torch.uint8
+    fabric.call("teardown")
+
+
+def test_a_block_moves_as_the_bytes_of_its_file(file) -> None:
+    module = VideoModule.from_pipeline(load(file))
+    streaming = LayerwiseOffload("transformer")
+    (unit, *_) = streaming.attach(module, "cpu").engine.units
+    kind = unit.module.attn1.to_q.weight.quant_type
+    streaming.detach()
+    block = checkpoints.transformer(seed=1, num_layers=1, **WIDTHS).blocks[0]
+    in_fp32 = sum(weight.numel() * 4 for weight in block.parameters() if weight.dim() == 2)
+    values, size_bytes = gguf.GGML_QUANT_SIZES[kind]
+    share = size_bytes / (4 * values)
+    small = sum(-(-w.numel() * 4 // 512) * 512 for w in block.parameters() if w.dim() != 2)
+    assert abs(unit.size_bytes - in_fp32 * share - small) < 0.05 * in_fp32
