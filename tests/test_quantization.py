@@ -200,6 +200,6 @@ def test_packing_refuses_a_quantized_dtype(checkpoint, tmp_path) -> None:
 
 
 def test_without_torchao_it_says_what_to_install(checkpoint, monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
+    monkeypatch.setattr("fastvideo_lightning.extras.find_spec", lambda package: None)
     with pytest.raises(ImportError, match=r"fastvideo-lightning\[quantized\]"):
         VideoModule.from_pretrained(checkpoint("t2v"), dtype="fp8")
