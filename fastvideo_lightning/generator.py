@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fastvideo_lightning.batch.generating import GeneratesBatches
 from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords, check_switch
+from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.devices import check_devices, count_nodes
 from fastvideo_lightning.lora import GeneratesWithLora
 from fastvideo_lightning.output import GeneratedVideo, check_output_folder
@@ -118,6 +119,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         """
         check_keywords(flags, known=_FLAGS, others=_LOADING, where="from_pretrained()")
         config = OffloadConfig(**flags)
+        check_dtype(dtype, config)
         device_type = check_devices(num_gpus, accelerator)
         from fastvideo_lightning.modules import VideoModule
 

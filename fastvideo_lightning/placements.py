@@ -31,6 +31,8 @@ def make_placements(
             f"shard_transport={config.shard_transport!r} has no effect where not several processes "
             "stream."
         )
+    if config.dit_resident_blocks and config.use_fsdp_inference:
+        _say_once("dit_resident_blocks has no effect with use_fsdp_inference=True.")
     memory = config.host_memory if config.pin_cpu_memory else "pageable"
     if not on_gpu and num_processes > 1 and streams:
         _say_once(

@@ -11,6 +11,7 @@ from fastvideo_lightning.checkpoint_folder import find_folder
 from fastvideo_lightning.commands.batch import read_prompts, report_batch
 from fastvideo_lightning.commands.report import watch_run
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.extras import check_installed
 from fastvideo_lightning.messages import be_quiet, is_first_process, quieten_libraries, say
 from fastvideo_lightning.mistakes import users_mistakes
@@ -91,6 +92,7 @@ class Request:
         from fastvideo_lightning.report import check_report_path
 
         find_folder(self.choices["model"], revision=self.choices.get("revision"))
+        check_dtype(self.choices["dtype"], self.config)
         check_quantization(self.choices["dtype"])
         if "lora" in self.choices:
             check_installed("peft", extra="lora", needed_by="--lora")

@@ -6,6 +6,7 @@ from math import isfinite
 from numbers import Real
 from typing import Any, Self
 
+from fastvideo_lightning.config.conflicts import check_combinations
 from fastvideo_lightning.config.names import check_known
 
 CACHES = ("first_block", "taylorseer", "pyramid")
@@ -50,8 +51,7 @@ class OffloadConfig:
 
     Raises:
         TypeError: If a flag is not a bool.
-        ValueError: If `use_fsdp_inference` meets `dit_layerwise_offload` or a budget, or
-            `pin_cpu_memory=False` a kind of host memory that is pinned.
+        ValueError: If a value is unknown, or two flags cannot be combined (see `conflicts`).
     """
 
     dit_layerwise_offload: bool = True
@@ -111,16 +111,7 @@ class OffloadConfig:
                     f"Pass {field.name}=True or {field.name}=False."
                 )
         self._check_acceleration()
-        self._check_graphs()
-        if self.use_fsdp_inference and self.dit_layerwise_offload:
-            conflict = ValueError(
-                "dit_layerwise_offload=True cannot be combined with use_fsdp_inference=True: "
-                "FSDP already moves the denoiser's weights layer by layer. "
-                "Pass dit_layerwise_offload=False, or leave FSDP off."
-            )
-            if "dit_layerwise_offload" not in self.given:
-                conflict.add_note("dit_layerwise_offload is on unless it is turned off.")
-            raise conflict
+        check_combinations(self)
 
     @property
     def given(self) -> frozenset[str]:
@@ -135,48 +126,11 @@ class OffloadConfig:
                 f"attention_backend must be a name, got {backend!r}. Pass one that diffusers "
                 "knows, such as attention_backend='native'."
             )
-        if self.cache is None:
-            return
-        if self.cache not in CACHES:
+        if self.cache is not None and self.cache not in CACHES:
             raise ValueError(
                 f"cache must be one of {', '.join(CACHES)}, got {self.cache!r}. "
                 "Pass cache='first_block', or leave it out."
             )
-        if self.compile:
-            raise ValueError(
-                f"cache={self.cache!r} cannot be combined with compile=True: whether a block is "
-                "computed is decided while the step runs. Leave one of the two out."
-            )
-
-    def _check_graphs(self) -> None:
-        if not self.cuda_graphs:
-            return
-        is_pageable = self.host_memory == "pageable" or not self.pin_cpu_memory
-        alike = "several processes would have to capture alike"
-        for meets, other, reason in (
-            (
-                self.use_fsdp_inference,
-                "use_fsdp_inference=True",
-                "FSDP gathers weights to other addresses in every step",
-            ),
-            (
-                self.cache is not None,
-                f"cache={self.cache!r}",
-                "a cache decides anew in every step what is computed",
-            ),
-            (self.context_parallel > 1, f"context_parallel={self.context_parallel}", alike),
-            (self.shard_transport == "gather", "shard_transport='gather'", alike),
-            (
-                self.dit_layerwise_offload and is_pageable,
-                "pageable host memory",
-                "a graph copies from pinned memory alone",
-            ),
-        ):
-            if meets:
-                raise ValueError(
-                    f"cuda_graphs=True cannot be combined with {other}: {reason}. Leave one of the "
-                    "two out."
-                )
 
     @classmethod
     def from_mapping(cls, flags: Mapping[str, Any]) -> Self:
@@ -193,11 +147,6 @@ class OffloadConfig:
             raise TypeError(f"{wanted}, got {budget!r}. Pass one such as gpu_memory_budget=12.")
         if isinstance(budget, Real) and not (isfinite(budget) and budget > 0):
             raise ValueError(f"{wanted}, got {budget!r}. Pass one such as gpu_memory_budget=12.")
-        if budget is not None and self.use_fsdp_inference:
-            raise ValueError(
-                f"gpu_memory_budget={budget} cannot be combined with use_fsdp_inference=True, "
-                "whose shards it does not place. Leave one of the two out."
-            )
         if self.on_oom not in ON_OOM:
             raise ValueError(
                 f"on_oom must be one of {', '.join(ON_OOM)}, got {self.on_oom!r}. "

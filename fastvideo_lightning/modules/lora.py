@@ -1,7 +1,8 @@
 """LoRA adapters of a video module, by diffusers' own loaders and PEFT."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from math import isfinite
 from numbers import Real
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from fastvideo_lightning.config.lora import find_lora, name_of_lora
+from fastvideo_lightning.modules.divided import check_can_fuse, place_beside_shards, undivided
 
 
 class TakesLora:
@@ -22,6 +24,7 @@ class TakesLora:
 
     pipeline: Any
     denoisers: Any
+    execution_device: Any
     _lora_weights: Mapping[str, float] = MappingProxyType({})
 
     @property
@@ -71,9 +74,9 @@ class TakesLora:
         kwargs = {} if found is None else {"weight_name": found.name}
         kwargs |= self._expert_arguments(denoiser)
         before = self.loras
-        pipeline.load_lora_weights(
-            os.fspath(path) if found is None else str(found.parent), adapter_name=name, **kwargs
-        )
+        folder = os.fspath(path) if found is None else str(found.parent)
+        with self._undivided():
+            pipeline.load_lora_weights(folder, adapter_name=name, **kwargs)
         if name not in (names := {n for some in _loaded(pipeline).values() for n in some}):
             raise ValueError(
                 f"{os.fspath(path)} holds no LoRA weights for {type(pipeline).__name__} (loaded "
@@ -114,10 +117,12 @@ class TakesLora:
             scale: Multiplies the adapters' own weights.
 
         Raises:
-            ValueError: If none is loaded.
+            ValueError: If none is loaded, or FSDP shards the weights.
         """
         self._check_loaded()
         _check_weight("scale", scale)
+        for fqn in self.denoisers:
+            check_can_fuse(fqn, self.get_submodule(fqn))  # type: ignore[attr-defined]
         self.pipeline.fuse_lora(components=list(_loaded(self.pipeline)), lora_scale=scale)
 
     def unfuse_lora(self) -> None:
@@ -132,19 +137,29 @@ class TakesLora:
             ValueError: If there is none of that name.
         """
         loaded = self.loras
-        if name is None:
-            if loaded:
-                self.pipeline.unload_lora_weights()
-        elif name not in loaded:
+        if name is not None and name not in loaded:
             raise ValueError(
                 f"No LoRA named {name!r} is loaded (loaded are: {', '.join(loaded) or 'none'})."
             )
-        elif len(loaded) == 1:
-            self.pipeline.unload_lora_weights()
-        else:
-            self.pipeline.delete_adapters(name)
+        with self._undivided():
+            if name is not None and len(loaded) > 1:
+                self.pipeline.delete_adapters(name)
+            elif loaded:
+                self.pipeline.unload_lora_weights()
         left = {n: w for n, w in loaded.items() if name is not None and n != name}
         self.set_loras(left)
+
+    @contextmanager
+    def _undivided(self) -> Iterator[None]:
+        """While layers are put around others, or taken away, have no denoiser divided."""
+        with ExitStack() as divided:
+            for fqn in self.denoisers:
+                denoiser = self.get_submodule(fqn)  # type: ignore[attr-defined]
+                divided.enter_context(undivided(denoiser))
+            yield
+            for fqn in self.denoisers:
+                denoiser = self.get_submodule(fqn)  # type: ignore[attr-defined]
+                place_beside_shards(denoiser, self.execution_device)
 
     def _check_loaded(self) -> None:
         if not self.loras:

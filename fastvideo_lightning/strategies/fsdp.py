@@ -7,7 +7,7 @@ from typing import Any
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 from torch.distributed.constants import default_pg_timeout
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fastvideo_lightning.sharing import Replica
 from fastvideo_lightning.strategies.context import ContextParallel, HasDenoisers
@@ -79,7 +79,9 @@ class FSDPInferenceStrategy(ModelParallelStrategy):
         """
         check_precision(self.precision)
         self._context.enable(module, self.world_size, self.root_device)
-        return self._shard(module, self.device_mesh["data_parallel"])
+        # PEFT tells by the name that a layer computes with the whole weight, not with its shard.
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("fsdp",))
+        return self._shard(module, mesh)
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None

@@ -7,6 +7,8 @@ process. Who learns of a failure waits a moment for what others have to say, bec
 gone makes the others fail too; the earliest failure that does not look like such a consequence is
 the cause. Then the main thread is asked to end as by SIGTERM, so that it can tidy up; a collective
 that waits for the dead does not hear that, and the process is ended by force.
+Ctrl-C is no failure: it reaches all processes, and where one has ended by it, the others get some
+seconds to do the same. The start of the process group, for one, does not hear it.
 """
 
 import _thread
@@ -29,7 +31,9 @@ _LISTEN_S = 1.5  # for what other processes have to say
 _CAUSE_S = 5.0  # for a process that has failed to be gone
 _TIDY_S = 3.0  # for a main thread to end by itself
 _LAST_S = 20.0  # for the other processes, after the first has ended without a failure
-_STOPPED = (-signal.SIGINT, 128 + signal.SIGINT)  # Ctrl-C reaches all processes by itself
+_STOP_S = 5.0  # for a main thread to end by Ctrl-C, once another process has
+_INTERRUPTED = 128 + signal.SIGINT
+_STOPPED = (-signal.SIGINT, _INTERRUPTED)
 
 
 class RankGuard(threading.Thread):
@@ -70,8 +74,11 @@ class RankGuard(threading.Thread):
         super().start()
 
     def run(self) -> None:
-        """Watch until a process fails, then end this one, and in the first process all."""
+        """Watch until a process ends too early, then end this one, and in the first process all."""
         while not (self._failed_here.is_set() or self._find_dead()):
+            if self._find_stopped():
+                self._stop()
+                return
             time.sleep(_POLL_S)
         if self._failed_here.wait(_CAUSE_S if self._is_ending else _LISTEN_S):
             time.sleep(_LISTEN_S + 2 * _TIDY_S)  # by then the main thread has ended the process
@@ -96,6 +103,7 @@ class RankGuard(threading.Thread):
         if isinstance(error, SystemExit | KeyboardInterrupt):
             if isinstance(error, KeyboardInterrupt):
                 self._failed_here.set()
+                return bool(self._children)  # one process shows it
             return True
         self._is_ending = True
         own = Failure.of(self._rank, error)
@@ -126,7 +134,10 @@ class RankGuard(threading.Thread):
             if time.monotonic() > until:
                 rank = next(r for r, child in self._children.items() if child.poll() is None)
                 self._end_children()
-                self._leave(Failure(False, 0.0, rank, f"it had not ended after {_LAST_S:.0f} s"))
+                reason = (
+                    f"it ended while rank {rank} was at work, and {_LAST_S:.0f} s later still was"
+                )
+                self._leave(Failure(False, 0.0, self._rank, reason))
             time.sleep(_POLL_S / 4)
         if self._find_dead() and not self._is_told:
             self.join()  # it ends the process
@@ -143,6 +154,19 @@ class RankGuard(threading.Thread):
         if not self._children:
             return os.getppid() != self._parent
         return any(child.poll() not in (None, 0, *_STOPPED) for child in self._children.values())
+
+    def _find_stopped(self) -> bool:
+        """Whether another process has ended by Ctrl-C."""
+        return any(child.poll() in _STOPPED for child in self._children.values())
+
+    def _stop(self) -> None:
+        """Let the main thread end by Ctrl-C too; where it does not hear it, end the process."""
+        if self._is_tidy.wait(_STOP_S):
+            return
+        self._end_children()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        print("Stopped.", file=sys.stderr, flush=True)
+        os._exit(_INTERRUPTED)
 
     def _find_cause(self) -> Failure | None:
         failures = read_failures(self._folder)

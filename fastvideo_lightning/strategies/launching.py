@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ class GuardedLauncher(_SubprocessScriptLauncher):
         first_rank = environment.node_rank() * self.num_processes
         if not environment.creates_processes_externally:
             os.environ[_FOLDER] = tempfile.mkdtemp(prefix="fastvideo-ranks-")
-            self._call_children_scripts()
+            self._start_others()
             children = {first_rank + 1 + i: process for i, process in enumerate(self.procs)}
             _start_guard(RankGuard(Path(os.environ[_FOLDER]), first_rank, children=children))
         elif _FOLDER in os.environ:
@@ -41,6 +42,16 @@ class GuardedLauncher(_SubprocessScriptLauncher):
             _start_guard(RankGuard(Path(os.environ[_FOLDER]), rank, first_rank=first_rank))
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
+
+    def _start_others(self) -> None:
+        """Start the other processes: all of them, or after an exception none."""
+        try:
+            self._call_children_scripts()
+        except BaseException:  # Ctrl-C, most likely: Lightning waits a second after each
+            for process in self.procs:
+                process.kill()
+            shutil.rmtree(os.environ.pop(_FOLDER), ignore_errors=True)
+            raise
 
 
 def note_failure(error: BaseException, *, is_told: bool = False) -> bool:

@@ -41,7 +41,11 @@ def shard_denoiser(
         device: This rank's device.
         cpu_offload: Keep the parts in host memory.
         pin_memory: Pin them there.
+
+    Raises:
+        ValueError: If a weight is quantized.
     """
+    _check_plain(fqn, denoiser)
     offloads = cpu_offload and device.type != "cpu"
     policy = CPUOffloadPolicy(pin_memory=pin_memory) if offloads else OffloadPolicy()
     denoiser.requires_grad_(False)
@@ -66,6 +70,17 @@ def shard_denoiser(
         fqn, denoiser, sources, device=device, host=offloads, pin_memory=offloads and pin_memory
     )
     denoiser.register_forward_hook(lambda *_: reset_iteration(root), always_call=True)
+
+
+def _check_plain(fqn: str, denoiser: nn.Module) -> None:
+    for name, weight in denoiser.named_parameters():
+        kind = type(weight) if type(weight) is not nn.Parameter else type(weight.data)
+        if kind not in (nn.Parameter, torch.Tensor):
+            raise ValueError(
+                f"{fqn}.{name} is a {kind.__name__}, which FSDP does not divide. Leave FSDP off: "
+                "with dit_layerwise_offload=True quantized weights stream, over several GPUs as "
+                "well."
+            )
 
 
 def read_shards(

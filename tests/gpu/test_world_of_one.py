@@ -74,3 +74,29 @@ def test_one_process_makes_the_frames_of_plain_diffusers(
         assert {weight.to_local().device.type for weight in weights} == {at}
         pinned = {weight.to_local().is_pinned() for weight in weights}
         assert pinned == {on_gpu and way == "fsdp-host"}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", ["fsdp", "fsdp-host"])
+def test_adapters_come_and_go_around_shards(way, device, checkpoint, tmp_path):
+    pytest.importorskip("peft", reason="needs PEFT")
+    from loras import write_lora
+
+    folder, on_gpu = checkpoint("t2v"), device == "cuda"
+    lora = write_lora(folder, tmp_path / "lora", seed=3)
+    options = {"accelerator": "gpu" if on_gpu else "cpu", "text_encoder_cpu_offload": False}
+    sampling = {"save_video": False, "seed": SEED, **sampling_of("t2v", {})}
+    frames = []
+    for flags in ({"dit_layerwise_offload": False}, WAYS[way]):
+        with VideoGenerator.from_pretrained(folder, **options, **flags) as generator:
+            for change in (lambda g: None, lambda g: g.load_lora(lora), lambda g: g.unload_lora()):
+                change(generator)
+                frames.append(generator.generate_video(PROMPT, **sampling).frames.astype(int))
+            if "fsdp" in str(flags):
+                generator.load_lora(lora)
+                with pytest.raises(ValueError, match="fuse_lora cannot .* transformer, which FSDP"):
+                    generator.fuse_lora()
+    assert (frames[0] != frames[1]).any()
+    for resident, sharded in zip(frames[:3], frames[3:], strict=True):
+        # On a CPU the last bit of a product depends on where in memory a weight begins.
+        assert np.abs(resident - sharded).max() <= (not on_gpu)

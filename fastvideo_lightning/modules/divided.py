@@ -1,0 +1,51 @@
+"""Adapters around denoisers that several processes have divided, by FSDP or context parallel."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+@contextmanager
+def undivided(denoiser: nn.Module) -> Iterator[None]:
+    """Take away what divides a denoiser's tokens, and put it back around the layers that are then.
+
+    Diffusers' hooks sit at single layers. An adapter around one of them would be left out: the
+    output would be gathered within it, and the adapter's part added to that is of one process.
+    """
+    from diffusers.hooks.context_parallel import apply_context_parallel, remove_context_parallel
+
+    model: Any = denoiser
+    config = getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None)
+    if config is None:
+        yield
+        return
+    remove_context_parallel(model, model._cp_plan)
+    try:
+        yield
+    finally:
+        apply_context_parallel(model, config, model._cp_plan)
+
+
+def place_beside_shards(denoiser: nn.Module, device: torch.device) -> None:
+    """Bring the adapters of a denoiser that FSDP shards to the device, whole.
+
+    PEFT leaves them where the weights are that they belong to, and shards may be on the host.
+    """
+    weights = list(denoiser.parameters())
+    if any(isinstance(weight, DTensor) for weight in weights):
+        for weight in weights:
+            if not isinstance(weight, DTensor):
+                weight.data = weight.data.to(device)
+
+
+def check_can_fuse(fqn: str, denoiser: nn.Module) -> None:
+    """Raise ValueError where adapters cannot be added to the weights."""
+    if any(isinstance(weight, DTensor) for weight in denoiser.parameters()):
+        raise ValueError(
+            f"fuse_lora cannot add to the weights of {fqn}, which FSDP shards. Leave it out: "
+            "unfused adapters count as they are."
+        )
