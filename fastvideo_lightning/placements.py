@@ -33,6 +33,11 @@ def make_placements(
         )
     if config.dit_resident_blocks and config.use_fsdp_inference:
         _say_once("dit_resident_blocks has no effect with use_fsdp_inference=True.")
+    if not on_gpu and config.gpu_memory_budget is not None:
+        _say_once(
+            f"gpu_memory_budget={config.gpu_memory_budget} has no effect on the CPU: there is no "
+            "GPU memory to keep to it."
+        )
     memory = config.host_memory if config.pin_cpu_memory else "pageable"
     if not on_gpu and num_processes > 1 and streams:
         _say_once(

@@ -107,6 +107,10 @@ def test_encoders_and_vae_follow_their_own_flags_with_fsdp_too(placed, fsdp, fla
             "which streams the encoder instead.",
         ),
         (
+            {"gpu_memory_budget": 12, "on_gpu": False},
+            "gpu_memory_budget=12 has no effect on the CPU: there is no GPU memory to keep to it.",
+        ),
+        (
             {**FSDP, "on_gpu": False, "num_processes": 2},
             "Running on the CPU: weights stay in host memory and compute there, so the offload "
             "flags have no effect.",

@@ -76,7 +76,7 @@ ALLOWED = {
     "cli.py": {"", "click", "messages", "options", "commands"},
     "plan": {
         *("torch", "diffusers", "rich", "psutil", "platformdirs"),
-        *("config", "modules", "offload", "plan"),
+        *("config", "modules", "offload", "plan", "quantization"),
     },
     "serve": {
         *("gradio", "starlette", "torch", "PIL", "config", "modules", "output", "checkpoint"),

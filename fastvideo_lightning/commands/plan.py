@@ -18,7 +18,7 @@ from fastvideo_lightning.options import (
 if TYPE_CHECKING:
     from fastvideo_lightning.plan import Plan
 
-_NAMES = {"model", "revision", "variant", "dtype", "height", "width", "num_frames"}
+_NAMES = {"model", "revision", "variant", "allow_pickle", "dtype", "height", "width", "num_frames"}
 _NAMES |= {"num_inference_steps", "guidance_scale", "image_path", *FLAGS} - {"on_oom"}
 _EXAMPLES = """\b
 Examples:
@@ -60,7 +60,11 @@ def plan(
         from rich.console import Console
 
         console = Console()
+        if not console.is_terminal:
+            console.width = 100
         console.print(made, soft_wrap=not console.is_terminal)
+        if made.machine is None:
+            click.echo('Name a card for times: --gpu "RTX 4090".', err=True)
 
 
 def _make(
@@ -72,17 +76,15 @@ def _make(
         find_card(gpu)  # before seconds of imports
     import torch
 
-    from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.plan import make_plan
+    from fastvideo_lightning.plan.planning import open_headers
 
-    module = VideoModule.from_pretrained(
-        typed.get("model", "tiny-shapes"),
-        dtype=typed.get("dtype", "auto"),
-        revision=typed.get("revision"),
-        variant=typed.get("variant"),
-        device_type="cuda",
-    )
+    dtype = typed.get("dtype", "auto")
+    loading = {k: typed[k] for k in ("revision", "variant", "allow_pickle") if k in typed}
+    module = open_headers(typed.get("model", "tiny-shapes"), dtype=dtype, **loading)
     known = gpu is not None or torch.cuda.is_available()
     budget = config.gpu_memory_budget or ("auto" if known else None)
     name = str(typed.get("model", "tiny-shapes"))
-    return make_plan(module, params, budget_gib=budget, card=gpu, flags=config, name=name)
+    return make_plan(
+        module, params, budget_gib=budget, card=gpu, flags=config, name=name, dtype=dtype
+    )

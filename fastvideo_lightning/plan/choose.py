@@ -167,8 +167,9 @@ def _allowed(options: list[dict[str, object]], given: OffloadConfig) -> list[dic
 
 
 def round_up(size_bytes: float) -> float:
-    """GiB with one decimal, never less."""
-    return ceil(size_bytes / GIB * 10) / 10
+    """GiB with one decimal, below 1 with two, never less."""
+    digits = 10 if size_bytes >= GIB else 100
+    return ceil(size_bytes / GIB * digits) / digits
 
 
 def _rank(each: Prediction) -> tuple[bool, int, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -9,7 +10,7 @@ from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.roles import Role, role_of
 from fastvideo_lightning.offload.bindings import TensorBinding, find_bindings, split_by_owner
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.leaves import find_leaves
+from fastvideo_lightning.offload.leaves import find_leaves, is_plain
 from fastvideo_lightning.offload.partition import find_block_lists
 from fastvideo_lightning.offload.reading import find_source, source_spec
 
@@ -50,6 +51,7 @@ class ComponentSize:
         between: What lies between the blocks, or everything where there are none.
         whole: All of it.
         tables: Embedding tables, which are part of `between` too.
+        is_quantized: Whether weights have fewer bits than they compute with.
     """
 
     fqn: str
@@ -58,17 +60,31 @@ class ComponentSize:
     between: PartSize
     whole: PartSize
     tables: tuple[PartSize, ...] = ()
+    is_quantized: bool = False
 
 
-def measure_components(module: VideoModule) -> tuple[ComponentSize, ...]:
-    """Weigh every component of a module, which may be on meta."""
+def measure_components(
+    module: VideoModule, *, quantization: str | None = None
+) -> tuple[ComponentSize, ...]:
+    """Weigh every component of a module, which may be on meta.
+
+    Args:
+        module: The model.
+        quantization: Weigh its denoisers as if they were loaded as `fp8` or `int8`.
+    """
     return tuple(
-        _measure(module, name, type(component)) for name, component in module.named_children()
+        _measure(module, name, type(component), quantization)
+        for name, component in module.named_children()
     )
 
 
-def _measure(root: VideoModule, name: str, component_class: type) -> ComponentSize:
+def _measure(
+    root: VideoModule, name: str, component_class: type, quantization: str | None
+) -> ComponentSize:
     component = root.get_submodule(name)
+    if role_of(component_class) is not Role.DENOISER:
+        quantization = None
+    part = partial(_part, root, quantization)
     blocks = [block for found in find_block_lists(component) for _, block in found.blocks]
     bindings = find_bindings(component, name)
     inside, between = split_by_owner(bindings, blocks)
@@ -80,15 +96,25 @@ def _measure(root: VideoModule, name: str, component_class: type) -> ComponentSi
     return ComponentSize(
         name,
         role_of(component_class),
-        tuple(_part(root, block) for block in inside),
-        _part(root, between),
-        _part(root, bindings),
-        tuple(_part(root, [table]) for table in tables),
+        tuple(part(block) for block in inside),
+        part(between),
+        part(bindings),
+        tuple(part([table]) for table in tables),
+        quantization is not None or not all(is_plain(binding.tensor) for binding in bindings),
     )
 
 
-def _part(root: VideoModule, bindings: Sequence[TensorBinding]) -> PartSize:
+def _part(
+    root: VideoModule, quantization: str | None, bindings: Sequence[TensorBinding]
+) -> PartSize:
     specs = [spec for binding in bindings for spec in _specs(root, binding)]
+    if quantization is not None:
+        specs = [
+            narrow
+            for binding in bindings
+            for spec in _specs(root, binding)
+            for narrow in _narrow(binding, spec, quantization)
+        ]
     sizes = [spec.size_bytes for spec in specs]
     num_weights = sum(binding.tensor.numel() for binding in bindings)
     return PartSize(SlabLayout(specs).size_bytes, reserved_bytes(sizes), num_weights)
@@ -98,6 +124,20 @@ def _specs(root: VideoModule, binding: TensorBinding) -> list[TensorSpec]:
     if any(name in root.weight_sources for name in binding.names):
         return [source_spec(find_source(binding, root.weight_sources), _GPU)]
     return [TensorSpec.of(leaf) for leaf in find_leaves(binding.tensor, binding.fqn)]
+
+
+def _narrow(binding: TensorBinding, spec: TensorSpec, quantization: str) -> list[TensorSpec]:
+    """A linear layer's weight as torchao keeps it, row by row; other tensors as they are."""
+    place = binding.places[0]
+    is_linear = type(place.owner) is torch.nn.Linear and place.name == "weight"
+    if not is_linear or spec.dtype is torch.float32:  # what a library keeps so
+        return [spec]
+    rows = spec.shape[:1]
+    of_rows = {"fp8": (torch.float32,), "int8": (torch.float32, torch.int8)}[quantization]
+    return [
+        TensorSpec.contiguous(spec.shape, torch.int8),
+        *(TensorSpec.contiguous(rows, dtype) for dtype in of_rows),
+    ]
 
 
 def reserved_bytes(sizes: Iterable[int]) -> int:

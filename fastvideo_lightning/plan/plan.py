@@ -7,6 +7,7 @@ from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.choose import CHOSEN, round_up
 from fastvideo_lightning.plan.machine import GIB, Machine
+from fastvideo_lightning.plan.notes import make_notes
 from fastvideo_lightning.plan.predict import Prediction, predict
 from fastvideo_lightning.plan.subject import Subject
 
@@ -84,6 +85,11 @@ class Plan:
         time = self.prediction.stages[1].time_s
         return None if time is None else time / self.subject.request.num_steps
 
+    @property
+    def notes(self) -> list[str]:
+        """What the plan changes of the pixels, and what it leaves out, in sentences."""
+        return make_notes(self.subject, self.prediction, self.machine)
+
     def under(self, config: OffloadConfig) -> Prediction:
         """Predict the same video under other flags."""
         return predict(self.subject, config, self.machine)
@@ -104,6 +110,7 @@ class Plan:
             "host_bytes": self.host_bytes,
             "time_s": self.time_s,
             "step_s": self.step_s,
+            "notes": self.notes,
             "flags": self.flags,
             "command_line": self.command_line,
         }

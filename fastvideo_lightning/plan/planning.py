@@ -15,6 +15,7 @@ from fastvideo_lightning.plan.plan import Plan
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.probe import load_probe
 from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.quantization import QUANTIZATIONS
 
 # Left alone on a card: its driver's context and what else is drawn with it.
 _CONTEXT_BYTES = GIB
@@ -30,6 +31,7 @@ def make_plan(
     flags: OffloadConfig | Mapping[str, Any] | None = None,
     machine: Machine | None = None,
     name: str | None = None,
+    dtype: str = "auto",
 ) -> Plan:
     """Plan what goes where; reads headers and no weight, and needs no GPU.
 
@@ -42,6 +44,7 @@ def make_plan(
         flags: Flags that the plan keeps.
         machine: The hardware, in place of `card` and of what is found here.
         name: What the plan calls the model; by default what was passed, or its pipeline.
+        dtype: What a model that is named would be loaded with, as in `VideoModule.from_pretrained`.
 
     Raises:
         BudgetTooSmallError: If nothing fits; names the smallest possible budget.
@@ -50,7 +53,7 @@ def make_plan(
     if isinstance(model, VideoModule):
         module, called = model, type(model.pipeline).__name__
     else:
-        module, called = VideoModule.from_pretrained(model, device_type="cuda"), str(model)
+        module, called = open_headers(model, dtype=dtype), str(model)
     params = module.resolve_sampling(params or SamplingParams())
     given = flags if isinstance(flags, OffloadConfig) else OffloadConfig(**(flags or {}))
     if given.use_fsdp_inference:
@@ -62,13 +65,27 @@ def make_plan(
         budget_gib = given.gpu_memory_budget
     machine = machine or (find_card(card) if card else find_machine())
     budget_bytes = find_budget(budget_gib, machine, is_here=card is None)
-    subject = Subject.of(module, params)
+    quantization = dtype if dtype in QUANTIZATIONS else None
+    subject = Subject.of(module, params, quantization=quantization)
     smallest = find_smallest(subject, given, machine)
     if budget_bytes is None:
         chosen = predict(subject, given, machine)
     else:
         chosen = choose(subject, given, machine, budget_bytes)
     return Plan(name or called, subject, chosen, machine, budget_bytes, smallest.reserved_bytes)
+
+
+def open_headers(model: str | PathLike[str], *, dtype: str = "auto", **loading: Any) -> VideoModule:
+    """Open a model as for a GPU without reading a weight.
+
+    Args:
+        model: As in `make_plan`.
+        dtype: As in `VideoModule.from_pretrained`. Quantizing reads every weight: a model that is
+            to be quantized is opened in the dtypes that it is quantized from.
+        **loading: Other arguments of `VideoModule.from_pretrained`.
+    """
+    opened_in = "auto" if dtype in QUANTIZATIONS else dtype
+    return VideoModule.from_pretrained(model, dtype=opened_in, device_type="cuda", **loading)
 
 
 def find_machine() -> Machine | None:

@@ -21,6 +21,7 @@ from fastvideo_lightning.plan.places import (
     place_components,
     slot_size,
 )
+from fastvideo_lightning.plan.speedups import under_flags
 from fastvideo_lightning.plan.subject import Subject
 from fastvideo_lightning.plan.work import Work
 
@@ -95,7 +96,7 @@ def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) ->
     clock = _Clock(machine)
     stages = (
         _encode(subject, config, places, stays, clock),
-        _denoise(subject, places, stays, slot_bytes, clock),
+        _denoise(subject, config, places, stays, slot_bytes, clock),
         _decode(subject, config, places, stays, slot_bytes, clock),
     )
     return Prediction(config, components, stages, slot_bytes)
@@ -201,6 +202,7 @@ def _on_call(subject: Subject, places: dict[str, ComponentPlan], slot_bytes: int
 
 def _denoise(
     subject: Subject,
+    config: OffloadConfig,
     places: dict[str, ComponentPlan],
     stays: int,
     slot_bytes: int,
@@ -212,19 +214,21 @@ def _denoise(
     is_streamed = any(places[size.fqn].streamed_bytes for size in denoisers)
     ahead = sum(_on_call(subject, places, slot_bytes).values()) if is_streamed else 0
     num_calls = subject.request.num_steps * subject.request.num_calls
-    peak = max((subject.work[size.fqn].activation_bytes for size in denoisers), default=0)
+    works = {size.fqn: under_flags(subject.work[size.fqn], config) for size in denoisers}
+    peak = max((work.activation_bytes for work in works.values()), default=0)
+    cached = sum(work.kept_bytes for work in works.values())
     compute = link = total = 0.0
     moved = 0
     kind = "compute"
     for size in denoisers:
-        once, kind = clock.compute(subject.work[size.fqn])
+        once, kind = clock.compute(works[size.fqn])
         copy = clock.link(places[size.fqn].streamed_bytes)
         share = num_calls / len(denoisers)
         compute, link = compute + share * once, link + share * copy
         total += share * max(once, copy)
         moved += round(share * places[size.fqn].streamed_bytes)
         kind = kind if once >= copy else "link"
-    active = FRAGMENTATION * peak + ahead
+    active = FRAGMENTATION * peak + ahead + cached
     return clock.stage("denoise", stays + active, compute, link, total, kind, moved)
 
 

@@ -1,5 +1,6 @@
 """A plan as people read it: tables of components and stages, and the flags they amount to."""
 
+from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,33 @@ if TYPE_CHECKING:
 _COLUMNS = 100
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What all sizes of a plan are shown in."""
+
+    name: str
+    size_bytes: int
+    decimals: int
+
+    @classmethod
+    def of(cls, plan: "Plan") -> "Unit":
+        """GiB, or MiB for a plan in which nothing reaches one."""
+        parts = (part.size_bytes for part in plan.prediction.components)
+        is_small = max(plan.reserved_bytes, *parts) < GIB
+        return cls("MiB", 1 << 20, 1) if is_small else cls("GiB", GIB, 2)
+
+    def show(self, size_bytes: float) -> str:
+        """A size without its unit; 0 for nothing at all."""
+        return f"{size_bytes / self.size_bytes:.{self.decimals}f}" if size_bytes else "0"
+
+
 def draw_plan(plan: "Plan") -> Group:
     """Return what rich prints."""
     headline = Text(_headline(plan), style="bold")
-    lines = [Text(line) for line in _closing_lines(plan)]
-    return Group(headline, Text(), _components(plan), Text(), _stages(plan), Text(), *lines)
+    unit = Unit.of(plan)
+    lines = [Text(line) for line in _closing_lines(plan, unit)]
+    tables = (_components(plan, unit), Text(), _stages(plan, unit))
+    return Group(headline, Text(), *tables, Text(), *lines)
 
 
 def plan_text(plan: "Plan") -> str:
@@ -29,12 +52,6 @@ def plan_text(plan: "Plan") -> str:
     text = StringIO()
     Console(file=text, width=_COLUMNS, color_system=None).print(draw_plan(plan))
     return text.getvalue().rstrip()
-
-
-def gigabytes(size_bytes: float) -> str:
-    """A size in GiB with as many decimals as tell something."""
-    gib = size_bytes / GIB
-    return f"{gib:.2f}" if gib >= 0.1 or not gib else f"{gib:.4f}"
 
 
 def seconds(time_s: float | None) -> str:
@@ -53,61 +70,57 @@ def _headline(plan: "Plan") -> str:
     return line
 
 
-def _components(plan: "Plan") -> Table:
-    table = _table("component", "GiB", "where", "on the GPU, GiB", "in host memory, GiB")
+def _components(plan: "Plan", unit: Unit) -> Table:
+    in_unit = unit.name
+    table = _table(
+        "component", in_unit, "where", f"on the GPU, {in_unit}", f"in host memory, {in_unit}"
+    )
     for part in plan.prediction.components:
-        table.add_row(
-            part.fqn,
-            gigabytes(part.size_bytes),
-            part.where,
-            gigabytes(part.device_bytes),
-            gigabytes(part.host_bytes),
-        )
+        sizes = (part.size_bytes, part.device_bytes, part.host_bytes)
+        whole, device, host = map(unit.show, sizes)
+        table.add_row(part.fqn, whole, part.where, device, host)
     slots = NUM_SLOTS * plan.prediction.slot_bytes
     if slots:
-        table.add_row("", "", f"{NUM_SLOTS} slots that blocks stream through", gigabytes(slots), "")
+        table.add_row("", "", f"{NUM_SLOTS} slots that blocks stream through", unit.show(slots), "")
     return table
 
 
-def _stages(plan: "Plan") -> Table:
-    if plan.machine is None:
-        table = _table("stage", "reserved on the GPU, GiB", "copied to it, GiB")
-        for stage in plan.prediction.stages:
-            moved = gigabytes(stage.moved_bytes)
-            table.add_row(stage.name, gigabytes(stage.reserved_bytes), moved)
-        return table
-    columns = ("time, s", "bound by", "computing, s", "link, s")
-    table = _table("stage", "reserved on the GPU, GiB", "copied to it, GiB", *columns)
+def _stages(plan: "Plan", unit: Unit) -> Table:
+    columns = ["stage", f"reserved on the GPU, {unit.name}", f"copied to it, {unit.name}"]
+    if plan.machine is not None:
+        columns += ["time, s", "bound by", "computing, s", "link, s"]
+    table = _table(*columns)
     for stage in plan.prediction.stages:
-        table.add_row(
-            stage.name,
-            gigabytes(stage.reserved_bytes),
-            gigabytes(stage.moved_bytes),
+        times = (
             seconds(stage.time_s),
             stage.bound,
             seconds(stage.compute_s),
             seconds(stage.link_s),
         )
+        table.add_row(
+            stage.name,
+            unit.show(stage.reserved_bytes),
+            unit.show(stage.moved_bytes),
+            *(times if plan.machine is not None else ()),
+        )
     return table
 
 
-def _closing_lines(plan: "Plan") -> list[str]:
-    memory = f"GPU memory reserved at most: {gigabytes(plan.reserved_bytes)} GiB"
+def _closing_lines(plan: "Plan", unit: Unit) -> list[str]:
+    memory = f"GPU memory reserved at most: {unit.show(plan.reserved_bytes)} {unit.name}"
     if plan.budget_bytes is not None:
-        memory += f" of a budget of {gigabytes(plan.budget_bytes)}"
+        memory += f" of a budget of {plan.budget_bytes / GIB:.2f} GiB"
     lines = [
-        f"{memory}. Smallest possible budget: {round_up(plan.smallest_bytes)} GiB.",
-        f"Host memory for weights: {gigabytes(plan.host_bytes)} GiB.",
+        f"{memory}. Smallest possible budget: {round_up(plan.smallest_bytes):g} GiB.",
+        f"Host memory for weights: {unit.show(plan.host_bytes)} {unit.name}.",
     ]
     if plan.time_s is not None:
         lines.append(
             f"Time: {seconds(plan.time_s)} s a video, {seconds(plan.step_s)} s a denoising step."
         )
     else:
-        lines.append("No times: there is no GPU here that is known. Name a card with --gpu.")
-    if plan.config.vae_tiling:
-        lines.append("The VAE decodes in tiles, which changes pixels slightly.")
-    return [*lines, f"Flags: {plan.command_line}"]
+        lines.append("No times: there is no GPU here that is known.")
+    return [*lines, *plan.notes, f"Flags: {plan.command_line}"]
 
 
 def _table(*columns: str) -> Table:

@@ -28,6 +28,7 @@ class Subject:
         encoding: A VAE's encoding.
         takes_turns: Whether of several denoisers each has a part of the steps to itself: their
             resident blocks share device memory.
+        pipeline: The class of the pipeline.
     """
 
     components: tuple[ComponentSize, ...]
@@ -36,15 +37,24 @@ class Subject:
     tiled: dict[str, Work]
     encoding: dict[str, Work]
     takes_turns: bool = False
+    pipeline: str = "WanPipeline"
 
     @classmethod
-    def of(cls, module: VideoModule, params: SamplingParams) -> "Subject":
-        """Measure a module and a video."""
+    def of(
+        cls, module: VideoModule, params: SamplingParams, *, quantization: str | None = None
+    ) -> "Subject":
+        """Measure a module and a video.
+
+        Args:
+            module: The model, which may be on meta.
+            params: The video.
+            quantization: `fp8` or `int8`, where its denoisers will be loaded so.
+        """
         request = Request.of(module, params)
         work: dict[str, Work] = {}
         tiled: dict[str, Work] = {}
         encoding: dict[str, Work] = {}
-        components = measure_components(module)
+        components = measure_components(module, quantization=quantization)
         for size in components:
             if size.role is Role.DENOISER:
                 work[size.fqn] = denoiser_work(module, size, request)
@@ -54,7 +64,18 @@ class Subject:
                 encoding[size.fqn] = encode_work(module, size, request)
             else:
                 work[size.fqn] = text_encoder_work(module, size)
-        return cls(components, request, work, tiled, encoding, module.denoisers_take_turns)
+        turns, name = module.denoisers_take_turns, type(module.pipeline).__name__
+        return cls(components, request, work, tiled, encoding, turns, name)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the formulas of the work are the model's own."""
+        return self.pipeline.startswith("Wan")
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether a component has its weights in fewer bits than it computes with."""
+        return any(size.is_quantized for size in self.components)
 
     def by_role(self, role: Role) -> list[ComponentSize]:
         """The components that play a part."""

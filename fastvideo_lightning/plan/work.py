@@ -7,7 +7,8 @@ a GPU. Shapes: a latent is [channels, latent frames, height / 8, width / 8]; tok
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -40,6 +41,8 @@ class Work:
         attention_flop: In attention.
         traffic_bytes: Of device memory, in everything else.
         num_kernels: Kernels to launch.
+        cached_bytes: What each of diffusers' caches would keep on the device from call to call.
+        kept_bytes: What the one that is turned on does keep.
     """
 
     activation_bytes: int = 0
@@ -47,6 +50,8 @@ class Work:
     attention_flop: float = 0
     traffic_bytes: float = 0
     num_kernels: int = 0
+    cached_bytes: Mapping[str, int] = field(default_factory=dict)
+    kept_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,11 @@ class Request:
         """Of one frame."""
         return self.height * self.width
 
+    @property
+    def num_prompts(self) -> int:
+        """What a step is computed for: with guidance the prompt and the negative one."""
+        return self.num_calls * self.batch
+
 
 def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) -> Work:
     """One call of a denoiser, see Note [Coefficients]."""
@@ -101,17 +111,29 @@ def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) ->
     tokens = _tokens(module, config, request)
     num_blocks = max(len(size.blocks), 1)
     weights, text_weights = _count_weights(module, size)
+    widened = widest = 0
+    if size.is_quantized:
+        # Each weight is read, and written and read once more as bf16; a layer's at a time.
+        widened = 5 * (weights + text_weights)
+        widest = 2 * max(w.numel() for w in module.get_submodule(size.fqn).parameters())
     # Attention's own chains are the peak, or the feed-forward layer's where that one is wide.
     peak = max(22.5 * width, 4 * hidden + 8.8 * width)
     if getattr(module.pipeline.config, "expand_timesteps", False):
         peak += 38 * width  # modulation for each token, in fp32
     latents = 4 * 4 * tokens * prod(_patch(config)) * 16
     return Work(
-        activation_bytes=round(request.batch * (tokens * peak + latents)),
+        activation_bytes=round(request.batch * (tokens * peak + latents)) + widest,
         matmul_flop=2 * (weights * tokens + text_weights * TEXT_TOKENS) * request.batch,
         attention_flop=num_blocks * 4 * tokens * (tokens + TEXT_TOKENS) * width * request.batch,
-        traffic_bytes=num_blocks * TRAFFIC_BYTES * tokens * width * request.batch,
+        traffic_bytes=num_blocks * TRAFFIC_BYTES * tokens * width * request.batch + widened,
         num_kernels=num_blocks * KERNELS_PER_BLOCK,
+        cached_bytes={
+            # Counted in diffusers' hooks: three of the tokens between blocks for each prompt, one
+            # for each block, two of the output for each prompt.
+            "first_block": 3 * 2 * tokens * width * request.num_prompts,
+            "pyramid": num_blocks * 2 * tokens * width * request.batch,
+            "taylorseer": latents // 8 * request.num_prompts,
+        },
     )
 
 

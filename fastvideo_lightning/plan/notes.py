@@ -1,0 +1,52 @@
+"""What a plan changes of the pixels, and what it leaves out, in sentences."""
+
+from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.plan.machine import Machine
+from fastvideo_lightning.plan.places import ON_CPU
+from fastvideo_lightning.plan.predict import Prediction
+from fastvideo_lightning.plan.subject import Subject
+
+
+def make_notes(subject: Subject, prediction: Prediction, machine: Machine | None) -> list[str]:
+    """Return a sentence for each thing that one has to know to read the plan rightly."""
+    config = prediction.config
+    notes = [*_on_pixels(config), *_on_speed(config, machine)]
+    if not subject.is_known:
+        notes.append(
+            f"A first guess: {subject.pipeline} is no Wan pipeline, for which the formulas are. "
+            "The report of a first video says more."
+        )
+    if subject.is_quantized and machine is not None:
+        notes.append("Quantized weights are widened in each call: that time is a first guess.")
+    computes_on_cpu = any(part.where == ON_CPU for part in prediction.components)
+    if machine is not None and computes_on_cpu and machine.source != "measured here":
+        notes.append(
+            f"The CPU is taken to reach {machine.cpu_flops / 1e12:g} TFLOP/s in bf16; "
+            "`fastvideo-lightning probe` measures it."
+        )
+    return notes
+
+
+def _on_pixels(config: OffloadConfig) -> list[str]:
+    if config.vae_tiling:
+        return ["The VAE decodes in tiles, which changes pixels slightly."]
+    return []
+
+
+def _on_speed(config: OffloadConfig, machine: Machine | None) -> list[str]:
+    notes = []
+    if config.cache is not None:
+        text = f"cache={config.cache!r}: what it keeps on the GPU is counted"
+        notes.append(f"{text}, the time that it saves is not." if machine else f"{text}.")
+    if config.compile and machine is not None:
+        notes.append("compile=True: compiling itself, before the first steps, is not in the times.")
+    if config.attention_backend is not None and machine is not None:
+        notes.append(
+            f"attention_backend={config.attention_backend!r}: times are those of torch's own."
+        )
+    if config.context_parallel > 1:
+        notes.append(
+            f"context_parallel={config.context_parallel}: planned as if each GPU made the whole "
+            "video; it takes less memory, and less time, than this."
+        )
+    return notes

@@ -1,0 +1,130 @@
+"""What compiling, caches and quantization do to a plan, against what was measured or counted."""
+
+import gc
+from dataclasses import replace
+
+import pytest
+import torch
+from checkpoints import SIZE
+
+from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
+from fastvideo_lightning.acceleration import accelerate
+from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.plan import find_card, make_plan
+from fastvideo_lightning.plan.measure import measure_components
+from fastvideo_lightning.plan.predict import predict
+from fastvideo_lightning.plan.speedups import under_flags
+from fastvideo_lightning.plan.subject import Subject
+from tests.plan.measured import COMPILED, RESIDENT, WORKSPACES_GB
+
+
+@pytest.mark.parametrize(("frames", "resident_blocks", "step_ms", "reserved_gb"), COMPILED)
+def test_a_compiled_step_is_predicted_as_near_as_another(
+    frames, resident_blocks, step_ms, reserved_gb, wan
+):
+    params = SamplingParams(height=480, width=832, num_frames=frames, num_inference_steps=1)
+    subject = Subject.of(wan("wan-1.3b"), params.merge(guidance_scale=1.0))
+    denoiser = tuple(s for s in subject.components if s.role is Role.DENOISER)
+    config = OffloadConfig(compile=True, dit_layerwise_offload=resident_blocks is not RESIDENT)
+    stage = predict(replace(subject, components=denoiser), config, find_card("H100")).stages[1]
+    assert stage.time_s * 1e3 == pytest.approx(step_ms, rel=0.15)
+    measured_gb = reserved_gb + (0 if resident_blocks is RESIDENT else WORKSPACES_GB)
+    assert measured_gb * 1e9 <= stage.reserved_bytes <= 1.1e9 * measured_gb
+
+
+def storages() -> dict[int, int]:
+    """Bytes of every tensor's storage that somebody holds, by address."""
+    gc.collect()
+    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    plain = [one.untyped_storage() for one in tensors if not one.is_meta]
+    return {storage.data_ptr(): storage.nbytes() for storage in plain}
+
+
+@pytest.mark.parametrize("cache", ["first_block", "pyramid", "taylorseer"])
+def test_what_a_cache_keeps_is_what_diffusers_hooks_hold(cache, checkpoint):
+    module = VideoModule.from_pretrained(checkpoint("t2v"), dtype="fp32", device_type="cpu")
+    size = next(s for s in measure_components(module) if s.role is Role.DENOISER)
+    subject = Subject.of(module, SamplingParams(**SIZE, guidance_scale=3.0))
+    planned = under_flags(subject.work[size.fqn], OffloadConfig(cache=cache)).kept_bytes
+    model = module.transformer.to_empty(device="cpu")
+    config = model.config
+    for weight in model.parameters():
+        weight.data.fill_(0.01)
+    moment = [1000]
+    module.pipeline.__class__.current_timestep = property(lambda _: moment[0])
+    turn_off = accelerate(module, OffloadConfig(cache=cache))
+    frames, height, width = (SIZE["num_frames"] - 1) // 4 + 1, SIZE["height"], SIZE["width"]
+    inputs = {
+        "hidden_states": torch.randn(1, config.in_channels, frames, height // 8, width // 8),
+        "encoder_hidden_states": torch.randn(1, 512, config.text_dim),
+    }
+    before = storages()
+    with torch.no_grad():
+        for step in range(6):
+            moment[0] = 700 - 60 * step
+            for prompt in ("cond", "uncond"):
+                with model.cache_context(prompt):
+                    model(timestep=torch.tensor([float(moment[0])]), **inputs)
+    held = sum(size for place, size in storages().items() if place not in before)
+    turn_off()
+    # The plan is for bf16, and this ran in fp32, with a quarter of the usual latent channels.
+    assert 2 * planned == pytest.approx(held * (4 if cache == "taylorseer" else 1), rel=0.01)
+
+
+def test_what_a_cache_keeps_is_in_the_reserved_memory(wan):
+    video = SamplingParams(height=480, width=832, num_frames=81)
+    without = make_plan(wan("wan-14b"), video, card="H100")
+    cached = make_plan(wan("wan-14b"), video, card="H100", flags={"cache": "pyramid"})
+    more = cached.prediction.stages[1].reserved_bytes - without.prediction.stages[1].reserved_bytes
+    assert more == pytest.approx(1.02 * 40 * 32760 * 5120 * 2, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8"])
+def test_a_plan_for_quantized_weights_has_their_bytes(dtype, checkpoint):
+    pytest.importorskip("torchao", reason="quantizing needs torchao: pip install '.[quantized]'")
+    folder = checkpoint("t2v")
+    planned = make_plan(folder, SamplingParams(**SIZE), dtype=dtype).subject
+    real = VideoModule.from_pretrained(folder, dtype=dtype, device_type="cuda")
+    sizes = {s.fqn: s for s in measure_components(real)}
+    for size in planned.components:
+        assert size.whole.size_bytes == sizes[size.fqn].whole.size_bytes, size.fqn
+        assert size.whole.num_weights == sizes[size.fqn].whole.num_weights
+    assert planned.is_quantized
+
+
+def test_quantized_weights_halve_what_streams_and_not_what_is_computed(wan):
+    video = SamplingParams(height=480, width=832, num_frames=17)
+    module = wan("wan-14b")
+    plain, narrow = (Subject.of(module, video, quantization=q) for q in (None, "fp8"))
+    bytes_ = [s.by_role(Role.DENOISER)[0].whole.size_bytes for s in (plain, narrow)]
+    assert bytes_[1] == pytest.approx(bytes_[0] / 2, rel=0.02)
+    assert plain.work["transformer"].matmul_flop == narrow.work["transformer"].matmul_flop
+    assert (plain.is_quantized, narrow.is_quantized) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"cache": "pyramid"}, "what it keeps on the GPU is counted, the time that it saves"),
+        ({"compile": True}, "compiling itself"),
+        ({"attention_backend": "sage"}, "times are those of torch's own"),
+        ({"context_parallel": 2}, "as if each GPU made the whole video"),
+        ({"vae_tiling": True}, "changes pixels slightly"),
+        ({"text_encoder_cpu_offload": True}, "The CPU is taken to reach 1.5 TFLOP/s"),
+    ],
+)
+def test_what_a_plan_leaves_out_is_said(flags, words, wan):
+    plan = make_plan(wan("wan-1.3b"), SamplingParams(num_frames=17), card="H100", flags=flags)
+    assert words in " ".join(plan.notes)
+    assert words in " ".join(str(plan).split())
+    silent = {**dict.fromkeys(flags), "text_encoder_cpu_offload": False}
+    other = {k: v for k, v in silent.items() if v is not None}
+    bare = make_plan(wan("wan-1.3b"), SamplingParams(num_frames=17), card="H100", flags=other)
+    assert bare.notes == []
+
+
+def test_a_model_whose_formulas_are_not_its_own_says_so(wan):
+    module = wan("wan-1.3b")
+    subject = replace(Subject.of(module, SamplingParams(num_frames=17)), pipeline="OtherPipeline")
+    plan = replace(make_plan(module, SamplingParams(num_frames=17)), subject=subject)
+    assert "A first guess: OtherPipeline is no Wan pipeline" in plan.notes[0]
