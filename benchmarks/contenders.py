@@ -61,7 +61,7 @@ class Contender:
             return self.model(**inputs, return_dict=False)[0]
 
     def measure_memory(self, frames: int, expected: dict[tuple[str, int], torch.Tensor]) -> None:
-        """Two steps on their own: what they take, and whether they give what the mode beside did.
+        """Two steps on their own: what they take, and whether they give what another mode did.
 
         Args:
             frames: of the video.
@@ -76,9 +76,9 @@ class Contender:
         self._reserved[frames] = peak.reserved - self._before.reserved
         self._allocated[frames] = peak.allocated - self._before.allocated
         expected[self.mode, frames] = output.cpu()
-        beside = expected.get((MODES[self.mode].beside, frames))
-        if beside is not None:
-            self._is_equal[frames] = torch.equal(expected[self.mode, frames], beside)
+        like = expected.get((MODES[self.mode].like, frames))
+        if like is not None:
+            self._is_equal[frames] = torch.equal(expected[self.mode, frames], like)
 
     def time_once(self, frames: int) -> float:
         """Time a step or two; returns the seconds that this took in all."""

@@ -36,12 +36,14 @@ class Mode:
     Attributes:
         attach: sets a model up.
         beside: the mode that it is compared with: how fast it would be with all weights there.
+        like: the mode whose output it is to give, bit for bit.
         party: modes of one party are in memory at the same time, beside the resident one.
         needs_gpu: whether it cannot be tried on a CPU.
     """
 
     attach: Callable[[RandomWan, torch.device], Placed]
     beside: str = "resident"
+    like: str = "resident"
     party: str = "ours"
     needs_gpu: bool = False
 
@@ -83,7 +85,6 @@ def streamed(
     resident_share: float = 0.0,
     num_slots: int = 2,
     cuda_graphs: bool = False,
-    party: str = "ours",
 ) -> Mode:
     """That kind of host memory, so many slots, and a share of the blocks resident."""
 
@@ -98,7 +99,7 @@ def streamed(
         )
         return place(callback, model, device)
 
-    return Mode(attach, party=party)
+    return Mode(attach)
 
 
 def compiled(mode: Mode, *, beside: str) -> Mode:
@@ -110,7 +111,7 @@ def compiled(mode: Mode, *, beside: str) -> Mode:
         compile_blocks(model, "")
         return placed
 
-    return Mode(attach, beside=beside, party="compiled", needs_gpu=True)
+    return Mode(attach, beside=beside, like=beside, party="compiled", needs_gpu=True)
 
 
 def group_offload(party: str, *, kind: str, record_stream: bool) -> Mode:
@@ -164,8 +165,10 @@ MODES: dict[str, Mode] = {
     "streamed-pinned": streamed("pinned"),
     "streamed-half-resident": streamed("mapped", resident_share=0.5),
     "streamed-tenth-resident": streamed("mapped", resident_share=0.1),
-    "graphed-streamed": streamed("mapped", cuda_graphs=True, party="graphed"),
-    "graphed-resident": Mode(graphed_resident, party="graphed"),
+    "graphed-resident": Mode(graphed_resident, beside="graphed-resident", party="graphed"),
+    "graphed-streamed": Mode(
+        streamed("mapped", cuda_graphs=True).attach, beside="graphed-resident", party="graphed"
+    ),
     "compiled-resident": compiled(Mode(resident), beside="compiled-resident"),
     "compiled-streamed": compiled(streamed("mapped"), beside="compiled-resident"),
     "group-block-record": group_offload("gbr", kind="block_level", record_stream=True),
