@@ -50,7 +50,8 @@ def frames_of(generator: VideoGenerator, **sampling) -> np.ndarray:
 
 
 def make_generator(folder: Path, streaming: LayerwiseOffload, **flags) -> VideoGenerator:
-    return VideoGenerator.from_pretrained(folder, accelerator="cpu", callbacks=[streaming], **flags)
+    flags = {"accelerator": "cpu", **flags}
+    return VideoGenerator.from_pretrained(folder, callbacks=[streaming], **flags)
 
 
 def blocks_bytes(streaming: LayerwiseOffload) -> int:

@@ -1,4 +1,4 @@
-"""On a GPU, too: adapters, caches and quantized weights make what they make without offloading."""
+"""On a GPU, too: adapters that come and go make what they make in plain diffusers."""
 
 import numpy as np
 import pytest
@@ -8,21 +8,24 @@ from loras import write_lora
 from references import SEED, load_plain
 
 from fastvideo_lightning import VideoGenerator
-from fastvideo_lightning.callbacks import LayerwiseOffload
+from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
 from tests.callbacks.test_adapters import adapt, strip
 from tests.gpu import requires_gpu
+from tests.modules.test_lora import STEPS
 from tests.toys import OnFile, make_toy, sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 DEVICE = torch.device("cuda", 0)
-DTYPES = {"default": torch.bfloat16, "vae": torch.float32}
 SAMPLING = {**SIZE, "guidance_scale": 3.0}
-RESIDENT = {
-    "dit_layerwise_offload": False,
-    "vae_cpu_offload": False,
-    "text_encoder_cpu_offload": False,
+DTYPES = {"auto": {"default": torch.bfloat16, "vae": torch.float32}, "fp32": torch.float32}
+# With each placement: the run's dtype, and what lies on the host, where adapters are fused then.
+PLACEMENTS = {
+    "mapped": (lambda: LayerwiseOffload("transformer", host_memory="mapped"), "fp32", "blocks"),
+    "pinned": (lambda: LayerwiseOffload("transformer", host_memory="pinned"), "auto", "blocks"),
+    "skippable": (lambda: LayerwiseOffload("transformer", skippable=True), "auto", "blocks"),
+    "model": (lambda: ModelOffload("transformer"), "auto", ""),
+    "resident": (lambda: Resident("transformer"), "auto", None),
 }
-STREAMED = {"text_encoder_cpu_offload": False}
 
 
 @pytest.mark.parametrize("memory", ["mapped", "pinned", "pageable"])
@@ -47,59 +50,42 @@ def test_adapters_come_and_go_between_runs(memory, tmp_path):
     callback.detach()
 
 
-def frames_of(generator: VideoGenerator) -> np.ndarray:
-    return generator.generate_video(PROMPT, save_video=False, seed=SEED, **SAMPLING).frames
-
-
-@pytest.mark.parametrize("flags", [RESIDENT, STREAMED])
-def test_a_lora_makes_the_frames_of_plain_diffusers(flags, checkpoint, tmp_path):
-    folder = checkpoint("t2v")
-    lora = write_lora(folder, tmp_path / "style", seed=11)
-    pipeline = load_plain(folder, expects_image=False, dtype=DTYPES, device="cuda")
-    expected = []
-    for change in (
-        lambda: None,
-        lambda: pipeline.load_lora_weights(lora, adapter_name="style"),
-        lambda: pipeline.set_adapters(["style"], [0.5]),
-        lambda: pipeline.fuse_lora(components=["transformer"]),
-        lambda: pipeline.unload_lora_weights(),
-    ):
-        change()
+def plain_frames(folder, loras, dtype, on_host) -> dict[str, np.ndarray]:
+    """What plain diffusers makes after each step, which is taken with that part on the host."""
+    pipeline = load_plain(folder, expects_image=False, dtype=DTYPES[dtype], device="cuda")
+    frames = {}
+    for step, (_, change) in STEPS.items():
+        if on_host is not None:
+            pipeline.transformer.get_submodule(on_host).to("cpu")
+        change(pipeline, *loras)
+        pipeline.transformer.to("cuda")
         output = pipeline(
             prompt=PROMPT,
             generator=torch.Generator("cpu").manual_seed(SEED),
             output_type="pil",
             **SAMPLING,
         )
-        expected.append(np.stack([np.asarray(frame) for frame in output.frames[0]]))
-    with VideoGenerator.from_pretrained(folder, **flags) as generator:
-        for i, change in enumerate(
-            (
-                lambda: None,
-                lambda: generator.load_lora(lora),
-                lambda: generator.set_loras({"style": 0.5}),
-                lambda: generator.fuse_lora(),
-                lambda: generator.unload_lora(),
-            )
-        ):
-            change()
-            assert np.array_equal(frames_of(generator), expected[i]), i
+        frames[step] = np.stack([np.asarray(frame) for frame in output.frames[0]])
+    return frames
 
 
-@pytest.mark.parametrize("dtype", ["fp8", "int8"])
-def test_quantized_weights_stream_as_they_compute_resident(dtype, checkpoint):
-    pytest.importorskip("torchao", reason="needs torchao")
-    frames = []
-    for flags in (RESIDENT, STREAMED):
-        with VideoGenerator.from_pretrained(checkpoint("t2v"), dtype=dtype, **flags) as generator:
-            frames += [frames_of(generator), frames_of(generator)]
-    assert all(np.array_equal(frames[0], other) for other in frames[1:])
-
-
-@pytest.mark.parametrize("cache", ["first_block", "taylorseer"])
-def test_a_cache_makes_the_same_streamed_and_resident(cache, checkpoint):
-    frames = []
-    for flags in (RESIDENT, STREAMED):
-        with VideoGenerator.from_pretrained(checkpoint("t2v"), cache=cache, **flags) as generator:
-            frames += [frames_of(generator), frames_of(generator)]
-    assert all(np.array_equal(frames[0], other) for other in frames[1:])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_loras_make_the_frames_of_plain_diffusers_in_every_state(placement, checkpoint, tmp_path):
+    folder = checkpoint("t2v")
+    loras = (
+        write_lora(folder, tmp_path / "first", seed=11),
+        write_lora(folder, tmp_path / "second", seed=12, rank=2, targets=["to_k", "to_q"]),
+    )
+    make, dtype, on_host = PLACEMENTS[placement]
+    expected = plain_frames(folder, loras, dtype, on_host)
+    callback = make()
+    with VideoGenerator.from_pretrained(
+        folder, dtype=dtype, callbacks=[callback], text_encoder_cpu_offload=False
+    ) as generator:
+        generator.setup()
+        for step, (change, _) in STEPS.items():
+            change(generator.module, *loras)
+            video = generator.generate_video(PROMPT, save_video=False, seed=SEED, **SAMPLING)
+            assert np.array_equal(video.frames, expected[step]), step
+            if callback.attachments[0].engine is not None:
+                callback.attachments[0].engine.check()

@@ -1,0 +1,64 @@
+"""On a GPU, too: caches and attention backends make what they make in plain diffusers."""
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import PROMPT
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from references import SEED, load_plain
+
+from fastvideo_lightning.callbacks import LayerwiseOffload
+from tests.gpu import requires_gpu
+from tests.test_acceleration import CACHES, SAMPLING, folder, low_threshold, make_generator
+
+__all__ = ["folder", "low_threshold"]
+pytestmark = [pytest.mark.gpu, requires_gpu]
+DTYPES = {"default": torch.bfloat16, "vae": torch.float32}
+SETTINGS = {**SAMPLING, "guidance_scale": 3.0}
+
+
+def plain_frames(folder, change) -> np.ndarray:
+    pipeline = load_plain(folder, expects_image=False, dtype=DTYPES, device="cuda")
+    change(pipeline)
+    output = pipeline(
+        prompt=PROMPT,
+        generator=torch.Generator("cpu").manual_seed(SEED),
+        output_type="pil",
+        **SETTINGS,
+    )
+    return np.stack([np.asarray(frame) for frame in output.frames[0]])
+
+
+def check_frames(folder, expected: np.ndarray, *, skippable: bool, **flags) -> int:
+    """Compare two videos with what is expected; return the bytes that they copied."""
+    streaming = LayerwiseOffload("transformer", skippable=skippable)
+    flags["text_encoder_cpu_offload"] = False
+    with make_generator(folder, streaming, accelerator="cuda", **flags) as generator:
+        for _ in range(2):
+            video = generator.generate_video(PROMPT, save_video=False, seed=SEED, **SETTINGS)
+            assert np.array_equal(video.frames, expected)
+        streaming.attachments[0].engine.check()
+        return streaming.attachments[0].engine.stats.bytes_copied
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_makes_the_frames_of_plain_diffusers_and_skipped_blocks_are_not_copied(
+    cache, folder, low_threshold
+):
+    expected = plain_frames(folder, lambda p: p.transformer.enable_cache(CACHES[cache](p)))
+    copied = [
+        check_frames(folder, expected, skippable=skippable, cache=cache)
+        for skippable in (False, True)
+    ]
+    if cache != "pyramid":  # which skips a part of a block
+        assert copied[1] < 0.9 * copied[0]
+
+
+@pytest.mark.parametrize("backend", ["_native_flash", "_native_efficient", "_native_math"])
+def test_an_attention_backend_makes_the_frames_of_plain_diffusers(backend, folder):
+    active = _AttentionBackendRegistry.get_active_backend()[0]
+    try:
+        expected = plain_frames(folder, lambda p: p.transformer.set_attention_backend(backend))
+    finally:
+        _AttentionBackendRegistry.set_active_backend(active)
+    check_frames(folder, expected, skippable=False, attention_backend=backend)
