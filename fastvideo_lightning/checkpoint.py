@@ -250,6 +250,10 @@ def _join(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> Any:
     try:
         with library_bars_off():
             return pipeline_class.from_pretrained(checkpoint.folder, **modules)
+    except ImportError as error:
+        raise CheckpointError(
+            f"{checkpoint.class_name} needs a package that is not installed: {error}"
+        ) from error
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(" .:")
         raise CheckpointError(

@@ -15,6 +15,12 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.batches import uncollated
 from fastvideo_lightning.modules.context import SplitsTokens
 from fastvideo_lightning.modules.dtypes import stays_fp32
+from fastvideo_lightning.modules.guards import (
+    guards_at_rest,
+    is_guard,
+    send_guards_back,
+    tell_of_guard,
+)
 from fastvideo_lightning.modules.lora import TakesLora
 from fastvideo_lightning.modules.media import check_inputs
 from fastvideo_lightning.modules.peak_memory import PeakMemory
@@ -26,14 +32,14 @@ from fastvideo_lightning.modules.pipelines import (
 )
 from fastvideo_lightning.modules.placement import check_placement, read_in_place
 from fastvideo_lightning.modules.results import Result, read_output
-from fastvideo_lightning.modules.roles import Role, Roles, read_roles, role_of
+from fastvideo_lightning.modules.roles import PlaysRoles, Role, role_of
 from fastvideo_lightning.modules.sampling import SamplingDefaults, check_shift
 from fastvideo_lightning.modules.steps import Stage, StepWatch
 from fastvideo_lightning.output import GeneratedVideo
 from fastvideo_lightning.weights import StoredWeight
 
 
-class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
+class VideoModule(PlaysRoles, TakesLora, SplitsTokens, L.LightningModule):
     """One diffusers video pipeline as a LightningModule.
 
     The pipeline's models are submodules under their own names, so a weight's FQN reads
@@ -141,31 +147,6 @@ class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
         return Stage.IDLE if self._watch is None else self._watch.stage
 
     @property
-    def roles(self) -> Roles:
-        """The components by role."""
-        return read_roles(dict(self.named_children()))
-
-    @property
-    def denoisers(self) -> tuple[str, ...]:
-        """FQNs of the models called in every step."""
-        return self.roles.denoisers
-
-    @property
-    def text_encoders(self) -> tuple[str, ...]:
-        """FQNs of the models that read the prompt."""
-        return self.roles.text_encoders
-
-    @property
-    def image_encoders(self) -> tuple[str, ...]:
-        """FQNs of the models that look at an input image."""
-        return self.roles.image_encoders
-
-    @property
-    def vaes(self) -> tuple[str, ...]:
-        """FQNs of the models that turn latents into frames."""
-        return self.roles.vaes
-
-    @property
     def sampling_defaults(self) -> SamplingParams:
         """How a video is sampled where the user says nothing."""
         return self._checkpoint_defaults.over(self.family_defaults())
@@ -257,6 +238,9 @@ class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
         """Raise RuntimeError naming a component that nothing has placed; a CPU run reads it."""
         device = self.execution_device
         for name, component in self.named_children():
+            if is_guard(component):
+                tell_of_guard(name, device)
+                continue
             if device.type == "cpu":
                 read_in_place(name, component, self.weight_sources, device)
             check_placement(name, component, device)
@@ -268,7 +252,7 @@ class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
         self._watch = StepWatch(self._announce, params.num_inference_steps or 1)
         denoisers = map(self.get_submodule, self.denoisers)
         shifted = shifted_scheduler(self._pipeline, params.flow_shift)
-        with shifted, guided(self._pipeline, params.guidance_scale):
+        with shifted, guided(self._pipeline, params.guidance_scale), guards_at_rest(self._pipeline):
             pipeline = self.pipeline_for(params)
             with self._watch.watch(pipeline, denoisers) as watching:
                 output = pipeline(
@@ -281,6 +265,8 @@ class VideoModule(TakesLora, SplitsTokens, L.LightningModule):
         return read_output(output, self._pipeline)
 
     def _announce(self, moment: str, step: int, num_steps: int) -> None:
+        if moment == "on_denoise_step_start" and step == 0:
+            send_guards_back(self._pipeline)
         if self._fabric is not None:
             self._fabric.call(
                 moment,

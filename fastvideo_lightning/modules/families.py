@@ -1,8 +1,9 @@
 """How the families beside Wan are sampled by default, one row for each pipeline.
 
-Sizes, frames, rates, steps and guidance are those of the examples on the families' pages in the
-documentation of diffusers (https://huggingface.co/docs/diffusers/api/pipelines/overview) and on the
-model cards that these link to; where both are silent, the defaults of the pipeline's call.
+Sizes, frames, rates, steps and guidance are those of the example in the docstring of the pipeline's
+call, or else the defaults of that call (diffusers 0.42.1). What comes from elsewhere bears its
+source: a page of the documentation, https://huggingface.co/docs/diffusers/api/pipelines/NAME, or
+the model's own repository.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ class Row:
         frame_step: Frames in such a group; None: the VAE says.
         last_frames: The most frames, where the model is made for so many.
         tiles: The VAE decodes in tiles and in no other way.
+        embedded_guidance: The guidance scale of a denoiser that has it as an input; other
+            checkpoints of the pipeline have none.
     """
 
     defaults: SamplingParams
@@ -30,12 +33,16 @@ class Row:
     frame_step: int | None = None
     last_frames: int | None = None
     tiles: bool = False
+    embedded_guidance: float | None = None
 
 
 _at = partial(SamplingParams, num_inference_steps=50)
 
+# 24 frames a second: https://github.com/Tencent-Hunyuan/HunyuanVideo, sample_video.py. The 15 of
+# the example are for half of the frames.
 _HUNYUAN = _at(height=720, width=1280, num_frames=129, fps=24, guidance_scale=6.0)
-# Size and guidance come from the checkpoint: its denoiser's target size, and its guider.
+# Size and guidance come from the checkpoint: its denoiser's target size, and its guider. Text to
+# video at the rate of image to video: the example's 15 is for half of the frames.
 _HUNYUAN_15 = _at(num_frames=121, fps=24)
 _FRAMEPACK = SamplingParams(
     height=832, width=480, num_frames=91, fps=30, num_inference_steps=30, guidance_scale=9.0
@@ -44,9 +51,11 @@ _LTX = _at(height=480, width=704, num_frames=161, fps=25, guidance_scale=3.0)
 _LTX_2 = SamplingParams(
     height=512, width=768, num_frames=121, fps=24, num_inference_steps=30, guidance_scale=3.0
 )
-# CogVideoX's size and frames come from the checkpoint; 1.5's says another size than its page.
+# CogVideoX's size and frames come from the checkpoint; 1.5's says another size than the page
+# "cogvideox", which also has its frames and rate.
 _COGVIDEO = _at(guidance_scale=6.0)
 COGVIDEO_15 = {"height": 768, "width": 1360, "num_frames": 81, "fps": 16}
+# Size, frames and rate: page "mochi".
 _MOCHI = SamplingParams(
     height=480, width=848, num_frames=85, fps=30, num_inference_steps=64, guidance_scale=4.5
 )
@@ -60,9 +69,12 @@ _COSMOS = SamplingParams(
 _COSMOS_2 = _COSMOS.merge(num_frames=93, fps=16, num_inference_steps=35)
 _COSMOS_25 = _COSMOS_2.merge(num_inference_steps=36)
 _SKYREELS = _at(height=544, width=960, num_frames=97, fps=24, guidance_scale=6.0)
+# Size and frames: what the checkpoint's denoiser was made for,
+# https://huggingface.co/rhymes-ai/Allegro.
 _ALLEGRO = SamplingParams(
     height=720, width=1280, num_frames=88, fps=15, num_inference_steps=100, guidance_scale=7.5
 )
+# 8 frames a second: https://github.com/Vchitect/Latte, sample/sample_t2x.py.
 _LATTE = _at(height=512, width=512, num_frames=16, fps=8, guidance_scale=7.5)
 # Guided without a negative prompt, diffusers fails: an empty one is none.
 _EASYANIMATE = _at(
@@ -73,7 +85,9 @@ _SANA = _at(height=480, width=832, num_frames=81, fps=16, guidance_scale=6.0)
 
 FAMILIES: dict[str, Row] = {
     "HunyuanVideoPipeline": Row(_HUNYUAN),
-    "HunyuanVideoImageToVideoPipeline": Row(_HUNYUAN.merge(guidance_scale=1.0)),
+    "HunyuanVideoImageToVideoPipeline": Row(
+        _HUNYUAN.merge(guidance_scale=1.0), embedded_guidance=6.0
+    ),
     "HunyuanVideo15Pipeline": Row(_HUNYUAN_15),
     "HunyuanVideo15ImageToVideoPipeline": Row(_HUNYUAN_15),
     # It makes whole sections, as many as hold the frames.
@@ -104,7 +118,7 @@ FAMILIES: dict[str, Row] = {
     # The places of 16 frames are built in.
     "LattePipeline": Row(_LATTE, first_frames=16, frame_step=1, last_frames=16),
     "EasyAnimatePipeline": Row(_EASYANIMATE),
-    "EasyAnimateInpaintPipeline": Row(_EASYANIMATE),
+    "EasyAnimateInpaintPipeline": Row(_EASYANIMATE.merge(guidance_scale=5.0)),
     "Kandinsky5T2VPipeline": Row(_KANDINSKY),
     # The first four latent frames are matched to those after them: with none, frames are NaN.
     "Kandinsky5I2VPipeline": Row(_KANDINSKY, first_frames=17),

@@ -36,7 +36,9 @@ class FamilyModule(GenericModule):
 
     def family_defaults(self) -> SamplingParams:
         """The settings on the public pages; what they leave open is the checkpoint's."""
-        known = self.row.defaults.given()
+        known, embedded = self.row.defaults.given(), self.row.embedded_guidance
+        if embedded is not None and self._pipeline.transformer.config.guidance_embeds:
+            known["guidance_scale"] = embedded
         return super().family_defaults().merge(**{**self._from_checkpoint(), **known})
 
     def fill_sampling(self, params: SamplingParams) -> SamplingParams:

@@ -18,12 +18,14 @@ class Role(Enum):
     IMAGE_ENCODER: called once per input image.
     VAE: called outside of the steps, as a whole: what turns latents into frames or sound and back,
         and smaller models of a pipeline, such as what joins an encoder to the denoiser.
+    GUARD: checks the prompt and the frames; the pipeline itself brings it in for that.
     """
 
     DENOISER = "denoiser"
     TEXT_ENCODER = "text_encoder"
     IMAGE_ENCODER = "image_encoder"
     VAE = "vae"
+    GUARD = "guard"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def role_of(model_class: type) -> Role | None:
     if is_diffusers_model(model_class):
         arguments = inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
         return Role.DENOISER if any("timestep" in name for name in arguments) else Role.VAE
+    if hasattr(model_class, "check_text_safety"):  # Cosmos': a package of its own
+        return Role.GUARD
     main_input = getattr(model_class, "main_input_name", None)
     if main_input == "pixel_values":
         return Role.IMAGE_ENCODER
@@ -69,3 +73,32 @@ def sort_roles(classes: Mapping[str, type]) -> Roles:
         named(Role.IMAGE_ENCODER),
         named(Role.VAE),
     )
+
+
+class PlaysRoles(nn.Module):
+    """A module whose children are the models of a pipeline."""
+
+    @property
+    def roles(self) -> Roles:
+        """The components by role."""
+        return read_roles(dict(self.named_children()))
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """FQNs of the models called in every step."""
+        return self.roles.denoisers
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """FQNs of the models that read the prompt."""
+        return self.roles.text_encoders
+
+    @property
+    def image_encoders(self) -> tuple[str, ...]:
+        """FQNs of the models that look at an input image."""
+        return self.roles.image_encoders
+
+    @property
+    def vaes(self) -> tuple[str, ...]:
+        """FQNs of the models that turn latents into frames."""
+        return self.roles.vaes

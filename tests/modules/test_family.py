@@ -1,5 +1,7 @@
 """What families know beyond their pipeline's signature."""
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ from recipes import RECIPES
 from fastvideo_lightning import SamplingParams, VideoModule
 from fastvideo_lightning.modules.catalog import find_video_pipelines
 from fastvideo_lightning.modules.families import FAMILIES
+from fastvideo_lightning.modules.signature import CallSignature
+
+_EXAMPLE = "EXAMPLE_DOC_STRING"
 
 
 def module_of(name: str) -> VideoModule:
@@ -21,6 +26,40 @@ def resolve(name: str, **sampling: Any) -> SamplingParams:
 
 def test_every_row_is_a_pipeline_of_diffusers() -> None:
     assert FAMILIES.keys() <= find_video_pipelines().keys()
+
+
+# What neither the example nor the call says, by its source in `families.py`.
+_FROM_ELSEWHERE = {
+    *((f"HunyuanVideo{kind}Pipeline", "fps") for kind in ("", "ImageToVideo", "15")),
+    *(("MochiPipeline", field) for field in ("height", "width", "num_frames", "fps")),
+    *(("AllegroPipeline", field) for field in ("height", "width", "num_frames")),
+    ("LattePipeline", "fps"),
+    ("EasyAnimatePipeline", "negative_prompt"),  # diffusers fails without one
+    ("EasyAnimateInpaintPipeline", "negative_prompt"),
+}
+
+
+def test_defaults_are_the_examples_or_the_calls_or_bear_their_source() -> None:
+    unsaid = set()
+    for name, row in FAMILIES.items():
+        kind = find_video_pipelines()[name]
+        signature, example = CallSignature(kind), vars(inspect.getmodule(kind))[_EXAMPLE]
+        for field, value in row.defaults.given().items():
+            argument = signature.argument_for(field) or field
+            spelled = argument if field != "fps" else f"{argument}|fps"
+            shown = re.findall(rf"\b(?:{spelled}) ?= ?([\d.]+)\b", example)
+            if value not in (signature.default_of(field), *map(float, shown)):
+                unsaid.add((name, field))
+    assert unsaid - {(name, "seed") for name in FAMILIES} == _FROM_ELSEWHERE
+
+
+@pytest.mark.parametrize(("embeds", "expected"), [(True, 6.0), (False, 1.0)])
+def test_guidance_that_only_some_checkpoints_have_goes_by_the_checkpoint(
+    embeds: bool, expected: float
+) -> None:
+    module = module_of("HunyuanVideoImageToVideoPipeline")
+    module.pipeline.transformer.register_to_config(guidance_embeds=embeds)
+    assert module.sampling_defaults.guidance_scale == expected
 
 
 @pytest.mark.parametrize("name", FAMILIES)
