@@ -244,17 +244,19 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
             TypeError, ValueError, OSError: For what was passed, before any work is done.
             OutOfGPUMemoryError: If memory runs out; names the stage and what would help.
         """
+        from fastvideo_lightning.callbacks import VideoWriter
+        from fastvideo_lightning.modules.vocabulary import warn_of_unknown_words
+
         module = self.module
         check_keywords(sampling, known=_SAMPLING, others=_SAVING, where="generate_video()")
         check_prompt(prompt)
         check_switch("save_video", save_video)
         params = SamplingParams(**sampling)
         module.resolve_sampling(params)
+        warn_of_unknown_words(module.pipeline, [prompt])
         if save_video:
             check_output_folder(output_path)
         self.setup(params)
-        from fastvideo_lightning.callbacks import VideoWriter
-
         writer = VideoWriter(output_path) if save_video else None
         videos = list(self._iterate(PromptDataset([prompt], **params.given()), writer))
         # One prompt is the first rank's; the others get its video.

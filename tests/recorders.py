@@ -11,8 +11,16 @@ from fastvideo_lightning.messages import LIBRARY_LOGGERS
 from fastvideo_lightning.output import GeneratedVideo
 
 
+class RecordedPipeline:
+    """Stands in for a pipeline without a tokenizer."""
+
+    components = {}
+
+
 class RecordedModule:
     """Stands in for a model, so that what reaches it can be read: loading one takes seconds."""
+
+    pipeline = RecordedPipeline()
 
     def __init__(self, calls):
         self.calls = calls

@@ -222,31 +222,30 @@ def test_the_module_form_is_the_same_command(tmp_path):
 
 
 ENDLESS = """
-import time, fastvideo_lightning
-from fastvideo_lightning.callbacks import VideoWriter
-from fastvideo_lightning import cli
+import time
+import numpy as np
+from fastvideo_lightning import cli, output
 from fastvideo_lightning.commands import generate
-def wait(request):
-    writer = VideoWriter("videos")
-    try:
-        writer.on_predict_batch_start({"prompt": "a"})
-        print("ready", flush=True)
-        time.sleep(60)
-    finally:
-        writer.on_exception()
-generate._make_video = wait
+def encode(frames, path, *_):
+    path.write_bytes(b"half")
+    print("ready", flush=True)
+    time.sleep(60)
+output._encode_mp4 = encode
+video = output.GeneratedVideo(np.zeros((1, 8, 8, 3), np.uint8), "a", 1, 8)
+generate._make_video = lambda request: video.save_as_prompt("videos")
 cli.main()
 """
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_no_empty_file(tmp_path, number, code):
+def test_a_signal_leaves_no_half_file_and_no_empty_one(tmp_path, number, code):
     words = [sys.executable, "-c", ENDLESS, "generate", "--prompt", "a"]
     with subprocess.Popen(
         words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "ready\n"
-        assert [path.name for path in (tmp_path / "videos").iterdir()] == ["a.mp4"]
+        (half,) = (tmp_path / "videos").iterdir()
+        assert half.name.startswith("."), "it has no name as yet"
         time.sleep(0.1)
         process.send_signal(number)
         _, text = process.communicate(timeout=30)

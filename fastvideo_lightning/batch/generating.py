@@ -62,9 +62,12 @@ class GeneratesBatches:
             RuntimeError: If another batch is being written into the folder.
         """
         check_keywords(sampling, known=_SAMPLING, others=_TAKEN, where="generate_videos()")
-        module = self.module
+        from fastvideo_lightning.modules.vocabulary import warn_of_unknown_words
+
+        module, dataset = self.module, PromptDataset(prompts, **sampling)
+        warn_of_unknown_words(module.pipeline, [item["prompt"] for item in dataset])
         return VideoBatch(
-            PromptDataset(prompts, **sampling),
+            dataset,
             BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4")),
             describe=partial(
                 describe,

@@ -128,6 +128,7 @@ def _make_video(request: Request) -> None:
     # Seconds of imports from here on.
     from fastvideo_lightning import CheckpointError, VideoModule
     from fastvideo_lightning.devices import check_devices
+    from fastvideo_lightning.modules.vocabulary import warn_of_unknown_words
 
     with users_mistakes(CheckpointError):
         device_type = check_devices(choices["num_gpus"], choices["accelerator"])
@@ -140,8 +141,9 @@ def _make_video(request: Request) -> None:
             device_type="cpu" if device_type == "cpu" else None,
         )
         module.context_parallel = request.config.context_parallel
-        if request.prompts is None:
+        if request.prompt is not None:
             module.resolve_sampling(request.params)
+            warn_of_unknown_words(module.pipeline, [request.prompt])
         generator = _wire(request, module, on_gpu=device_type != "cpu")
     loras = choices.get("lora", ())
     with generator:
