@@ -7,11 +7,11 @@ import click
 if TYPE_CHECKING:
     from fastvideo_lightning.inventory import Entry
 
-_WIDTH_OF_FILES = 240
 _EPILOG = """\b
 "family" knows the sizes, frames, steps and guidance that a model was published with, and checks
 what is asked for. "generic" takes the pipeline's own defaults. The share is of the denoiser's
-bytes: what streams through the GPU and does not stay there.
+bytes: what streams through the GPU and does not stay there. Through a pipe each pipeline is a line
+whose cells are separated by tabs.
 """
 
 
@@ -49,12 +49,14 @@ def _show(entries: "list[Entry]") -> None:
 
     from fastvideo_lightning.inventory import HEADER, as_cells
 
+    console = Console()
+    if not console.is_terminal:  # a file has no width, and programs split at tabs
+        for cells in (HEADER, *map(as_cells, entries)):
+            click.echo("\t".join(cells))
+        return
     table = Table(box=None, pad_edge=False)
     for title in HEADER:
         table.add_column(title, no_wrap=title == HEADER[0], overflow="fold")
     for entry in entries:
         table.add_row(*as_cells(entry))
-    console = Console()
-    if not console.is_terminal:  # a file has no width
-        console.width = _WIDTH_OF_FILES
     console.print(table)

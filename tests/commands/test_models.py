@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastvideo_lightning.cli import run
-from fastvideo_lightning.inventory import Entry, as_markdown, list_entries
+from fastvideo_lightning.inventory import HEADER, Entry, as_cells, as_markdown, list_entries
 from fastvideo_lightning.modules.catalog import UNUSABLE, find_video_pipelines
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -44,8 +44,10 @@ def test_the_page_shows_the_table_of_the_installed_diffusers(entries: list[Entry
     )
 
 
-def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_through_a_pipe_each_pipeline_is_a_line_of_cells_between_tabs(
+    capsys: pytest.CaptureFixture[str], entries: list[Entry]
+) -> None:
     assert run(["models"]) == 0
-    printed = capsys.readouterr().out
-    assert "MochiPipeline" in printed
-    assert "family" in printed
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines == [list(HEADER), *(list(as_cells(entry)) for entry in entries)]
+    assert not any(cell != cell.strip() for line in lines for cell in line), "padded"
