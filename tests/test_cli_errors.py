@@ -80,12 +80,14 @@ def test_what_can_be_known_at_once_is_told_before_an_import_of_seconds(tmp_path)
     code = (
         "import sys; from fastvideo_lightning import cli, extras;"
         "extras.find_spec = lambda package: None;"
-        "codes = [cli.run(['generate', '--prompt', 'a', *w.split()]) for w in sys.argv[1:]];"
+        "codes = [cli.run(words.split()) for words in sys.argv[1:]];"
         "assert set(codes) == {2}, codes;"
         "heavy = {'torch', 'lightning', 'diffusers', 'transformers', 'matplotlib'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     wrong = [" ".join(options) for options, *_ in WRONG if options != ["--prompt", " "]]
+    wrong = [f"generate --prompt a {options}" for options in wrong]
+    wrong += ["plan --model ./nope", "plan --dtype fp8", "plan --gpu RTX-1", "pack ./nope packed"]
     (tmp_path / "taken").touch()
     subprocess.run([sys.executable, "-c", code, *wrong], check=True, cwd=tmp_path)
 

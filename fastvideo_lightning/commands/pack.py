@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fastvideo_lightning.checkpoint_folder import find_folder
+
 if TYPE_CHECKING:
     from fastvideo_lightning.pack import Packing, Progress
 
@@ -58,6 +60,7 @@ def pack(
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
     with users_mistakes():
+        find_folder(model, revision=revision)
         # Seconds of imports from here on.
         from fastvideo_lightning.pack import plan_packing
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastvideo_lightning.checkpoint_folder import find_folder
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.option_table import MODEL
 from fastvideo_lightning.options import (
@@ -14,6 +15,7 @@ from fastvideo_lightning.options import (
     GroupedOption,
     make_options,
 )
+from fastvideo_lightning.quantization import check_quantization
 
 if TYPE_CHECKING:
     from fastvideo_lightning.plan import Plan
@@ -50,7 +52,7 @@ def plan(
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
     typed = {name: value for name, value in given.items() if value is not None}
-    with users_mistakes():
+    with users_mistakes(ImportError):
         config = OffloadConfig.from_mapping({k: v for k, v in typed.items() if k in FLAGS})
         params = SamplingParams.from_mapping({k: v for k, v in typed.items() if k in SAMPLING})
         made = _make(typed, config, params, gpu)
@@ -74,6 +76,8 @@ def _make(
 
     if gpu:
         find_card(gpu)  # before seconds of imports
+    find_folder(typed.get("model", "tiny-shapes"), revision=typed.get("revision"))
+    check_quantization(typed.get("dtype"))
     import torch
 
     from fastvideo_lightning.plan import make_plan

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastvideo_lightning.checkpoint_folder import find_folder
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.option_files import read_config_file
 from fastvideo_lightning.options import (
@@ -17,6 +18,7 @@ from fastvideo_lightning.options import (
     WrongChoiceError,
     make_options,
 )
+from fastvideo_lightning.quantization import check_quantization
 
 if TYPE_CHECKING:
     from fastvideo_lightning.serve.studio import Studio
@@ -80,7 +82,9 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
     typed = {name: value for name, value in given.items() if value is not None}
     choices = {**DEFAULTS, **from_file, **typed}
     host, port = choices.get("host", "127.0.0.1"), choices.get("port", 7860)
-    with users_mistakes():
+    with users_mistakes(ImportError):
+        find_folder(choices["model"], revision=choices.get("revision"))
+        check_quantization(choices["dtype"])
         flags = OffloadConfig.from_mapping({k: v for k, v in choices.items() if k in FLAGS})
         # Seconds of imports from here on.
         from fastvideo_lightning.serve.server import LOCAL_HOSTS, check_address, serving
