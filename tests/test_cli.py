@@ -222,9 +222,10 @@ def test_the_module_form_is_the_same_command(tmp_path):
 
 
 ENDLESS = """
-import time
+import signal, time
 import numpy as np
 from fastvideo_lightning import cli, output
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell put us behind
 from fastvideo_lightning.commands import generate
 def encode(frames, path, *_):
     path.write_bytes(b"half")
