@@ -40,6 +40,8 @@ def _on_speed(config: OffloadConfig, machine: Machine | None) -> list[str]:
         notes.append(f"{text}, the time that it saves is not." if machine else f"{text}.")
     if config.compile and machine is not None:
         notes.append("compile=True: compiling itself, before the first steps, is not in the times.")
+    if config.cuda_graphs:
+        notes.append("cuda_graphs=True: the memory that graphs keep is a first guess.")
     if config.attention_backend is not None and machine is not None:
         notes.append(
             f"attention_backend={config.attention_backend!r}: times are those of torch's own."

@@ -94,10 +94,15 @@ def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) ->
     stays = round(RESIDENT_MARGIN * kept) + NUM_SLOTS * slot_bytes
     places = {part.fqn: part for part in components}
     clock = _Clock(machine)
+    works = {
+        size.fqn: under_flags(subject.work[size.fqn], config)
+        for size in subject.by_role(Role.DENOISER)
+    }
+    lasting = sum(work.kept_bytes for work in works.values())
     stages = (
         _encode(subject, config, places, stays, clock),
-        _denoise(subject, config, places, stays, slot_bytes, clock),
-        _decode(subject, config, places, stays, slot_bytes, clock),
+        _denoise(subject, works, places, stays + lasting, slot_bytes, clock),
+        _decode(subject, config, places, stays + lasting, slot_bytes, clock),
     )
     return Prediction(config, components, stages, slot_bytes)
 
@@ -202,7 +207,7 @@ def _on_call(subject: Subject, places: dict[str, ComponentPlan], slot_bytes: int
 
 def _denoise(
     subject: Subject,
-    config: OffloadConfig,
+    works: dict[str, Work],
     places: dict[str, ComponentPlan],
     stays: int,
     slot_bytes: int,
@@ -214,9 +219,7 @@ def _denoise(
     is_streamed = any(places[size.fqn].streamed_bytes for size in denoisers)
     ahead = sum(_on_call(subject, places, slot_bytes).values()) if is_streamed else 0
     num_calls = subject.request.num_steps * subject.request.num_calls
-    works = {size.fqn: under_flags(subject.work[size.fqn], config) for size in denoisers}
     peak = max((work.activation_bytes for work in works.values()), default=0)
-    cached = sum(work.kept_bytes for work in works.values())
     compute = link = total = 0.0
     moved = 0
     kind = "compute"
@@ -228,7 +231,7 @@ def _denoise(
         total += share * max(once, copy)
         moved += round(share * places[size.fqn].streamed_bytes)
         kind = kind if once >= copy else "link"
-    active = FRAGMENTATION * peak + ahead + cached
+    active = FRAGMENTATION * peak + ahead
     return clock.stage("denoise", stays + active, compute, link, total, kind, moved)
 
 

@@ -1,4 +1,4 @@
-"""What compiling and caches change of a denoiser's work.
+"""What compiling, caches and CUDA graphs change of a denoiser's work.
 
 The shares of compiled blocks are from Wan 1.3B at 1, 17 and 81 frames on an H100, see
 `benchmarks/results/streaming-wan-1.3b.md`.
@@ -12,17 +12,22 @@ from fastvideo_lightning.plan.work import Work
 # A compiled block makes one kernel of several: so much of the traffic, of the launches and of what
 # is alive at once is left.
 COMPILED_TRAFFIC, COMPILED_KERNELS, COMPILED_ACTIVATIONS = 0.38, 0.6, 0.5
+# A graph keeps the activations of the call that it repeats, in memory of its own.
+GRAPH_POOL = 1.53
 
 
 def under_flags(work: Work, config: OffloadConfig) -> Work:
     """Return a denoiser's work as the flags change it."""
     if config.cache is not None:
         work = replace(work, kept_bytes=work.cached_bytes.get(config.cache, 0))
-    if not config.compile:
-        return work
-    return replace(
-        work,
-        activation_bytes=round(COMPILED_ACTIVATIONS * work.activation_bytes),
-        traffic_bytes=COMPILED_TRAFFIC * work.traffic_bytes,
-        num_kernels=round(COMPILED_KERNELS * work.num_kernels),
-    )
+    if config.compile:
+        work = replace(
+            work,
+            activation_bytes=round(COMPILED_ACTIVATIONS * work.activation_bytes),
+            traffic_bytes=COMPILED_TRAFFIC * work.traffic_bytes,
+            num_kernels=round(COMPILED_KERNELS * work.num_kernels),
+        )
+    if config.cuda_graphs:
+        pool_bytes = round(GRAPH_POOL * work.activation_bytes)
+        work = replace(work, num_kernels=0, kept_bytes=work.kept_bytes + pool_bytes)
+    return work

@@ -42,7 +42,7 @@ class Work:
         traffic_bytes: Of device memory, in everything else.
         num_kernels: Kernels to launch.
         cached_bytes: What each of diffusers' caches would keep on the device from call to call.
-        kept_bytes: What the one that is turned on does keep.
+        kept_bytes: What does stay there, by the flags.
     """
 
     activation_bytes: int = 0

@@ -79,6 +79,19 @@ def test_what_a_cache_keeps_is_in_the_reserved_memory(wan):
     assert more == pytest.approx(1.02 * 40 * 32760 * 5120 * 2, rel=0.01)
 
 
+def test_a_graph_needs_no_launches_and_keeps_its_activations_through_the_decode(wan):
+    video = SamplingParams(height=480, width=832, num_frames=1)
+    plain, graphed = (
+        make_plan(wan("wan-1.3b"), video, card="H100", flags={"cuda_graphs": on})
+        for on in (False, True)
+    )
+    plain, graphed = plain.prediction.stages, graphed.prediction.stages
+    assert graphed[1].compute_s < 0.6 * plain[1].compute_s
+    more = [b.reserved_bytes - a.reserved_bytes for a, b in zip(plain, graphed, strict=True)]
+    assert more[0] == 0
+    assert more[1] == more[2] > 0
+
+
 @pytest.mark.parametrize("dtype", ["fp8", "int8"])
 def test_a_plan_for_quantized_weights_has_their_bytes(dtype, checkpoint):
     pytest.importorskip("torchao", reason="quantizing needs torchao: pip install '.[quantized]'")
@@ -107,6 +120,7 @@ def test_quantized_weights_halve_what_streams_and_not_what_is_computed(wan):
     [
         ({"cache": "pyramid"}, "what it keeps on the GPU is counted, the time that it saves"),
         ({"compile": True}, "compiling itself"),
+        ({"cuda_graphs": True}, "the memory that graphs keep is a first guess"),
         ({"attention_backend": "sage"}, "times are those of torch's own"),
         ({"context_parallel": 2}, "as if each GPU made the whole video"),
         ({"vae_tiling": True}, "changes pixels slightly"),
