@@ -36,7 +36,7 @@ def _draw(timeline: Timeline) -> "Figure":
     panels.append(_draw_host)
     if any(span.moved_bytes for span in timeline.spans):
         panels.append(_draw_link)
-    figure = Figure(figsize=(11, 1.4 + 2.3 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(10, 1.2 + 2.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for panel, axis in zip(panels, axes, strict=True):
         panel(timeline, axis)
@@ -44,10 +44,10 @@ def _draw(timeline: Timeline) -> "Figure":
         axis.grid(alpha=0.3)
         axis.margins(x=0)
         axis.set_ylim(bottom=0)
-        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=10, frameon=False)
     axes[-1].set_xlabel("time since the run began, s")
     count = len(timeline.prompts)
-    figure.suptitle(f"{count} video{'' if count == 1 else 's'}, {timeline.device}", fontsize=11)
+    figure.suptitle(f"{count} video{'' if count == 1 else 's'}, {timeline.device}", fontsize=12)
     return figure
 
 
@@ -70,7 +70,7 @@ def _draw_device(timeline: Timeline, axis: "Axes") -> None:
 def _draw_host(timeline: Timeline, axis: "Axes") -> None:
     at = [sample.at_s for sample in timeline.samples]
     host = [sample.host_bytes / GIB for sample in timeline.samples]
-    axis.plot(at, host, color=_GREEN, label="resident")
+    axis.plot(at, host, color=_GREEN, label="resident in\nhost memory")
     axis.set_ylabel("host memory, GiB")
 
 
@@ -82,7 +82,7 @@ def _draw_link(timeline: Timeline, axis: "Axes") -> None:
     axis.hlines(rates, *zip(*edges, strict=True), color=_ORANGE, linewidth=2, label="copied")
     if timeline.link_bytes_per_s:
         limit = timeline.link_bytes_per_s / 1e9
-        axis.axhline(limit, color=_GREY, linestyle=":", label="what the link can do")
+        axis.axhline(limit, color=_GREY, linestyle=":", label="what the link\ncan do")
     axis.set_ylabel("copies to the GPU, GB/s")
     top = max([*rates, (timeline.link_bytes_per_s or 0) / 1e9]) * 1.1
     heights = [share * top for share in stalls]
@@ -94,7 +94,7 @@ def _draw_link(timeline: Timeline, axis: "Axes") -> None:
         align="edge",
         color=_RED,
         alpha=0.35,
-        label="share of time stalled\n(full height: all of it)",
+        label="share of time\nstalled (full\nheight: all of it)",
     )
     axis.set_ylim(top=top or 1)
 
@@ -106,7 +106,7 @@ def _shade_stages(timeline: Timeline, axis: "Axes") -> None:
             label = "_nolegend_" if span.stage in named else span.stage
             named.add(span.stage)
             colour = _SHADES[span.stage]
-            axis.axvspan(span.begin_s, span.end_s, color=colour, alpha=0.15, lw=0, label=label)
+            axis.axvspan(span.begin_s, span.end_s, color=colour, alpha=0.25, lw=0, label=label)
 
 
 def _planned(timeline: Timeline) -> list[tuple[float, float, int]]:

@@ -1,18 +1,25 @@
 """The page of a run: one HTML file that needs nothing from anywhere."""
 
-from typing import Any
-
 from jinja2 import Environment
 from markupsafe import Markup
 
 from fastvideo_lightning.report.draw import draw_svg
-from fastvideo_lightning.report.summary import GIB, summary_lines
-from fastvideo_lightning.report.timeline import Span, Timeline
+from fastvideo_lightning.report.summary import summary_lines
+from fastvideo_lightning.report.tables import make_stage_table, make_step_table
+from fastvideo_lightning.report.timeline import Timeline
 
 # More rows than this, and nobody reads them: the JSON report has all.
 _MAX_VIDEOS, _MAX_STEPS = 50, 100
 
-_TEMPLATE = """<!DOCTYPE html>
+_TEMPLATE = """{% macro table(one) %}
+<div class="wide"><table>
+<tr>{% for name in one.columns %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in one.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+{% endmacro %}
+<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -38,27 +45,15 @@ summary { cursor: pointer; }
 {{ picture }}
 {% for video in videos %}
 <h2>{{ video.prompt }}</h2>
-<div class="wide"><table>
-<tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in video.stages %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
-{% if video.steps %}
-<details><summary>Denoising steps</summary><div class="wide"><table>
-<tr>{% for name in step_columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in video.steps %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div></details>
+{{ table(video.stages) }}
+{% if video.steps.rows %}
+<details><summary>Denoising steps</summary>{{ table(video.steps) }}</details>
 {% endif %}
 {% endfor %}
 {% if left_out %}<p>{{ left_out }} more videos are in the JSON report.</p>{% endif %}
 </body>
 </html>
 """
-_STEP_COLUMNS = ("step", "time, s", "copied, GiB", "of the link", "stalled, s", "misses")
-_COLUMNS = ("stage", *_STEP_COLUMNS[1:], "reserved, GiB", "plan, s", "plan, GiB")
 
 
 def make_page(timeline: Timeline) -> str:
@@ -70,39 +65,13 @@ def make_page(timeline: Timeline) -> str:
         lines=summary_lines(timeline),
         error=timeline.error,
         picture=Markup(draw_svg(timeline)),  # matplotlib's own, and it escapes
-        columns=_COLUMNS,
-        step_columns=_STEP_COLUMNS,
         videos=[
             {
                 "prompt": timeline.prompts[video],
-                "stages": [_stage_row(timeline, span) for span in timeline.stages(video)],
-                "steps": [
-                    (span.step, *_cells(timeline, span))
-                    for span in timeline.steps(video)[:_MAX_STEPS]
-                ],
+                "stages": make_stage_table(timeline, video),
+                "steps": make_step_table(timeline, video, _MAX_STEPS),
             }
             for video in shown
         ],
         left_out=len(timeline.prompts) - len(shown),
-    )
-
-
-def _stage_row(timeline: Timeline, span: Span) -> tuple[Any, ...]:
-    peak = f"{span.peak_reserved_bytes / GIB:.2f}" if timeline.has_gpu else "-"
-    time, memory = "-", "-"
-    if timeline.plan is not None:
-        planned = next(s for s in timeline.plan["stages"] if s["name"] == span.stage)
-        time = "-" if planned["time_s"] is None else f"{planned['time_s']:.2f}"
-        memory = f"{planned['reserved_bytes'] / GIB:.2f}"
-    return (span.stage, *_cells(timeline, span), peak, time, memory)
-
-
-def _cells(timeline: Timeline, span: Span) -> tuple[str, str, str, str, int]:
-    share = timeline.link_utilisation(span)
-    return (
-        f"{span.elapsed_s:.3f}",
-        f"{span.moved_bytes / GIB:.3f}",
-        "-" if share is None else f"{share:.0%}",
-        f"{span.stall_s:.3f}",
-        span.misses,
     )

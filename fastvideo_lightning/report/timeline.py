@@ -84,6 +84,11 @@ class Timeline:
         return self.device != "CPU"
 
     @property
+    def has_copies(self) -> bool:
+        """Whether weights could have been copied, or were: on a CPU a callback can stream too."""
+        return self.has_gpu or any(span.moved_bytes for span in self.spans)
+
+    @property
     def elapsed_s(self) -> float:
         """From the begin of the run to its last measurement."""
         ends = [span.end_s for span in self.spans] + [sample.at_s for sample in self.samples]
@@ -119,6 +124,12 @@ class Timeline:
         if not self.link_bytes_per_s or not span.elapsed_s:
             return None
         return span.moved_bytes / (span.elapsed_s * self.link_bytes_per_s)
+
+    def host_peak(self, span: Span) -> int:
+        """Most host memory that was seen in a span, or around one between two samples."""
+        inside = [s for s in self.samples if span.begin_s <= s.at_s <= span.end_s]
+        around = [min(self.samples, key=lambda s: abs(s.at_s - span.begin_s), default=None)]
+        return max((s.host_bytes for s in inside or around if s is not None), default=0)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -11,6 +12,7 @@ from fastvideo_lightning.report import (
     summary_lines,
     write_report,
 )
+from fastvideo_lightning.report.tables import make_stage_table, make_step_table
 from tests.report.timelines import GIB, make_timeline
 
 
@@ -20,7 +22,30 @@ def test_five_lines_hold_the_run_against_the_plan():
     assert lines[0] == "1 video in 14.00 s: encode 2.00 s, denoise 10.00 s, decode 2.00 s"
     assert lines[1] == "GPU memory: 9.00 GiB reserved, 6.30 GiB in use; the plan said 9.50 GiB"
     assert "36% of the link" in lines[3]
-    assert lines[4] == "Stalls: 0.80 s of waiting for copies, 1 blocks not fetched in time"
+    assert lines[4] == "Stalls: 0.80 s of waiting for copies, 1 block not fetched in time"
+
+
+def test_a_run_on_the_cpu_says_what_it_has_and_shows_no_column_that_it_cannot_have(tmp_path):
+    timeline = make_timeline(plan=None)
+    timeline.device, timeline.link_bytes_per_s = "CPU", None
+    timeline.spans = [replace(s, moved_bytes=0, stall_s=0.0, misses=0) for s in timeline.spans]
+    lines = summary_lines(timeline)
+    assert len(lines) == 5
+    assert lines[1] == "Denoising: 10 steps of 1.000 s"
+    assert "everything ran on the CPU" in lines[4]
+    stages, steps = make_stage_table(timeline, 0), make_step_table(timeline, 0, 100)
+    assert stages.columns == ["stage", "time, s", "host memory, GiB"]
+    assert stages.rows[1] == ["denoise", "10.000", "31.00"]
+    assert steps.columns == ["step", "time, s"]
+    assert len(steps.rows) == 10
+
+
+def test_what_was_measured_stands_beside_what_was_planned():
+    columns, rows = make_stage_table(make_timeline(), 0)
+    assert columns[:5] == ["stage", "time, s", "plan, s", "reserved, GiB", "plan, GiB"]
+    assert rows[1][:5] == ["denoise", "10.000", "10.100", "9.00", "9.50"]
+    unplanned = make_stage_table(make_timeline(plan=None), 0)
+    assert not any("plan" in name for name in unplanned.columns)
 
 
 def test_a_stage_lower_than_the_one_before_has_its_own_peak():
