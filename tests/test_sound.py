@@ -1,7 +1,9 @@
 import av
 import numpy as np
 import pytest
+from recipes import PROMPT, RECIPES
 
+from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.output import Audio, GeneratedVideo
 
 RATE = 24_000
@@ -40,3 +42,19 @@ def test_a_video_without_sound_has_no_sound_track(tmp_path):
 def test_sound_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"float32 \[channels, samples\]"):
         Audio(np.zeros(shape, np.float32), RATE)
+
+
+def test_a_generator_writes_the_sound_that_ltx_2_makes_beside_its_frames(tmp_path):
+    recipe = RECIPES["LTX2Pipeline"]
+    recipe.build().save_pretrained(tmp_path / "model")
+    where = {"accelerator": "cpu", "progress": False}
+    with VideoGenerator.from_pretrained(str(tmp_path / "model"), **where) as generator:
+        video = generator.generate_video(PROMPT, output_path=tmp_path, **recipe.ours({}))
+    with av.open(str(video.video_path)) as container:
+        assert len(container.streams.video) == 1
+        (stream,) = container.streams.audio
+        assert stream.rate == video.audio.sampling_rate == 16_000
+        assert stream.channels == len(video.audio.samples)
+        sound = np.concatenate([f.to_ndarray() for f in container.decode(stream)], axis=1)
+    assert np.abs(sound).max() > 0
+    assert sound.shape[1] >= video.audio.samples.shape[1]

@@ -20,8 +20,9 @@ from fastvideo_lightning.modules.catalog import find_image_pipelines
 from fastvideo_lightning.output import GeneratedVideo
 
 
-def test_a_run_writes_the_picture_as_png_under_its_prompt(tmp_path: Path) -> None:
-    recipe = PICTURES["FluxPipeline"]
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_run_writes_the_picture_as_png_under_its_prompt(name: str, tmp_path: Path) -> None:
+    recipe = PICTURES[name]
     module = VideoModule.from_pipeline(recipe.build())
     fabric = L.Fabric(
         accelerator="cpu",
