@@ -4,22 +4,20 @@ import inspect
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from checkpoints import write_image
 from diffusers import AutoencoderKL, AutoencoderKLWan
-from recipes import PROMPT, RECIPES
+from recipes import RECIPES
+from recipes.runs import run_ours, write_media
 from torch import nn
 
-from fastvideo_lightning import PromptDataset, VideoModule
+from fastvideo_lightning import VideoModule
 from fastvideo_lightning.callbacks import ModelOffload
 from fastvideo_lightning.modules.catalog import find_video_pipelines
 from fastvideo_lightning.modules.dtypes import PUBLISHED_WITH_FP32_VAE, stays_fp32
 
 # How an example loads the VAE in fp32, or casts it so.
 _LOADS_FP32 = re.compile(r"(AutoencoderKL\w+|vae)\.(from_pretrained|to)\([^)]*torch\.float32\b")
-_FAKE_VIDEO = [np.full((32, 32, 3), 9 * i, np.uint8) for i in range(9)]
 
 
 def test_the_vaes_left_in_fp32_are_those_that_the_examples_of_diffusers_load_so() -> None:
@@ -48,11 +46,7 @@ def test_only_the_vae_of_such_a_pipeline_stays_fp32() -> None:
 def test_a_vae_that_its_pipeline_casts_is_cast_where_it_waits(
     name: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    recipe = RECIPES[name]
-    media = {"image": write_image(tmp_path / "image.png", size=(32, 32))}
-    sampling = recipe.ours(media)
-    if sampling.pop("video_path", None):
-        sampling["pipeline_arguments"] = {"video": _FAKE_VIDEO}
+    recipe, media = RECIPES[name], write_media(tmp_path)
     recipe.build().save_pretrained(tmp_path / "model")
 
     def load() -> VideoModule:
@@ -66,9 +60,8 @@ def test_a_vae_that_its_pipeline_casts_is_cast_where_it_waits(
     module.vae._apply = lambda fn, recurse=True: (
         casts.append(fn(torch.ones(1)).dtype) or convert(fn)
     )
-    batch = PromptDataset([PROMPT], seed=7, **sampling)[0]
     for _ in range(2):
-        assert np.array_equal(module.predict_step(batch).frames, plain.predict_step(batch).frames)
+        assert run_ours(module, recipe, media).equals(run_ours(plain, recipe, media))
     assert torch.float32 in casts, "the pipeline did not cast it"
     assert module.vae.dtype == plain.vae.dtype
     callback.detach()

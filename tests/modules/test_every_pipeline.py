@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from recipes import PICTURES, RECIPES, as_on_gpu
-from recipes.runs import Media, placed, run_ours, run_plain, write_media
+from recipes.runs import Media, place, placed, run_ours, run_plain, write_media
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastvideo_lightning import VideoModule
-from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
 from fastvideo_lightning.modules.catalog import UNUSABLE, find_video_pipelines
 
 _COPIES = {torch.ops.aten.copy_.default, torch.ops.aten.detach.default}
@@ -89,12 +88,3 @@ class HostReads(TorchDispatchMode):
                     fqn = self._masters.get(leaf.untyped_storage().data_ptr())
                     assert fqn is None, f"{func} reads {fqn} on the host"
         return func(*args, **(kwargs or {}))
-
-
-def place(module: VideoModule) -> list[Any]:
-    """Stream the denoisers, bring the rest in for its calls, compute encoders on the CPU."""
-    return [
-        *(LayerwiseOffload(name) for name in module.denoisers),
-        *(CPUExecution(name) for name in module.text_encoders),
-        *(ModelOffload(name) for name in (*module.image_encoders, *module.vaes)),
-    ]

@@ -2,19 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from checkpoints import write_image
 from diffusers import DiffusionPipeline
-from diffusers.utils import load_image
-from recipes import PROMPT, RECIPES
+from recipes import RECIPES
+from recipes.runs import place, placed, run_ours, run_plain, write_media
 
-from fastvideo_lightning import PromptDataset, VideoModule
-from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
-from fastvideo_lightning.modules.results import read_output
-
-SEED = 7
+from fastvideo_lightning import VideoModule
 
 
 @pytest.mark.parametrize(
@@ -31,30 +24,10 @@ SEED = 7
 def test_a_checkpoint_on_disk_gives_what_plain_diffusers_makes_of_it(
     name: str, tmp_path: Path
 ) -> None:
-    recipe = RECIPES[name]
-    recipe.build().save_pretrained(tmp_path / "model")
-    media = {"image": write_image(tmp_path / "image.png", size=(32, 32))}
-
-    plain = DiffusionPipeline.from_pretrained(tmp_path / "model")
-    plain.set_progress_bar_config(disable=True)
-    generator = torch.Generator("cpu").manual_seed(SEED)
-    arguments = recipe.plain(media, lambda path: load_image(str(path)))
-    output = plain(prompt=PROMPT, generator=generator, output_type="np", **arguments)
-    expected = read_output(output, plain)
-
-    module = VideoModule.from_pretrained(tmp_path / "model", device_type="cpu")
-    callbacks = [
-        *(LayerwiseOffload(fqn) for fqn in module.denoisers),
-        *(CPUExecution(fqn) for fqn in module.text_encoders),
-        *(ModelOffload(fqn) for fqn in (*module.image_encoders, *module.vaes)),
-    ]
-    for callback in callbacks:
-        callback.attach(module, "cpu")
-    batch = PromptDataset([PROMPT], seed=SEED, **recipe.ours(media))[0]
-    video = module.predict_step(batch)
-    for callback in callbacks:
-        callback.detach()
-    assert np.array_equal(video.frames, expected.frames)
-    if expected.audio is not None:
-        assert video.audio is not None
-        assert np.array_equal(video.audio.samples, expected.audio.samples)
+    recipe, folder = RECIPES[name], tmp_path / "model"
+    recipe.build().save_pretrained(folder)
+    media = write_media(tmp_path)
+    expected = run_plain(DiffusionPipeline.from_pretrained(folder), recipe, media)
+    module = VideoModule.from_pretrained(folder, device_type="cpu")
+    with placed(module, place(module)):
+        assert run_ours(module, recipe, media).equals(expected)

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from checkpoints import write_image
-from recipes import PROMPT, RECIPES
+from recipes import RECIPES
+from recipes.runs import run_ours, write_media
 
-from fastvideo_lightning import PromptDataset, VideoModule
+from fastvideo_lightning import VideoModule
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,7 @@ def test_each_section_adds_its_steps_and_every_step_that_starts_ends(
     module = VideoModule.from_pipeline(recipe.build())
     moments: list[tuple[str, int, int]] = []
     monkeypatch.setattr(module, "_announce", lambda *moment: moments.append(moment))
-    media = {"image": write_image(tmp_path / "image.png", size=(32, 32))}
-    module.predict_step(PromptDataset([PROMPT], seed=7, **recipe.ours(media))[0])
+    run_ours(module, recipe, write_media(tmp_path))
 
     total = 2 * num_sections  # two steps each
     starts = [step for moment, step, _ in moments if moment == "on_denoise_step_start"]

@@ -85,7 +85,7 @@ def latte() -> Any:
 
 
 @cache
-def image_vae() -> Any:
+def image_vae(**config: Any) -> Any:
     """The autoencoder of Stable Diffusion: pictures, one by one."""
     return seeded(
         df.AutoencoderKL,
@@ -95,6 +95,7 @@ def image_vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=_LATENTS,
         norm_num_groups=2,
+        **config,
     )
 
 

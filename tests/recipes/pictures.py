@@ -5,6 +5,7 @@ from typing import Any
 import diffusers as df
 
 from recipes import texts
+from recipes.others import image_vae
 from recipes.recipe import PICTURES, recipe
 from recipes.texts import CLIP_WIDTH, WIDTH, seeded
 
@@ -12,19 +13,9 @@ _CALL: dict[str, Any] = {"num_frames": None, "max_sequence_length": 16, "into": 
 _LATENTS = 4
 
 
-def vae(latent_channels: int) -> Any:
-    return seeded(
-        df.AutoencoderKL,
-        std=None,
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=latent_channels,
-        norm_num_groups=2,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-        scaling_factor=1.5,
+def vae() -> Any:
+    return image_vae(
+        use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5
     )
 
 
@@ -44,7 +35,7 @@ def flux() -> Any:
     )
     return df.FluxPipeline(
         transformer=transformer,
-        vae=vae(_LATENTS),
+        vae=vae(),
         scheduler=df.FlowMatchEulerDiscreteScheduler(),
         text_encoder=texts.clip_text(),
         tokenizer=texts.tokenizer(),
@@ -103,7 +94,7 @@ def stable_diffusion_3() -> Any:
     )
     return df.StableDiffusion3Pipeline(
         transformer=transformer,
-        vae=vae(_LATENTS),
+        vae=vae(),
         scheduler=df.FlowMatchEulerDiscreteScheduler(),
         text_encoder=texts.clip_text(projected=True),
         tokenizer=texts.tokenizer(),

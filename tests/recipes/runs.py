@@ -15,6 +15,7 @@ from diffusers.utils import load_image
 from torch import nn
 
 from fastvideo_lightning import PromptDataset, VideoModule
+from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
 from fastvideo_lightning.modules.results import read_output
 from fastvideo_lightning.output import Audio, GeneratedVideo
 from recipes.recipe import PROMPT, Recipe
@@ -84,6 +85,15 @@ def run_ours(
     with recorded(module.pipeline) as steps, within or nullcontext():
         video = module.predict_step(batch)
     return Run(video.frames, video.audio, steps)
+
+
+def place(module: VideoModule) -> list[Any]:
+    """Stream the denoisers, bring the rest in for its calls, compute encoders on the CPU."""
+    return [
+        *(LayerwiseOffload(name) for name in module.denoisers),
+        *(CPUExecution(name) for name in module.text_encoders),
+        *(ModelOffload(name) for name in (*module.image_encoders, *module.vaes)),
+    ]
 
 
 @contextmanager
