@@ -70,6 +70,7 @@ VIDEO_ROWS: list[Row] = [
     ("num_inference_steps", VIDEO, int, "Denoising steps: more take longer and show more."),
     ("guidance_scale", VIDEO, float, "How closely to follow the prompt."),
     ("guidance_scale_2", VIDEO, float, "The same for the second expert of two."),
+    ("scheduler", VIDEO, str, "Another of diffusers' schedulers, by the name of its class."),
     ("flow_shift", VIDEO, float, "Shift of the noise schedule."),
     ("max_sequence_length", VIDEO, int, "Tokens of the prompt that are read."),
     (

@@ -106,6 +106,7 @@ SAMPLING = {
     "image_path": "first.png",
     "last_image_path": "last.png",
     "video_path": "first.mp4",
+    "scheduler": "FlowMatchEulerDiscreteScheduler",
     "flow_shift": 4.0,
     "max_sequence_length": 77,
     "pipeline_arguments": {"strength": 0.5},

@@ -30,7 +30,9 @@ class SamplingParams:
         image_path: First frame, for models that take an image.
         last_image_path: Last frame, for models that take two.
         video_path: Video to start from, for models that take one.
-        flow_shift: Shift of the flow schedule; None keeps the checkpoint's scheduler as it is.
+        scheduler: Class of diffusers' that samples in place of the checkpoint's scheduler, with its
+            settings, such as `FlowMatchEulerDiscreteScheduler`.
+        flow_shift: Shift of the flow schedule; None keeps the checkpoint's.
         max_sequence_length: Tokens of the prompt that reach the denoiser.
         pipeline_arguments: Further arguments of the diffusers pipeline's call, by name, such as
             `strength` or `pose_video`; the path of an image or video file stands for its content.
@@ -52,6 +54,7 @@ class SamplingParams:
     image_path: str | os.PathLike[str] | None = None
     last_image_path: str | os.PathLike[str] | None = None
     video_path: str | os.PathLike[str] | None = None
+    scheduler: str | None = None
     flow_shift: float | None = None
     max_sequence_length: int | None = None
     # Not compared: values may be tensors, which have no plain equality.
@@ -93,6 +96,11 @@ class SamplingParams:
             )
         if self.negative_prompt is not None:
             check_text(self.negative_prompt, "negative_prompt")
+        if not isinstance(self.scheduler, str | None) or self.scheduler == "":
+            raise TypeError(
+                f"scheduler must be the name of one of diffusers' classes, got {self.scheduler!r}. "
+                'Pass scheduler="FlowMatchEulerDiscreteScheduler", or leave it out.'
+            )
         for name, kind, example in _PATHS:
             value = getattr(self, name)
             if not isinstance(value, str | os.PathLike | None) or value == "":

@@ -24,16 +24,12 @@ from fastvideo_lightning.modules.guards import (
 from fastvideo_lightning.modules.lora import TakesLora
 from fastvideo_lightning.modules.media import check_inputs
 from fastvideo_lightning.modules.peak_memory import PeakMemory
-from fastvideo_lightning.modules.pipelines import (
-    Pipeline,
-    guided,
-    place_pipeline,
-    shifted_scheduler,
-)
+from fastvideo_lightning.modules.pipelines import Pipeline, guided, place_pipeline
 from fastvideo_lightning.modules.placement import check_placement, read_in_place
 from fastvideo_lightning.modules.results import Result, read_output
 from fastvideo_lightning.modules.roles import PlaysRoles, Role, role_of
-from fastvideo_lightning.modules.sampling import SamplingDefaults, check_shift
+from fastvideo_lightning.modules.sampling import SamplingDefaults
+from fastvideo_lightning.modules.schedulers import check_scheduler, chosen_scheduler
 from fastvideo_lightning.modules.steps import Stage, StepWatch
 from fastvideo_lightning.output import GeneratedVideo
 from fastvideo_lightning.weights import StoredWeight
@@ -163,7 +159,7 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, L.LightningModule):
             FileNotFoundError: If an image is not there.
         """
         check_inputs(params)
-        check_shift(self.pipeline, params.flow_shift)
+        check_scheduler(self.pipeline, params)
         resolved = self.fill_sampling(params)
         self.check_sampling(resolved)
         self.check_tokens(resolved)
@@ -251,8 +247,8 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, L.LightningModule):
     def _sample(self, prompt: str, params: SamplingParams) -> Result:
         self._watch = StepWatch(self._announce, params.num_inference_steps or 1)
         denoisers = map(self.get_submodule, self.denoisers)
-        shifted = shifted_scheduler(self._pipeline, params.flow_shift)
-        with shifted, guided(self._pipeline, params.guidance_scale), guards_at_rest(self._pipeline):
+        scheduled, pipeline = chosen_scheduler(self._pipeline, params), self._pipeline
+        with scheduled, guided(pipeline, params.guidance_scale), guards_at_rest(pipeline):
             pipeline = self.pipeline_for(params)
             with self._watch.watch(pipeline, denoisers) as watching:
                 output = pipeline(

@@ -10,7 +10,7 @@ from fastvideo_lightning.modules.media import check_media, load_media
 from fastvideo_lightning.modules.signature import CallSignature
 
 # These are used around the call, not in it.
-_AROUND = {"seed", "flow_shift", "pipeline_arguments"}
+_AROUND = {"seed", "scheduler", "flow_shift", "pipeline_arguments"}
 _DEFAULTS = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "fps")
 _DEFAULT_FPS = 24
 _log = logging.getLogger(__name__)

@@ -45,21 +45,6 @@ def place_pipeline(pipeline: Pipeline, device: torch.device) -> Pipeline:
 
 
 @contextmanager
-def shifted_scheduler(pipeline: Pipeline, flow_shift: float | None) -> Iterator[None]:
-    """Run with the scheduler rebuilt for another flow shift, and put the checkpoint's back."""
-    if flow_shift is None:
-        yield
-        return
-    scheduler, option = pipeline.scheduler, shift_option(pipeline)
-    assert option is not None
-    pipeline.scheduler = type(scheduler).from_config(scheduler.config, **{option: flow_shift})
-    try:
-        yield
-    finally:
-        pipeline.scheduler = scheduler
-
-
-@contextmanager
 def guided(pipeline: Pipeline, guidance_scale: float | None) -> Iterator[None]:
     """Run with the strength of the pipeline's guider, where it has one, and put it back."""
     guider = getattr(pipeline, "guider", None)
@@ -71,12 +56,3 @@ def guided(pipeline: Pipeline, guidance_scale: float | None) -> Iterator[None]:
         yield
     finally:
         pipeline.guider = guider
-
-
-def shift_option(pipeline: Pipeline) -> str | None:
-    """Return what the pipeline's scheduler calls its flow shift, or None if it has none."""
-    scheduler = getattr(pipeline, "scheduler", None)
-    config = {} if scheduler is None else scheduler.config
-    if config.get("use_dynamic_shifting"):
-        return None
-    return next((name for name in ("flow_shift", "shift") if name in config), None)

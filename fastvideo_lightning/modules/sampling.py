@@ -9,7 +9,6 @@ from typing import Any, Self
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.media import load_rgb
-from fastvideo_lightning.modules.pipelines import Pipeline, shift_option
 from fastvideo_lightning.weights import CheckpointError
 
 
@@ -53,15 +52,6 @@ class SamplingDefaults:
                     f"({low} to {high}): expect a poor video.",
                     stacklevel=3,
                 )
-
-
-def check_shift(pipeline: Pipeline, flow_shift: float | None) -> None:
-    """Raise ValueError where a flow shift was given to a scheduler that has none."""
-    if flow_shift is not None and shift_option(pipeline) is None:
-        raise ValueError(
-            f"flow_shift={flow_shift} has no effect on this checkpoint's scheduler, "
-            f"{type(getattr(pipeline, 'scheduler', None)).__name__}. Leave it out."
-        )
 
 
 def fit_image(
