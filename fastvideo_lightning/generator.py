@@ -64,7 +64,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         from fastvideo_lightning.acceleration import check_attention_backend
         from fastvideo_lightning.placing import Placing
         from fastvideo_lightning.replanning import Replanning
-        from fastvideo_lightning.strategies import check_context, make_strategy
+        from fastvideo_lightning.strategies import check_context
 
         config = config or OffloadConfig()
         self._accelerator = check_devices(num_gpus, accelerator)
@@ -72,7 +72,6 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         check_attention_backend(config.attention_backend)
         check_context(module, config.context_parallel, num_gpus)
         module.context_parallel = config.context_parallel
-        self._strategy = make_strategy(config)
         on_gpu = self._accelerator != "cpu"
         self._placing = Placing(module, config, on_gpu=on_gpu, num_processes=num_gpus)
         self._replanning = Replanning(self._placing)
@@ -195,13 +194,14 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         from fastvideo_lightning.callbacks.loading import show_loading
         from fastvideo_lightning.compiling import compile_blocks
         from fastvideo_lightning.meter import READ
+        from fastvideo_lightning.strategies import make_strategy
 
         bars = [ProgressBar()] if self._progress else []
         fabric = L.Fabric(
             accelerator=self._accelerator,
             devices=self._num_gpus // count_nodes(),
             num_nodes=count_nodes(),
-            strategy=self._strategy,
+            strategy=make_strategy(self._placing.given),
             callbacks=[*self._callbacks, *bars, self._replanning, self._saving],
         )
         if not os.environ.get("LT_CLI_USED"):  # `fabric run` has launched already
@@ -210,8 +210,8 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
             self._placing.begin(fabric, params, at=len(self._callbacks))
             shows = self._progress and fabric.is_global_zero
             loading = show_loading(module.weight_sources if shows else {}, READ.size)
-            with self._replanning.explained(), loading:
-                fabric.setup(module)
+            with loading:
+                self._replanning.load(fabric, params)
             if self.config.compile:
                 for fqn in module.denoisers:
                     compile_blocks(module, fqn)

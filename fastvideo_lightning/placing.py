@@ -58,6 +58,7 @@ class Placing:
         self._num_processes = num_processes
         self._callbacks: list[object] = []
         self._ceiling_bytes: int | None = None
+        self._is_whole = True  # False where memory ran out while weights were placed
 
     def plan_for(self, params: SamplingParams) -> Plan | None:
         """Plan a video; None without a budget and where there is no GPU.
@@ -105,6 +106,8 @@ class Placing:
         Raises:
             BudgetTooSmallError: If it cannot fit.
         """
+        if not self._is_whole:
+            self.replace(fabric, self.config)
         if self.given.gpu_memory_budget is None or not items:
             return
         plan = self.plan_for(max((params_of(item) for item in items), key=self._num_pixels))
@@ -125,17 +128,26 @@ class Placing:
 
     def replace(self, fabric: "L.Fabric", config: OffloadConfig) -> None:
         """Take the weights from where they are and put them where other flags say."""
+        self._is_whole = False
+        self.exchange(fabric, config)
+        for callback in self._callbacks:
+            hook = getattr(callback, "on_after_setup", None)
+            if hook is not None:
+                moment = {"fabric": fabric, "module": self.module}
+                hook(**fabric._filter_kwargs_for_callback(hook, moment))
+        self._is_whole = True
+
+    def exchange(self, fabric: "L.Fabric", config: OffloadConfig) -> None:
+        """Put other callbacks among Fabric's in place of those there, which let go of everything.
+
+        They place nothing until Fabric sets the module up, or `replace` has them do it.
+        """
         at = fabric._callbacks.index(self._callbacks[0]) if self._callbacks else 0
         self._end()
         del fabric._callbacks[at : at + len(self._callbacks)]
         self.config = config
         self._make(fabric)
         fabric._callbacks[at:at] = self._callbacks
-        for callback in self._callbacks:
-            hook = getattr(callback, "on_after_setup", None)
-            if hook is not None:
-                moment = {"fabric": fabric, "module": self.module}
-                hook(**fabric._filter_kwargs_for_callback(hook, moment))
 
     def close(self) -> None:
         """Let go of the model, which Fabric's teardown has taken off the device."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.placements import explain_memory
 from fastvideo_lightning.placing import Placing, params_of
@@ -76,7 +77,8 @@ class Replanning:
 
         items = list(prompts)
         self._num_replans.clear()
-        self._placing.adapt(fabric, items)
+        with self._explained(items[0] if items else {}):
+            self._placing.adapt(fabric, items)
         skipping = _Skipping(skip_failure, self._gives_up, self.explain)
         num_made = 0
         while True:
@@ -92,21 +94,40 @@ class Replanning:
                 item = items[num_made + skipping.num_skipped]
                 self._tighten(fabric, item, error)
 
+    def load(self, fabric: "L.Fabric", params: SamplingParams | None) -> None:
+        """Have Fabric set the module up; on running out of memory, replan or explain.
+
+        Args:
+            fabric: Launched.
+            params: The first video; None for one that the model makes by default.
+        """
+        item = {} if params is None else params.given()
+        for num_replans in range(MAX_REPLANS + 1):
+            try:
+                fabric.setup(self._placing.module)
+                return
+            except torch.OutOfMemoryError as error:
+                may_replan = self._placing.given.on_oom == "replan" and num_replans < MAX_REPLANS
+                tighter = self._tighter(item, Stage.IDLE) if may_replan else None
+                release(error)
+                if tighter is None:
+                    raise self.explain(error, item) from error
+                self._warn("while placing the weights", "placing them", tighter, num_replans + 1)
+                self._placing.exchange(fabric, tighter.config)
+
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def _explained(self, item: Mapping[str, Any]) -> Iterator[None]:
         """Explain running out of memory while weights are placed."""
         try:
             yield
         except torch.OutOfMemoryError as error:
             release(error)
-            raise self.explain(error, None) from error
+            raise self.explain(error, item) from error
 
-    def explain(self, error: torch.OutOfMemoryError, item: Mapping[str, Any] | None) -> Exception:
+    def explain(self, error: torch.OutOfMemoryError, item: Mapping[str, Any]) -> Exception:
         """Turn the device's error into one that names the stage and a plan that takes less."""
         stage = self._placing.module.stage
-        tighter = None
-        if item is not None and not self._placing.config.use_fsdp_inference:
-            tighter = self._tighter(item, stage)
+        tighter = self._tighter(item, stage)
         message = explain_memory(stage, self._placing.config)
         flags = None
         if tighter is not None:
@@ -130,18 +151,24 @@ class Replanning:
         if tighter is None:
             raise self.explain(error, item) from error
         self._num_replans[item["index"]] += 1
+        where = f"in the {_STAGES.get(stage, 'set-up')} stage"
+        self._warn(where, "making the video", tighter, self._num_replans[item["index"]])
+        with self._explained(item):
+            self._placing.tighten(fabric, tighter)
+
+    def _warn(self, where: str, doing: str, tighter: Prediction, number: int) -> None:
         flags = self._difference(tighter)
-        _log.warning(
-            "Out of GPU memory in the %s stage: making the video again with %s (%d of %d).",
-            _STAGES.get(stage, "set-up"),
-            ", ".join(f"{name}={value}" for name, value in flags.items()),
-            self._num_replans[item["index"]],
-            MAX_REPLANS,
-        )
-        self._placing.tighten(fabric, tighter)
+        words = ", ".join(f"{name}={value}" for name, value in flags.items())
+        said = f"Out of GPU memory {where}: {doing} again with {words}"
+        _log.warning("%s (%d of %d).", said, number, MAX_REPLANS)
 
     def _tighter(self, item: Mapping[str, Any], stage: Stage) -> Prediction | None:
-        plan = self._plan(item)
+        if self._placing.config.use_fsdp_inference:
+            return None
+        try:
+            plan = self._plan(item)
+        except ValueError:  # what the model makes by default needs an image, or has no size
+            return None
         return choose_tighter(
             plan.subject,
             self._placing.given,

@@ -96,7 +96,8 @@ ALLOWED = {
     "report": {"matplotlib", "jinja2", "markupsafe", "report"},
     "placing.py": {"torch", "lightning", "callbacks", "config", "modules", "placements", "plan"},
     "replanning.py": {
-        *("torch", "lightning", "loop", "modules", "output", "placements", "placing", "plan"),
+        *("torch", "lightning", "config", "loop", "modules", "output", "placements", "placing"),
+        "plan",
     },
     "generator.py": {
         *("placing", "plan", "replanning"),
