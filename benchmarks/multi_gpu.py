@@ -4,7 +4,8 @@
 
 Starts one process for each GPU. The modes are measured one after the other; each also with context
 parallel, where all processes compute one video. Times and reserved memory are those of the slowest
-and of the fullest process, host bytes those of all together.
+and of the fullest process, host bytes those of all together, a file that they map counted once. The
+difference is that to the first mode's output, the largest over the largest value; 0 is every bit.
 """
 
 import json
@@ -25,6 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from benchmarks.machine import (
+    Deadline,
     describe_machine,
     empty_caches,
     read_peak,
@@ -32,15 +34,16 @@ from benchmarks.machine import (
     synchronize,
     time_steps,
 )
-from benchmarks.shapes import CONFIGS, RandomWan, make_inputs, make_transformer
+from benchmarks.shapes import CONFIGS, RandomWan, make_inputs, make_transformer, weight_bytes
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.strategies.context import ContextParallel
 from fastvideo_lightning.strategies.sharding import shard_denoiser
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ("mode", "frames", "step_ms", "reserved_gb", "host_gb", "setup_s", "equal_to_resident")
-Attach = Callable[["Pipeline", torch.device], tuple[int, Callable[[], None]]]
+COLUMNS = ("mode", "frames", "step_ms", "reserved_gb", "host_gb", "setup_s", "difference")
+Held = tuple[int, int]  # bytes of host memory of a process's own, and of files that it maps
+Attach = Callable[["Pipeline", torch.device], tuple[Held, Callable[[], None]]]
 
 
 class Pipeline(nn.Module):
@@ -59,7 +62,7 @@ class Pipeline(nn.Module):
 def placed(make: Callable[[], Placement]) -> Attach:
     """By one of our callbacks, in a batch as the predict loop would have it."""
 
-    def attach(pipeline: Pipeline, device: torch.device) -> tuple[int, Callable[[], None]]:
+    def attach(pipeline: Pipeline, device: torch.device) -> tuple[Held, Callable[[], None]]:
         callback = make()
         engine = callback.attach(pipeline, device).engine
         callback.on_predict_batch_start()
@@ -68,22 +71,23 @@ def placed(make: Callable[[], Placement]) -> Attach:
             callback.on_predict_batch_end()
             callback.detach()
 
-        return (0 if engine is None else engine.store.size_bytes), close
+        if engine is None:
+            return (0, 0), close
+        mapped = engine.store.mapped_bytes
+        return (engine.store.size_bytes - mapped, mapped), close
 
     return attach
 
 
-def streamed(how: str) -> Attach:
-    """Blocks that all ranks stream, from one pinned copy on the host."""
-    return placed(
-        lambda: LayerwiseOffload("transformer", host_memory="pinned", shard_transport=how)
-    )
+def streamed(how: str, memory: str) -> Attach:
+    """Blocks that all ranks stream, from one copy on the host."""
+    return placed(lambda: LayerwiseOffload("transformer", host_memory=memory, shard_transport=how))
 
 
 def fsdp(*, cpu_offload: bool) -> Attach:
     """FSDP2, its shards on the device or on the host."""
 
-    def attach(pipeline: Pipeline, device: torch.device) -> tuple[int, Callable[[], None]]:
+    def attach(pipeline: Pipeline, device: torch.device) -> tuple[Held, Callable[[], None]]:
         shard_denoiser(
             "transformer",
             pipeline.transformer,
@@ -96,17 +100,18 @@ def fsdp(*, cpu_offload: bool) -> Attach:
         shards = [w for w in pipeline.transformer.parameters() if isinstance(w, DTensor)]
         local = (shard.to_local() for shard in shards)
         on_host = sum(part.nbytes for part in local if part.device.type == "cpu")
-        return on_host, lambda: None
+        return (on_host, 0), lambda: None
 
     return attach
 
 
 MODES: dict[str, Attach] = {
     "resident": placed(lambda: Resident("transformer")),
-    "fsdp": fsdp(cpu_offload=False),
+    "streamed-gather": streamed("gather", "mapped"),
+    "streamed-local": streamed("local", "mapped"),
     "fsdp-cpu-offload": fsdp(cpu_offload=True),
-    "streamed-local": streamed("local"),
-    "streamed-gather": streamed("gather"),
+    "fsdp": fsdp(cpu_offload=False),
+    "streamed-gather-pinned": streamed("gather", "pinned"),
 }
 
 
@@ -120,7 +125,7 @@ def measure(mode: str, device: torch.device, settings: dict[str, Any]) -> list[d
     if context:
         size = dist.get_world_size()
         ContextParallel(size).enable(pipeline, size, device)
-    host_bytes, close = MODES[name](pipeline, device)
+    held, close = MODES[name](pipeline, device)
     synchronize(device)
     setup_s = time.perf_counter() - begin
     rows = []
@@ -136,14 +141,23 @@ def measure(mode: str, device: torch.device, settings: dict[str, Any]) -> list[d
         expected = settings["expected"].setdefault(frames, output)
         reserved = read_peak(device).reserved - before.reserved
         seconds = [time_steps(step, device) for _ in range(settings["rounds"])]
-        mine = statistics.median(seconds), reserved, host_bytes, setup_s
+        mine = statistics.median(seconds), reserved, *held, setup_s, compare(output, expected)
         every: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(every, (*mine, torch.equal(output, expected)))
-        step_s, fullest, host, setup, equal = zip(*every, strict=True)
-        figures = max(step_s) * 1e3, max(fullest) / 1e9, sum(host) / 1e9, max(setup), all(equal)
+        dist.all_gather_object(every, mine)
+        step_s, fullest, own, mapped, setup, differences = zip(*every, strict=True)
+        host_gb = (sum(own) + max(mapped)) / 1e9
+        figures = max(step_s) * 1e3, max(fullest) / 1e9, host_gb, max(setup), max(differences)
         rows.append(dict(zip(COLUMNS, (mode, frames, *figures), strict=True)))
     close()
     return rows
+
+
+def compare(output: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference over the largest value; 0 only where every bit is the same."""
+    if torch.equal(output, expected):
+        return 0.0
+    output, expected = output.double(), expected.double()
+    return float((output - expected).abs().max() / expected.abs().max())
 
 
 def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
@@ -157,20 +171,31 @@ def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
         init_method=f"tcp://127.0.0.1:{port}",
         rank=rank,
         world_size=settings["processes"],
+        device_id=device if on_gpu else None,
     )
+    deadline = Deadline(settings["limit_s"])
     if rank == 0:
-        make_transformer(settings["model"], settings["folder"])  # writes the checkpoint
+        model = make_transformer(settings["model"], settings["folder"])  # writes the checkpoint
+        settings["weight_bytes"] = weight_bytes(model)
     dist.barrier()
     settings["expected"] = {}
     rows: list[dict[str, object]] = []
+    slowest_s = 0.0
     for mode in settings["modes"]:
+        begin = time.monotonic()
         rows += measure(mode, device, settings)
         empty_caches(device)
+        slowest_s = max(slowest_s, time.monotonic() - begin)
         if rank == 0:
             facts = {key: settings[key] for key in ("model", "size", "processes", "rounds")}
+            facts["weight_bytes"] = settings["weight_bytes"]
             text = json.dumps({**facts, **describe_machine(device), "rows": rows}, indent=1)
-            settings["path"].with_suffix(".json").write_text(text + "\n")
-            settings["path"].with_suffix(".md").write_text(make_table(rows))
+            Path(f"{settings['path']}.json").write_text(text + "\n")
+            Path(f"{settings['path']}.md").write_text(make_table(rows))
+        goes_on = torch.tensor(int(deadline.allows(slowest_s)), device=device)
+        dist.broadcast(goes_on, 0)
+        if not goes_on:
+            break
     dist.destroy_process_group()
 
 
@@ -190,6 +215,8 @@ def make_table(rows: list[dict[str, object]]) -> str:
 @click.option("--size", default="480x832", show_default=True, help="Height and width.")
 @click.option("--modes", default="all", show_default=True, help="`resident,fsdp+context`, ...")
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--limit-s", default=540.0, show_default=True, help="Begin no mode after it.")
+@click.option("--name", help="Of the files; by default `multi-gpu-` and the model.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
@@ -204,6 +231,8 @@ def main(
     size: str,
     modes: str,
     rounds: int,
+    limit_s: float,
+    name: str | None,
     folder: Path,
     output: Path,
 ) -> None:
@@ -222,13 +251,14 @@ def main(
         "modes": chosen,
         "rounds": rounds,
         "folder": folder,
-        "path": output / f"multi-gpu-{model}",
+        "limit_s": limit_s,
+        "path": output / (name or f"multi-gpu-{model}"),
     }
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(run_rank, (port, settings), nprocs=processes)
-    click.echo((output / f"multi-gpu-{model}.md").read_text())
+    click.echo(Path(f"{settings['path']}.md").read_text())
 
 
 if __name__ == "__main__":

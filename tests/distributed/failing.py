@@ -15,7 +15,10 @@ from fastvideo_lightning import HostResidentStrategy
 
 def main(num_processes: int, folder: Path) -> None:
     settings = json.loads((folder / "settings.json").read_text())
-    fabric = L.Fabric(accelerator="cpu", devices=num_processes, strategy=HostResidentStrategy())
+    accelerator = settings.get("accelerator", "cpu")
+    fabric = L.Fabric(
+        accelerator=accelerator, devices=num_processes, strategy=HostResidentStrategy()
+    )
     fabric.launch()
     rank = fabric.global_rank
     note = {"pid": os.getpid(), "port": int(os.environ["MASTER_PORT"])}

@@ -12,23 +12,39 @@ from fastvideo_lightning.callbacks import VideoWriter
 
 
 def main(num_processes: int, folder: Path) -> None:
+    """Make the videos of every way in `settings.json`, one way after the other."""
     settings = json.loads((folder / "settings.json").read_text())
-    options = {"num_gpus": num_processes, **settings["options"]}
-    report: dict = {}
     reads = record_reads()
-    for case, (checkpoint, sampling) in settings["cases"].items():
-        with VideoGenerator.from_pretrained(checkpoint, **options) as generator:
-            report[case] = {"read": sum(size for path, size in reads if "transformer" in path)}
-            reads.clear()
-            tokens = count_tokens(generator.module)
-            rank = generator._fabric.global_rank
-            video = generator.generate_video(save_video=False, **sampling)
-            np.save(folder / f"{case}-{rank}.npy", video.frames)
-            again = generator.generate_video(save_video=False, **sampling)
-            report[case]["repeats"] = bool(np.array_equal(again.frames, video.frames))
-            report[case] |= {"tokens": sorted(tokens), **measure(generator.module)}
-    rank, report["prompts"] = make_many(folder, settings["prompts"], options)
-    (folder / f"{rank}.json").write_text(json.dumps(report))
+    reports = {}
+    for name, way in settings["ways"].items():
+        own = folder / name
+        own.mkdir(exist_ok=True)
+        options = {"num_gpus": num_processes, **settings["options"], **way["flags"]}
+        report: dict = {}
+        for case, (checkpoint, sampling) in way["cases"].items():
+            report[case] = make_one(own, case, checkpoint, sampling, options, reads)
+        rank, report["prompts"] = make_many(own, settings["prompts"], options)
+        reports[name] = report
+    (folder / f"{rank}.json").write_text(json.dumps(reports))
+
+
+def make_one(
+    folder: Path, case: str, checkpoint: str, sampling: dict, options: dict, reads: list
+) -> dict:
+    """Make a video twice; return what the process read, holds and computed for it."""
+    reads.clear()
+    with VideoGenerator.from_pretrained(checkpoint, **options) as generator:
+        read = sum(size for path, size in reads if "transformer" in path)
+        tokens = count_tokens(generator.module)
+        video = generator.generate_video(save_video=False, **sampling)
+        np.save(folder / f"{case}-{generator._fabric.global_rank}.npy", video.frames)
+        again = generator.generate_video(save_video=False, **sampling)
+        return {
+            "read": read,
+            "repeats": bool(np.array_equal(again.frames, video.frames)),
+            "tokens": sorted(tokens),
+            **measure(generator.module),
+        }
 
 
 def record_reads() -> list[tuple[str, int]]:

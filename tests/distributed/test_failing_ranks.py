@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from distributed.conftest import needs_two_gpus
 from distributed.scripts import HERE, environment
 
 pytestmark = pytest.mark.slow
@@ -37,12 +38,17 @@ def is_alive(pid):
         pytest.param(2, 1, "exit", "wait", "it ended with exit code 3", id="an-exit"),
     ],
 )
+@pytest.mark.parametrize(
+    "accelerator",
+    ["cpu", pytest.param("gpu", marks=[pytest.mark.multi_gpu, needs_two_gpus])],
+)
 def test_all_end_within_30_s_and_the_last_line_says_which_and_why(
-    tmp_path, size, rank, how, others, reason
+    tmp_path, size, rank, how, others, reason, accelerator
 ):
-    (tmp_path / "settings.json").write_text(
-        json.dumps({"rank": rank, "how": how, "others": others})
-    )
+    if accelerator == "gpu":
+        size, rank = 2, min(rank, 1)
+    settings = {"rank": rank, "how": how, "others": others, "accelerator": accelerator}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
     command = [sys.executable, str(HERE / "failing.py"), str(size), str(tmp_path)]
     with (tmp_path / "stderr").open("w") as stderr:
         process = subprocess.Popen(

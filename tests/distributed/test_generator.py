@@ -45,29 +45,34 @@ EACH_CASE = [(name, case) for name, way in WAYS.items() for case in way.cases]
 
 @pytest.fixture(scope="module")
 def world(checkpoint, images, tmp_path_factory):
-    """Return, for a way's name, the folder of its files and what its ranks reported."""
+    """Return, for a way's name, the folder of its files and what its ranks reported.
+
+    All ways of as many processes run in the same, one after the other.
+    """
     done = {}
 
     def run(name):
-        if name not in done:
-            way, folder = WAYS[name], tmp_path_factory.mktemp(name)
-            cases = {
-                case: (
-                    checkpoint(kind_of(case)),
-                    {"prompt": PROMPT, "seed": SEED, **sampling_of(case, images)},
-                )
-                for case in way.cases
+        size = WAYS[name].num_processes
+        if size not in done:
+            folder = tmp_path_factory.mktemp("world")
+            ways = {
+                other: {
+                    "flags": way.flags,
+                    "cases": {
+                        case: (
+                            checkpoint(kind_of(case)),
+                            {"prompt": PROMPT, "seed": SEED, **sampling_of(case, images)},
+                        )
+                        for case in way.cases
+                    },
+                }
+                for other, way in WAYS.items()
+                if way.num_processes == size
             }
-            settings = {
-                "options": {"accelerator": "cpu", **way.flags},
-                "cases": cases,
-                "prompts": PROMPTS,
-            }
-            done[name] = (
-                folder,
-                run_script("generator_world.py", way.num_processes, folder, settings),
-            )
-        return done[name]
+            settings = {"options": {"accelerator": "cpu"}, "ways": ways, "prompts": PROMPTS}
+            done[size] = folder, run_script("generator_world.py", size, folder, settings)
+        folder, reports = done[size]
+        return folder / name, [report[name] for report in reports]
 
     return run
 

@@ -1,0 +1,124 @@
+"""Wall time of many prompts on one GPU and on several, which share them.
+
+    python -m benchmarks.prompts --processes 1,2 --model wan-1.3b
+
+Each number of processes is a run of its own, of the same generator over the same prompts, the
+seconds from the first video's beginning to the last one's end behind one video that is not counted.
+The frames must be the same whatever the number.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.checkpoints import PROMPT, write_pipeline
+from benchmarks.machine import describe_machine, find_device
+from benchmarks.shapes import CONFIGS
+from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def make_videos(settings: dict[str, Any], num_gpus: int, into: Path) -> None:
+    """What each process of a run does; each leaves its seconds and its videos' digests."""
+    sampling = {"guidance_scale": 3.0, **settings["sampling"]}
+    began = time.perf_counter()
+    with VideoGenerator.from_pretrained(
+        settings["checkpoint"],
+        num_gpus=num_gpus,
+        accelerator="auto" if torch.cuda.is_available() else "cpu",
+        progress=False,
+        **settings["flags"],
+    ) as generator:
+        setup_s = time.perf_counter() - began
+        generator.generate_video(PROMPT, save_video=False, **sampling)
+        fabric = generator._fabric
+        assert fabric is not None
+        prompts = PromptDataset([PROMPT] * settings["count"], **sampling)  # each has its own seed
+        fabric.barrier()
+        began = time.perf_counter()
+        videos = PredictLoop(fabric).run(generator.module, prompts, return_predictions=True)
+        seconds = time.perf_counter() - began
+        digests = {v.index: hashlib.sha256(v.frames.tobytes()).hexdigest() for v in videos or ()}
+        report = {"seconds": seconds, "setup_s": setup_s, "digests": digests}
+        (into / f"{num_gpus}-{fabric.global_rank}.json").write_text(json.dumps(report))
+
+
+def summarize(into: Path, sizes: list[int], count: int) -> list[dict[str, Any]]:
+    """A row for each number of processes, from what they left."""
+    rows: list[dict[str, Any]] = []
+    expected: dict[str, str] = {}
+    for size in sizes:
+        reports = [json.loads((into / f"{size}-{rank}.json").read_text()) for rank in range(size)]
+        digests = {i: digest for report in reports for i, digest in report["digests"].items()}
+        expected = expected or digests
+        row = {
+            "processes": size,
+            "videos": sum(len(report["digests"]) for report in reports),
+            "seconds": max(report["seconds"] for report in reports),
+            "setup_s": max(report["setup_s"] for report in reports),
+            "equal": digests == expected and len(digests) == count,
+        }
+        row["ratio"] = row["seconds"] / (rows[0]["seconds"] if rows else row["seconds"])
+        rows.append(row)
+    return rows
+
+
+@click.command()
+@click.option("--processes", default="1,2", show_default=True)
+@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b", show_default=True)
+@click.option("--count", default=8, show_default=True, help="Prompts.")
+@click.option("--steps", default=10, show_default=True)
+@click.option("--frames", default=17, show_default=True)
+@click.option("--size", default="480x832", show_default=True, help="Height and width.")
+@click.option("--folder", type=click.Path(path_type=Path), default=tempfile.gettempdir())
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@click.option("--run", type=(int, click.Path(path_type=Path)), hidden=True)
+def main(
+    processes: str,
+    model: str,
+    count: int,
+    steps: int,
+    frames: int,
+    size: str,
+    folder: Path,
+    output: Path,
+    run: tuple[int, Path] | None,
+) -> None:
+    """Measure and write JSON."""
+    if run is not None:
+        num_gpus, into = run
+        make_videos(json.loads((into / "settings.json").read_text()), num_gpus, into)
+        return
+    height, width = (int(side) for side in size.split("x"))
+    shape = {"height": height, "width": width, "num_frames": frames}
+    settings = {
+        "checkpoint": str(write_pipeline(model, folder)),
+        "count": count,
+        "flags": {"text_encoder_cpu_offload": False},
+        "sampling": {**shape, "num_inference_steps": steps},
+    }
+    sizes = [int(number) for number in processes.split(",")]
+    with tempfile.TemporaryDirectory() as into:
+        (Path(into) / "settings.json").write_text(json.dumps(settings))
+        for number in sizes:
+            command = [sys.executable, "-m", "benchmarks.prompts", "--run", str(number), into]
+            subprocess.run(command, check=True)
+        rows = summarize(Path(into), sizes, count)
+    facts = {"model": model, **settings, **describe_machine(find_device()), "rows": rows}
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"prompts-{model}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    for row in rows:
+        click.echo("  ".join(f"{name} {value}" for name, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()
