@@ -20,6 +20,8 @@ PLACEMENTS = {
     "none": lambda: [],
     "streamed": lambda: [LayerwiseOffload("transformer")],
     "mapped": lambda: [LayerwiseOffload("transformer", host_memory="mapped")],
+    "pinned": lambda: [LayerwiseOffload("transformer", host_memory="pinned")],
+    "skippable": lambda: [LayerwiseOffload("transformer", skippable=True)],
     "partly_resident": lambda: [LayerwiseOffload("transformer.blocks", resident_blocks=1)],
     "model": lambda: [ModelOffload("transformer")],
     "resident": lambda: [Resident("transformer")],
@@ -140,6 +142,44 @@ def test_frames_with_adapters_are_those_of_plain_diffusers(
     fabric.call("teardown")
     assert np.array_equal(make_frames(fabric, module), expected["loaded_again"])
     assert all(weight.device.type == "cpu" for weight in module.parameters())
+
+
+@pytest.mark.parametrize("is_used", [False, True], ids=["before_a_video", "after_one"])
+@pytest.mark.parametrize("memory", ["mapped", "pinned"])
+def test_layers_that_peft_itself_injects_make_the_same(set_up, memory, is_used, checkpoint) -> None:
+    from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
+
+    configs = {
+        "plain": LoraConfig(r=4, target_modules=["to_q", "ffn.net.2"]),
+        "dora": LoraConfig(r=2, target_modules=["to_k"], use_dora=True),
+        "loha": LoHaConfig(r=2, target_modules=["to_v"]),
+    }
+
+    def inject(model: torch.nn.Module, kind: str) -> None:
+        torch.manual_seed(3)
+        inject_adapter_in_model(configs[kind], model, adapter_name=kind)
+        for name, weight in model.named_parameters():
+            if kind in name.split(".") and "magnitude" not in name:
+                torch.nn.init.normal_(weight, std=0.2)
+
+    for kind in configs:
+        streaming = LayerwiseOffload("transformer", host_memory=memory)
+        fabric, module = set_up(checkpoint("t2v"), [streaming])
+        plain = load_plain(checkpoint("t2v"), expects_image=False)
+        if is_used:
+            make_frames(fabric, module)
+        inject(module.get_submodule("transformer"), kind)
+        inject(plain.transformer, kind)
+        output = plain(
+            prompt=PROMPT,
+            generator=torch.Generator("cpu").manual_seed(SEED),
+            output_type="pil",
+            **SAMPLING,
+        )
+        expected = np.stack([np.asarray(frame) for frame in output.frames[0]])
+        assert np.array_equal(make_frames(fabric, module), expected), kind
+        streaming.attachments[0].engine.check()
+        fabric.call("teardown")
 
 
 def test_an_adapter_moves_with_its_block_and_the_blocks_bytes_stay_in_the_file(
