@@ -1,8 +1,12 @@
 import json
 import os
-import runpy
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import av
@@ -11,13 +15,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def environment():
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": paths}
+
+
 def run_example(name, folder, *arguments):
     """Run an example as a person does, in an empty folder; return what it printed."""
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -74,20 +82,54 @@ def test_an_adapter_fine_tuned_in_streamed_blocks_turns_the_video_green(tmp_path
         assert max(amounts, key=lambda name: int(amounts[name])) == colour
 
 
-def test_the_server_answers_with_a_video_and_says_what_a_caller_passed_wrongly(tmp_path):
+@pytest.mark.slow
+def test_the_server_answers_a_request_over_http_with_a_video_or_with_what_was_wrong(tmp_path):
     pytest.importorskip("litserve", reason="needs litserve")
-    from fastapi import HTTPException
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / "litserve_server.py"), "tiny-shapes", str(port)],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
-    names = runpy.run_path(str(ROOT / "examples" / "litserve_server.py"))
-    api = names["VideoAPI"]("tiny-shapes")
-    api.setup("cpu")
-    request = {"prompt": "a red circle moves right", "num_inference_steps": 2}
-    response = api.encode_response(api.predict(api.decode_request(request)))
-    (tmp_path / "video.mp4").write_bytes(response.body)
-    assert count_frames(tmp_path / "video.mp4") == 17
-    with pytest.raises(HTTPException, match="Did you mean height"):
-        api.predict({"prompt": "a red circle", "heigt": 64})
-    api.generator.close()
+    def post(content):
+        body = json.dumps(content).encode()
+        request = urllib.request.Request(f"{url}/predict", body)
+        request.add_header("Content-Type", "application/json")
+        return urllib.request.urlopen(request, timeout=120)
+
+    try:
+        wait_until_healthy(f"{url}/health", server)
+        with post({"prompt": "a red circle", "num_inference_steps": 2, "seed": 7}) as answer:
+            assert answer.headers["Content-Type"] == "video/mp4"
+            (tmp_path / "video.mp4").write_bytes(answer.read())
+        assert count_frames(tmp_path / "video.mp4") == 17
+        with pytest.raises(urllib.error.HTTPError, match="422") as wrong:
+            post({"prompt": "a red circle", "heigt": 64})
+        assert "Did you mean height" in wrong.value.read().decode()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def wait_until_healthy(url, server):
+    for _ in range(600):
+        assert server.poll() is None, server.stdout.read()
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            pass
+        time.sleep(0.2)
+    pytest.fail("the server did not come up")
 
 
 @pytest.mark.parametrize(
