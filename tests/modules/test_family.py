@@ -40,9 +40,9 @@ _FROM_ELSEWHERE = {
 
 
 def test_defaults_are_the_examples_or_the_calls_or_bear_their_source() -> None:
-    unsaid = set()
+    unsaid, kinds = set(), find_video_pipelines()
     for name, row in FAMILIES.items():
-        kind = find_video_pipelines()[name]
+        kind = kinds[name]
         signature, example = CallSignature(kind), vars(inspect.getmodule(kind))[_EXAMPLE]
         for field, value in row.defaults.given().items():
             argument = signature.argument_for(field) or field
