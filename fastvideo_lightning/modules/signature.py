@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 from fastvideo_lightning.config import SamplingParams, nearest_name
+from fastvideo_lightning.modules.inputs import needed_inputs
 from fastvideo_lightning.modules.pipelines import Pipeline
 
 # What pipelines call a setting, by our name for it; the other settings bear our name.
@@ -51,13 +52,17 @@ class CallSignature:
 
     def check_complete(self, arguments: set[str], name: str) -> None:
         """Raise ValueError for an argument that the call cannot do without and that is missing."""
-        for argument, parameter in self._parameters.items():
-            required = parameter.default is parameter.empty and argument not in _OURS
-            if required and argument not in arguments:
-                setting = _setting_of(argument)
-                further = f"pipeline_arguments={{{argument!r}: ...}}"
+        required = [
+            (argument,)
+            for argument, parameter in self._parameters.items()
+            if parameter.default is parameter.empty and argument not in _OURS
+        ]
+        for group in (*required, *needed_inputs(name)):
+            if arguments.isdisjoint(group):
+                setting = _setting_of(group[0])
+                further = f"pipeline_arguments={{{group[0]!r}: ...}}"
                 how = _example(setting) if setting else further
-                raise ValueError(f"{name} needs {argument}. Pass {how}.")
+                raise ValueError(f"{name} needs {' or '.join(group)}. Pass {how}.")
 
     def check_further(self, arguments: set[str], given: set[str], name: str) -> None:
         """Raise ValueError for a name that cannot stand in `pipeline_arguments`.

@@ -8,6 +8,9 @@ import pytest
 from recipes import RECIPES
 
 from fastvideo_lightning import SamplingParams, VideoModule
+from fastvideo_lightning.modules.catalog import find_video_pipelines
+from fastvideo_lightning.modules.inputs import _NEEDED
+from fastvideo_lightning.modules.signature import CallSignature
 from fastvideo_lightning.output import GeneratedVideo
 
 
@@ -77,9 +80,25 @@ def test_pictures_and_videos_may_come_as_tensors_but_not_twice(video_to_video, v
         resolve(video_to_video, video_path=video, pipeline_arguments={"video": frames})
 
 
-def test_a_missing_input_is_named_with_what_to_type(video):
-    with pytest.raises(ValueError, match=r"needs image\. Pass image_path='image\.png'"):
-        resolve(module_of("CogVideoXImageToVideoPipeline"))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("CogVideoXImageToVideoPipeline", r"needs image\. Pass image_path='image\.png'"),
+        # Their signatures call these optional.
+        ("WanVideoToVideoPipeline", r"needs video or latents\. Pass video_path='video\.mp4'"),
+        ("LTXImageToVideoPipeline", r"needs image or latents\. Pass image_path='image\.png'"),
+        ("CogVideoXFunControlPipeline", r"Pass pipeline_arguments=\{'control_video': \.\.\.\}"),
+    ],
+)
+def test_a_missing_input_is_named_with_what_to_type(name, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(module_of(name))
+
+
+def test_needed_inputs_are_arguments_of_pipelines_that_there_are():
+    for name, groups in _NEEDED.items():
+        signature = CallSignature(find_video_pipelines()[name])
+        assert all(signature.takes(argument) for group in groups for argument in group), name
 
 
 def test_a_file_that_is_not_there_or_no_video_is_refused_before_any_work(video_to_video, tmp_path):
