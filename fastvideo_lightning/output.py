@@ -88,6 +88,14 @@ class GeneratedVideo:
                 "Scale to 0..255, cast to uint8 and put the colours last."
             )
 
+    @property
+    def summary(self) -> str:
+        """What was made, in a line: size, length, seed and time."""
+        frames, height, width, _ = self.frames.shape
+        length = f"{frames} frames at {self.fps} fps" if frames > 1 else "one frame"
+        made = f"made in {self.generation_time_s:.1f} s"
+        return f"{width}x{height}, {length}, seed {self.seed}: {made}"
+
     def to(self, device: object, **_: object) -> Self:
         """Return itself: frames are in host memory. The Trainer moves results, or copies them."""
         return self

@@ -206,10 +206,6 @@ def _make_batch(
 
 
 def _report(video: "GeneratedVideo") -> None:
-    frames, height, width, _ = video.frames.shape
     if video.video_path is not None:
         click.echo(video.video_path)
-    say(
-        f"{width}x{height}, {frames} frames at {video.fps} fps, seed {video.seed}: "
-        f"made in {video.generation_time_s:.1f} s"
-    )
+    say(video.summary)

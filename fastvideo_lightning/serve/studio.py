@@ -213,7 +213,5 @@ class Studio:
         finally:
             self._watch.job = None
         assert video.video_path is not None
-        frames, height, width, _ = video.frames.shape
-        line = f"{width}x{height}, {frames} frames at {video.fps} fps, seed {video.seed}"
         report = write_report(self._report.timeline, video.video_path.with_suffix(".report.html"))
-        return f"{line}: made in {video.generation_time_s:.1f} s", (video.video_path, report)
+        return video.summary, (video.video_path, report)

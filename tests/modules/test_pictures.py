@@ -39,6 +39,7 @@ def test_a_run_writes_the_picture_as_png_under_its_prompt(name: str, tmp_path: P
     assert [video.video_path.name for video in videos] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert videos[0].frames.shape == (1, 32, 32, 3)
+    assert videos[0].summary.startswith("32x32, one frame, seed 7: made in ")
     assert np.array_equal(np.asarray(Image.open(videos[0].video_path)), videos[0].frames[0])
 
 
