@@ -147,6 +147,7 @@ def test_running_out_while_placed_anew_is_explained_and_the_next_video_is_right(
             make(generator)
         assert tried == ["transformer"]
         assert np.array_equal(make(generator).frames, expected.frames)
+        assert tried.count("transformer") == 2  # what was left half placed is placed anew
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -15,7 +15,6 @@ from fastvideo_lightning.options import (
     GroupedOption,
     make_options,
 )
-from fastvideo_lightning.quantization import check_quantization
 
 if TYPE_CHECKING:
     from fastvideo_lightning.plan import Plan
@@ -77,7 +76,6 @@ def _make(
     if gpu:
         find_card(gpu)  # before seconds of imports
     find_folder(typed.get("model", "tiny-shapes"), revision=typed.get("revision"))
-    check_quantization(typed.get("dtype"))
     import torch
 
     from fastvideo_lightning.plan import make_plan

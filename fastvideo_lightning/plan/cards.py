@@ -74,14 +74,16 @@ def find_card(name: str) -> Machine:
     """Return the machine that a card's name stands for.
 
     Raises:
-        ValueError: If the table has no such card; names the nearest.
+        ValueError: If the table has no such card; names the nearest and all that it has.
     """
     words = {_plain(known): known for known in CARDS}
     known = words.get(_plain(name))
     if known is None:
         near = nearest_name(_plain(name), words)
-        hint = f"Did you mean {words[near]!r}?" if near else f"Known are: {', '.join(CARDS)}."
-        raise ValueError(f"There is no card {name!r} in the table. {hint}")
+        hint = f"Did you mean {words[near]!r}? " if near else ""
+        raise ValueError(
+            f"There is no card {name!r} in the table. {hint}Known are: {', '.join(CARDS)}."
+        )
     card = CARDS[known]
     return Machine(
         name=known,
