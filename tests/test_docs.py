@@ -2,16 +2,20 @@
 
 import ast
 import re
+import shlex
 import tomllib
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
 import fastvideo_lightning
 from fastvideo_lightning import OffloadConfig, callbacks
+from fastvideo_lightning.cli import cli
+from fastvideo_lightning.options import COMMAND
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -79,6 +83,34 @@ def test_every_picture_is_there_and_shown() -> None:
         name for page in pages for name in re.findall(r"\]\(pictures/([^)]+)\)", page.read_text())
     }
     assert shown == {path.name for path in (ROOT / "docs" / "pictures").iterdir()}
+
+
+def commands() -> list[str]:
+    """Return every command that README and the pages show, each on a line of its own."""
+    shown = []
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines()]
+        lines += re.findall(r"(?<!`)`([^`\n]+)`", text)
+        shown += [line[line.index(COMMAND) :] for line in lines if f"{COMMAND} " in line]
+    return sorted({re.sub(r"\s+", " ", line) for line in shown})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_that_is_shown_can_be_typed(command, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in shlex.split(command)[1:] if word != "--help"]
+    for word in words:
+        if word.partition(":")[0].endswith(".safetensors"):
+            (tmp_path / word.partition(":")[0]).touch()
+    if words[0].startswith("-"):
+        cli.make_context(COMMAND, words, resilient_parsing=True)
+        return
+    found = cli.get_command(click.Context(cli), words[0])
+    assert found is not None
+    settings = {"token_normalize_func": cli.context_settings["token_normalize_func"]}
+    assert found.make_context(words[0], words[1:], **settings).params
 
 
 def test_pages_open_without_a_network() -> None:
