@@ -64,6 +64,13 @@ def test_a_dangling_link_is_not_followed(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_name_that_is_taken_at_the_last_moment_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "a_b.mp4").write_bytes(b"theirs")
+    monkeypatch.setattr("os.path.lexists", lambda path: False)
+    assert finish(tmp_path).name == "a_b_1.mp4"
+    assert (tmp_path / "a_b.mp4").read_bytes() == b"theirs"
+
+
 def _finish_ten(folder):
     return [finish(folder).name for _ in range(10)]
 
