@@ -6,7 +6,7 @@ from `PredictLoop`, with the same arguments.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -108,7 +108,13 @@ class TrainerCallback(L.Callback):
         self.hear("on_after_setup", {"fabric": fabric, "module": pl_module})
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell how many batches there are."""
+        """Tell how many batches there are.
+
+        Raises:
+            ValueError: Processes that bring blocks together have not equally many prompts.
+        """
+        if trainer.world_size > 1 and getattr(self.callback, "lockstep", False):
+            _check_equal_shares(trainer)
         counts = trainer.num_predict_batches
         known = all(isinstance(count, int) for count in counts)
         num_batches = sum(int(count) for count in counts) if known else None
@@ -166,6 +172,21 @@ class TrainerCallback(L.Callback):
         self, moment: str, trainer: L.Trainer, pl_module: L.LightningModule, **more: object
     ) -> None:
         self.hear(moment, {"fabric": _FABRICS.get(trainer), "module": pl_module, **more})
+
+
+def _check_equal_shares(trainer: L.Trainer) -> None:
+    """Raise ValueError unless each process gets as many batches: the Trainer repeats none."""
+    loaders = trainer.predict_dataloaders
+    for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+        prompts = getattr(loader, "dataset", None)
+        count = len(prompts) if isinstance(prompts, Sized) else None
+        if count is None or count % trainer.world_size:
+            raise ValueError(
+                f"{trainer.world_size} processes bring each block together, so each needs equally "
+                f"many prompts, got {'an unknown number' if count is None else count} in all. Pass "
+                f"a multiple of {trainer.world_size}, or LayerwiseOffload(..., "
+                "shard_transport='local'), or use PredictLoop, which evens them out."
+            )
 
 
 def _taken_by(method: Call, arguments: Mapping[str, object]) -> Mapping[str, object]:
