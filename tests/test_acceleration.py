@@ -167,12 +167,27 @@ def test_without_guidance_a_step_is_one_pass(folder) -> None:
     assert np.array_equal(frames, plain)
 
 
-def test_slicing_and_tiling_are_diffusers_own(folder) -> None:
+def test_slicing_is_diffusers_own(folder) -> None:
     with make_generator(folder, LayerwiseOffload("transformer"), vae_slicing=True) as generator:
         vae = generator.module.get_submodule("vae")
         assert vae.use_slicing
         assert not vae.use_tiling
         assert np.array_equal(frames_of(generator), plain_frames(folder, lambda p: None))
+
+
+def test_a_tiled_decode_is_that_of_plain_diffusers(folder) -> None:
+    tiles = {"tile_sample_min_height": 16, "tile_sample_min_width": 16}
+    tiles |= {"tile_sample_stride_height": 8, "tile_sample_stride_width": 8}
+
+    def enable(pipeline) -> None:
+        pipeline.vae.enable_tiling()
+        vars(pipeline.vae).update(tiles)
+
+    with make_generator(folder, LayerwiseOffload("transformer"), vae_tiling=True) as generator:
+        vars(generator.module.get_submodule("vae")).update(tiles)
+        frames = frames_of(generator)
+    assert np.array_equal(frames, plain_frames(folder, enable))
+    assert (frames != plain_frames(folder, lambda p: None)).any()
 
 
 @pytest.mark.parametrize(
