@@ -31,7 +31,7 @@ class SplitsTokens:
     def check_tokens(self, params: SamplingParams) -> None:
         """Raise ValueError where context parallel does not divide the tokens; names what would fit.
 
-        A family that does not know its tokens is checked by diffusers, at the first step.
+        For a family that does not know its tokens the strategy looks, at the first step.
         """
         size = self.context_parallel
         tokens = self.num_tokens(params) if size > 1 else None

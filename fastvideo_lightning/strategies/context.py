@@ -54,6 +54,8 @@ class ContextParallel:
         assert isinstance(module, HasDenoisers)
         import diffusers
 
+        from fastvideo_lightning.strategies.tokens import watch_tokens
+
         make_config: Any = diffusers.ContextParallelConfig
         mesh = init_device_mesh(
             device.type,
@@ -63,6 +65,7 @@ class ContextParallel:
         with _counting_devices(), _without_notice():
             for fqn in module.denoisers:
                 denoiser: Any = module.get_submodule(fqn)
+                watch_tokens(fqn, denoiser, self.size)
                 config = make_config(ulysses_degree=self.size, mesh=mesh)
                 denoiser.enable_parallelism(config=config)
 

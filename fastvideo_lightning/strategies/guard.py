@@ -64,6 +64,7 @@ class RankGuard(threading.Thread):
         self._is_tidy = threading.Event()
         self._is_ending = False
         self._is_told = False
+        self._is_stopped = False
         self._show = sys.excepthook
 
     def start(self) -> None:
@@ -102,6 +103,7 @@ class RankGuard(threading.Thread):
         self._is_told = self._is_told or is_told or isinstance(error, KeyboardInterrupt)
         if isinstance(error, SystemExit | KeyboardInterrupt):
             if isinstance(error, KeyboardInterrupt):
+                self._is_stopped = True
                 self._failed_here.set()
                 return bool(self._children)  # one process shows it
             return True
@@ -126,11 +128,14 @@ class RankGuard(threading.Thread):
             return
         if self._failed_here.is_set():
             cause = self._find_cause()
+            until = time.monotonic() + _TIDY_S * self._is_stopped  # Ctrl-C reached them too
+            while self._count_alive() and time.monotonic() < until:
+                time.sleep(_POLL_S / 4)
             self._end_children()
             if not self._is_told:
                 self._leave(cause)
         until = time.monotonic() + _LAST_S
-        while any(child.poll() is None for child in self._children.values()):
+        while self._count_alive():
             if time.monotonic() > until:
                 rank = next(r for r, child in self._children.items() if child.poll() is None)
                 self._end_children()
@@ -177,6 +182,9 @@ class RankGuard(threading.Thread):
             gone = Failure(False, 0.0, self._first_rank, "it is gone without a word, as if killed")
             failures.setdefault(self._first_rank, gone)
         return min(failures.values(), default=None)
+
+    def _count_alive(self) -> int:
+        return sum(child.poll() is None for child in self._children.values())
 
     def _end_children(self) -> None:
         for stop, seconds in (("terminate", _TIDY_S), ("kill", _TIDY_S)):

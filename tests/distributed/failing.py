@@ -11,10 +11,15 @@ import lightning as L
 import torch
 
 from fastvideo_lightning import HostResidentStrategy
+from fastvideo_lightning.strategies import guard
 
 
 def main(num_processes: int, folder: Path) -> None:
     settings = json.loads((folder / "settings.json").read_text())
+    if settings["others"] == "start" and os.environ.get("LOCAL_RANK", "0") != "0":
+        (folder / "starting").write_text(str(os.getpid()))
+        time.sleep(60)  # the first process waits for this one in the start of the process group
+    guard._LAST_S = 2.0
     accelerator = settings.get("accelerator", "cpu")
     fabric = L.Fabric(
         accelerator=accelerator, devices=num_processes, strategy=HostResidentStrategy()
@@ -44,6 +49,9 @@ def fail(how: str) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     if how == "exit":
         sys.exit(3)
+    if how == "interrupt":
+        os.killpg(os.getpgid(0), signal.SIGINT)  # as a terminal does
+        time.sleep(5)
     raise ValueError("the third block is broken\nand more")
 
 

@@ -23,6 +23,9 @@ def main(num_processes: int, folder: Path) -> None:
         report: dict = {}
         for case, (checkpoint, sampling) in way["cases"].items():
             report[case] = make_one(own, case, checkpoint, sampling, options, reads)
+        if lora := way.get("lora"):
+            make_adapted(own, *lora, options)
+            continue
         rank, report["prompts"] = make_many(own, settings["prompts"], options)
         reports[name] = report
     (folder / f"{rank}.json").write_text(json.dumps(reports))
@@ -45,6 +48,17 @@ def make_one(
             "tokens": sorted(tokens),
             **measure(generator.module),
         }
+
+
+def make_adapted(folder: Path, checkpoint: str, lora: str, sampling: dict, options: dict) -> None:
+    """Make a video before, with and after a LoRA."""
+    with VideoGenerator.from_pretrained(checkpoint, **options) as generator:
+        frames = [generator.generate_video(save_video=False, **sampling).frames]
+        generator.load_lora(lora)
+        frames.append(generator.generate_video(save_video=False, **sampling).frames)
+        generator.unload_lora()
+        frames.append(generator.generate_video(save_video=False, **sampling).frames)
+        np.save(folder / f"lora-{generator._fabric.global_rank}.npy", np.stack(frames))
 
 
 def record_reads() -> list[tuple[str, int]]:

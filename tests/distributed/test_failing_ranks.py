@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.slow
 BROKEN = "ValueError: the third block is broken"
 KILLED = "it was killed by SIGKILL, as the system does when memory runs out"
 GONE = "it is gone without a word, as if killed"
+LEFT = "it ended while rank 1 was at work, and 2 s later still was"
 MEMORY = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
@@ -36,6 +38,7 @@ def is_alive(pid):
         pytest.param(3, 2, "kill", "wait", KILLED, id="a-killed-one-while-others-wait"),
         pytest.param(3, 0, "kill", "work", GONE, id="the-first-killed-while-others-work"),
         pytest.param(2, 1, "exit", "wait", "it ended with exit code 3", id="an-exit"),
+        pytest.param(2, 0, "exit", "work", LEFT, id="an-exit-of-the-first"),
     ],
 )
 @pytest.mark.parametrize(
@@ -68,3 +71,39 @@ def test_all_end_within_30_s_and_the_last_line_says_which_and_why(
     with socket.socket() as connection:
         assert connection.connect_ex(("127.0.0.1", notes[0]["port"])) != 0
     assert not list(tmp_path.glob("fastvideo-ranks-*"))
+
+
+@pytest.mark.parametrize("others", ["wait", "work", "start"])
+def test_ctrl_c_ends_all_at_once_wherever_they_are_and_leaves_nothing(tmp_path, others):
+    settings = {"rank": 1, "how": "interrupt", "others": others}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    command = [sys.executable, str(HERE / "failing.py"), "2", str(tmp_path)]
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            command,
+            env=environment(TMPDIR=str(tmp_path)),
+            stderr=stderr,
+            cwd=tmp_path,
+            start_new_session=True,
+        )
+        if others == "start":
+            while not (tmp_path / "starting").exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            time.sleep(3)  # by then the first process waits
+            os.killpg(process.pid, signal.SIGINT)
+        code = process.wait(100)
+    assert code in (130, -signal.SIGINT)  # the shell shows 130 for both
+    ended = time.time()
+    pids = [int((tmp_path / "starting").read_text())] if others == "start" else []
+    pids += [json.loads(path.read_text())["pid"] for path in tmp_path.glob("[01].json")]
+    assert len(pids) == 1 + (others != "start")
+    while any(is_alive(pid) for pid in pids):
+        assert time.time() < ended + 5
+        time.sleep(0.1)
+    assert not list(tmp_path.glob("fastvideo-ranks-*"))
+    assert "failed" not in (tmp_path / "stderr").read_text()
+    if others != "start":
+        assert ended - float((tmp_path / "failed_at").read_text()) < 15
+    lines = (tmp_path / "stderr").read_text().splitlines()
+    assert sum(line.endswith("KeyboardInterrupt") for line in lines) == 1

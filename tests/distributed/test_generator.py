@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from checkpoints import PROMPT
+from loras import write_lora
 from references import SEED, kind_of, make_plain_frames, sampling_of
 
 from distributed.scripts import run_script
@@ -40,11 +41,17 @@ WAYS = {
     "context": Way(2, {"context_parallel": 2}, ["t2v", "ti2v"]),
     "fsdp-context": Way(4, {**FSDP, "context_parallel": 2}, ["two_experts"]),
 }
+ADAPTED = ["fsdp", "streamed", "context"]
 EACH_CASE = [(name, case) for name, way in WAYS.items() for case in way.cases]
 
 
 @pytest.fixture(scope="module")
-def world(checkpoint, images, tmp_path_factory):
+def lora(checkpoint, tmp_path_factory):
+    return write_lora(checkpoint("t2v"), tmp_path_factory.mktemp("lora"), seed=3)
+
+
+@pytest.fixture(scope="module")
+def world(checkpoint, images, lora, tmp_path_factory):
     """Return, for a way's name, the folder of its files and what its ranks reported.
 
     All ways of as many processes run in the same, one after the other.
@@ -69,6 +76,12 @@ def world(checkpoint, images, tmp_path_factory):
                 for other, way in WAYS.items()
                 if way.num_processes == size
             }
+            if size == 2:
+                adapted = checkpoint("t2v"), lora, {"prompt": PROMPT, **sampling_of("t2v", images)}
+                ways |= {
+                    f"lora-{way}": {"flags": WAYS[way].flags, "cases": {}, "lora": adapted}
+                    for way in ADAPTED
+                }
             settings = {"options": {"accelerator": "cpu"}, "ways": ways, "prompts": PROMPTS}
             done[size] = folder, run_script("generator_world.py", size, folder, settings)
         folder, reports = done[size]
@@ -135,3 +148,19 @@ def test_five_prompts_are_five_files_and_the_frames_of_one_process(world, one_pr
     for video in one_process:
         frames = np.load(folder / f"prompt-{video.index}.npy").astype(int)
         assert np.abs(frames - video.frames).max() <= (WAYS[name].context > 1)
+
+
+@pytest.mark.parametrize("way", ADAPTED)
+def test_a_lora_comes_and_goes_on_all_ranks_as_on_one(world, checkpoint, images, lora, way):
+    folder, _ = world(way)
+    sampling = {"prompt": PROMPT, "save_video": False, **sampling_of("t2v", images)}
+    with VideoGenerator.from_pretrained(checkpoint("t2v"), accelerator="cpu") as generator:
+        before = generator.generate_video(**sampling).frames.astype(int)
+        generator.load_lora(lora)
+        adapted = generator.generate_video(**sampling).frames.astype(int)
+    assert np.abs(adapted - before).max() > 10
+    for rank in range(2):
+        frames = np.load(folder.parent / f"lora-{way}" / f"lora-{rank}.npy")
+        for mine, expected in zip(frames, (before, adapted, before), strict=True):
+            # Where a weight begins in memory decides a CPU's last bit, and FSDP moves them.
+            assert np.abs(mine - expected).max() <= (way != "streamed")

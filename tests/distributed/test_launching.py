@@ -1,6 +1,7 @@
 """The ways to start several processes; each ends with the same files, and one process speaks."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -69,3 +70,80 @@ def test_the_command_prints_one_path_and_one_line_about_it(tmp_path):
     assert done.stdout == f"{os.path.join('output', RED)}\n"
     assert sum("made in" in line for line in done.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.glob("output/*")] == [RED]
+
+
+# As the page about offloading has them, but for the import, the model and the accelerator.
+SINGLE = """
+from fastvideo_lightning import VideoGenerator
+
+generator = VideoGenerator.from_pretrained(
+    "tiny-shapes",
+    accelerator="cpu",
+    num_gpus=1,
+    # Recommended for single GPU
+    dit_layerwise_offload=True,
+    # Enable if OOM happens
+    vae_cpu_offload=True,
+    image_encoder_cpu_offload=True,
+    text_encoder_cpu_offload=True,
+    # Speeds up CPU-GPU transfer
+    pin_cpu_memory=True,
+)
+
+prompt = "A curious raccoon peers through a vibrant field of yellow sunflowers."
+video = generator.generate_video(prompt, output_path="output/", save_video=True)
+"""
+SEVERAL = """
+from fastvideo_lightning import VideoGenerator
+
+generator = VideoGenerator.from_pretrained(
+    "tiny-shapes",
+    accelerator="cpu",
+    num_gpus=2,
+    # Recommended for multi-GPU
+    use_fsdp_inference=True,
+    dit_layerwise_offload=False,
+    dit_cpu_offload=False,
+    # Enable if OOM happens
+    vae_cpu_offload=True,
+    image_encoder_cpu_offload=True,
+    text_encoder_cpu_offload=True,
+    pin_cpu_memory=True,
+)
+
+prompt = "A majestic lion strides across the golden savanna."
+video = generator.generate_video(prompt, output_path="output/", save_video=True)
+"""
+
+
+@pytest.mark.parametrize("text", [SINGLE, SEVERAL], ids=["one", "several"])
+def test_the_pages_examples_run_as_they_are_typed(tmp_path, text):
+    (tmp_path / "script.py").write_text(text)
+    run(tmp_path, "script.py")
+    (video,) = tmp_path.glob("output/*")
+    assert count_frames(video) == 17
+
+
+def test_two_nodes_of_torchrun_share_one_model_and_one_prompt(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=two"]
+    command += [str(EXAMPLES / "multi_gpu_fsdp.py"), "tiny-shapes", "a lion"]
+    nodes = [
+        subprocess.Popen(
+            [*command[:4], "--local-addr=127.0.0.1", *command[4:]],
+            cwd=tmp_path,
+            env=environment(TMPDIR=str(tmp_path)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [node.communicate(timeout=200) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said[0][1][-3000:]
+    video = os.path.join("output", "a_lion.mp4")
+    assert sorted(out for out, _ in said) == ["", f"{video}: 17 frames\n"]
+    assert count_frames(tmp_path / video) == 17

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distributed import adapter_claims
+from distributed import adapter_claims, agreement_claims, edit_claims
 from distributed import streaming_claims as claims
 from distributed.ranks import World
 
@@ -48,61 +48,61 @@ def test_residents_stay_and_the_rest_is_shared(world: World):
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
 @pytest.mark.parametrize("who", ["all", "one", "each"])
-@pytest.mark.parametrize("edit", claims.EDITS)
+@pytest.mark.parametrize("edit", edit_claims.EDITS)
 def test_an_edit_is_its_ranks_own_and_not_lost(world: World, edit, who, kind, tmp_path):
-    world.run(claims.edits_are_each_ranks_own, edit, who, kind, tmp_path / "model.safetensors")
+    world.run(edit_claims.edits_are_each_ranks_own, edit, who, kind, tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_state_dict_that_is_loaded_counts(world: World, assign):
-    world.run(claims.a_state_dict_that_is_loaded_counts, assign)
+    world.run(edit_claims.a_state_dict_that_is_loaded_counts, assign)
 
 
 def test_every_rank_sees_all_host_tensors_and_keeps_them(world: World, tmp_path):
-    world.run(claims.every_rank_sees_all_host_tensors, tmp_path / "model.safetensors")
+    world.run(edit_claims.every_rank_sees_all_host_tensors, tmp_path / "model.safetensors")
 
 
 def test_weights_that_differ_at_first_stay_each_ranks_own(world: World):
-    world.run(claims.weights_that_differ_at_first_stay_each_ranks_own)
+    world.run(edit_claims.weights_that_differ_at_first_stay_each_ranks_own)
 
 
 @pytest.mark.parametrize("on_all", [True, False])
 def test_adapters_come_and_go_on_all_ranks_or_on_one(world: World, on_all):
-    world.run(claims.adapters_come_and_go, on_all)
+    world.run(edit_claims.adapters_come_and_go, on_all)
 
 
 def test_quantized_weights_come_by_their_inner_tensors(world: World):
-    world.run(claims.quantized_weights_come_by_their_inner_tensors)
+    world.run(edit_claims.quantized_weights_come_by_their_inner_tensors)
 
 
 def test_what_a_forward_writes_is_kept(world: World):
-    world.run(claims.what_a_forward_writes_is_kept)
+    world.run(edit_claims.what_a_forward_writes_is_kept)
 
 
 def test_other_blocks_on_one_rank_are_refused_on_all(world: World):
-    world.run(claims.other_blocks_on_one_rank_are_refused_on_all)
+    world.run(agreement_claims.other_blocks_on_one_rank_are_refused_on_all)
 
 
 def test_a_source_that_fails_on_one_rank_fails_on_all(world: World):
-    errors = world.run(claims.a_source_that_fails_on_one_rank_fails_on_all)
+    errors = world.run(agreement_claims.a_source_that_fails_on_one_rank_fails_on_all)
     assert sorted(errors) == ["OSError"] + ["RuntimeError"] * (world.size - 1)
 
 
 def test_ranks_out_of_step_are_told(world: World):
-    world.run(claims.ranks_out_of_step_are_told)
+    world.run(agreement_claims.ranks_out_of_step_are_told)
 
 
 def test_ranks_that_bring_everything_work_apart(world: World):
-    world.run(claims.local_ranks_work_apart)
+    world.run(agreement_claims.local_ranks_work_apart)
 
 
 def test_a_component_may_be_called_by_one_rank(world: World):
-    world.run(claims.a_component_may_be_called_by_one_rank)
+    world.run(agreement_claims.a_component_may_be_called_by_one_rank)
 
 
 @pytest.mark.parametrize(("speeds", "gathers"), [((1e-3, 2e-3), True), ((2e-3, 1e-3), False)])
 def test_auto_takes_the_faster_and_the_first_rank_says_so(world: World, speeds, gathers):
-    answers = world.run(claims.auto_takes_the_faster, speeds)
+    answers = world.run(agreement_claims.auto_takes_the_faster, speeds)
     assert [chosen for chosen, _ in answers] == [gathers] * world.size
     (said,), *others = (messages for _, messages in answers)
     assert f"{world.size} ranks stream together" in said
@@ -111,20 +111,22 @@ def test_auto_takes_the_faster_and_the_first_rank_says_so(world: World, speeds, 
 
 
 def test_what_is_measured_is_chosen_alike(world: World):
-    assert len({chosen for chosen, _ in world.run(claims.auto_takes_the_faster, None)}) == 1
+    assert (
+        len({chosen for chosen, _ in world.run(agreement_claims.auto_takes_the_faster, None)}) == 1
+    )
 
 
 def test_two_transports_on_one_module_are_refused(world: World):
-    world.run(claims.two_transports_on_one_module_are_refused)
+    world.run(agreement_claims.two_transports_on_one_module_are_refused)
 
 
 def test_the_ranks_of_each_node_share_among_themselves(world: World):
-    shared = world.run(claims.nodes_share_among_themselves, 2)
+    shared = world.run(agreement_claims.nodes_share_among_themselves, 2)
     assert shared == ([[0, 1], [0, 1], [2, 3], [2, 3]] if world.size == 4 else [None, None])
 
 
 def test_the_ranks_of_a_node_are_one_group(world: World):
-    world.run(claims.the_group_is_found_once)
+    world.run(agreement_claims.the_group_is_found_once)
 
 
 @pytest.mark.parametrize("who", ["all", "one"])

@@ -1,0 +1,160 @@
+"""What ranks that stream together agree on, and what they are told when they do not."""
+
+import logging
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from distributed.streaming_claims import (
+    WIDTH,
+    assert_equal,
+    attach,
+    engine_in,
+    toy_of,
+)
+from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, sharding
+from fastvideo_lightning.offload import shards
+from fastvideo_lightning.offload.gather import GatherStream, InlineGather
+from fastvideo_lightning.offload.link import LinkSpeeds
+from fastvideo_lightning.offload.shards import find_shard_group
+from tests.toys import OnMeta, TensorSource, make_toy, sample
+
+
+def other_blocks_on_one_rank_are_refused_on_all(device):
+    rank = dist.get_rank()
+    with pytest.raises(RuntimeError, match=r"Rank [1-9] has other weights to stream than rank 0"):
+        attach(make_toy(4, width=WIDTH + 16 * (rank > 0)), device)
+    model, plain = toy_of(), toy_of()
+    attach(model, device)
+    assert_equal(model, plain, device)
+
+
+class Broken(TensorSource):
+    def read_into(self, out):
+        raise OSError("the file is gone")
+
+
+def a_source_that_fails_on_one_rank_fails_on_all(device):
+    """Whichever rank is to read it."""
+    plain = toy_of()
+    model = OnMeta(plain)
+    name = "blocks.2.up.weight"
+    whole = model.weight_sources[name]
+    model.weight_sources[name] = Broken(whole.tensor)
+    with pytest.raises((OSError, RuntimeError), match="the file is gone") as caught:
+        attach(model, device)
+    model.weight_sources[name] = whole
+    callback = attach(model, device)
+    assert_equal(model, plain, device)
+    callback.detach()
+    return type(caught.value).__name__
+
+
+def ranks_out_of_step_are_told(device):
+    model = toy_of()
+    callback = attach(model, device)
+    model(sample(WIDTH).to(device))
+    shared = engine_in(callback).transport.shared
+    shared.joined += dist.get_rank()
+    with pytest.raises(RuntimeError, match="out of step.*rank 0: .*shard_transport='local'"):
+        callback.on_predict_batch_start()
+    callback.detach()
+
+
+def local_ranks_work_apart(device):
+    model, plain = toy_of(), toy_of()
+    callback = attach(model, device, "local")
+    for _ in range(dist.get_rank()):
+        assert_equal(model, plain, device)
+        with torch.no_grad():
+            for toy in (model, plain):
+                toy.blocks[0].up.weight.mul_(2)
+    callback.detach()
+
+
+def a_component_may_be_called_by_one_rank(device):
+    model, plain = toy_of(), toy_of().to(device)
+    head = ModelOffload("head")
+    head.attach(model, device)
+    callback = attach(model, device)
+    if dist.get_rank() == 1:
+        x = sample(WIDTH).to(device)
+        assert torch.equal(model.head(x), plain.head(x))
+    assert_equal(model, plain, device)
+    callback.detach()
+    head.detach()
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def auto_takes_the_faster(device, speeds):
+    """Return what was chosen and said, with speeds that are given or measured."""
+    kept = Kept()
+    sharding._log.addHandler(kept)
+    sharding._log.setLevel(logging.INFO)
+    measure = sharding.measure_links
+    if speeds is not None:
+        sharding.measure_links = lambda *_, **__: LinkSpeeds(*speeds)
+    try:
+        model, plain = toy_of(), toy_of()
+        callback = attach(model, device, "auto")
+        assert_equal(model, plain, device)
+        chosen = isinstance(engine_in(callback).transport, GatherStream | InlineGather)
+        callback.detach()
+    finally:
+        sharding.measure_links = measure
+        sharding._log.removeHandler(kept)
+    return chosen, kept.messages
+
+
+def two_transports_on_one_module_are_refused(device):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = toy_of(), toy_of(seed=1)
+
+    model = Two()
+    one = LayerwiseOffload("first", shard_transport="gather")
+    one.attach(model, device)
+    with pytest.raises(ValueError, match="got shard_transport='local' beside 'gather'"):
+        LayerwiseOffload("second", shard_transport="local").attach(model, device)
+    two = LayerwiseOffload("second")
+    two.attach(model, device)
+    assert_equal(model.first, toy_of(), device)
+    assert_equal(model.second, toy_of(seed=1), device)
+    one.detach()
+    two.detach()
+
+
+def nodes_share_among_themselves(device, num_nodes):
+    """As if the ranks were on so many nodes; return what each shares with."""
+    home, rank = shards._home, dist.get_rank()
+    try:
+        shards._FOUND.clear()
+        shards._home = lambda: f"node {rank * num_nodes // dist.get_world_size()}"
+        group = find_shard_group(device)
+        model, plain = toy_of(), toy_of()
+        callback = attach(model, device)
+        callback.on_predict_batch_start()
+        assert_equal(model, plain, device)
+        callback.on_predict_batch_end()
+        assert callback.lockstep == (group is not None)
+        callback.detach()
+        return None if group is None else group.ranks
+    finally:
+        shards._home = home
+        shards._FOUND.clear()
+
+
+def the_group_is_found_once(device):
+    assert find_shard_group(device) is find_shard_group(device)
+    assert find_shard_group(device).size == dist.get_world_size()
