@@ -60,9 +60,7 @@ def misread(pipeline, scenes, first_seed, **changed):
 
 @pytest.mark.slow
 def test_held_out_scenes_come_out_right_at_the_defaults(pipeline):
-    scenes = HELD_OUT_SCENES * 2
-    wrong = misread(pipeline, scenes, FIRST_SEED)
-    assert len(wrong) <= 0.02 * len(scenes), wrong
+    assert misread(pipeline, HELD_OUT_SCENES, FIRST_SEED) == []
 
 
 @pytest.mark.slow
