@@ -87,7 +87,7 @@ def test_what_can_be_known_at_once_is_told_before_an_import_of_seconds(tmp_path)
     )
     wrong = [" ".join(options) for options, *_ in WRONG if options != ["--prompt", " "]]
     wrong = [f"generate --prompt a {options}" for options in wrong]
-    wrong += ["plan --model ./nope", "plan --dtype fp8", "plan --gpu RTX-1", "pack ./nope packed"]
+    wrong += ["plan --model ./nope", "plan --gpu RTX-1", "pack ./nope packed"]
     (tmp_path / "taken").touch()
     subprocess.run([sys.executable, "-c", code, *wrong], check=True, cwd=tmp_path)
 
