@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -66,9 +66,7 @@ def shard_denoiser(
     root = sharded[-1]
     for module, following in pairwise([root, *sharded[:-1]]):
         module.set_modules_to_forward_prefetch([following])
-    read_shards(
-        fqn, denoiser, sources, device=device, host=offloads, pin_memory=offloads and pin_memory
-    )
+    read_shards(fqn, denoiser, sources, device=device, host=offloads)
     denoiser.register_forward_hook(lambda *_: reset_iteration(root), always_call=True)
 
 
@@ -90,7 +88,6 @@ def read_shards(
     *,
     device: torch.device,
     host: bool,
-    pin_memory: bool,
 ) -> None:
     """Read this rank's rows of every weight that is on meta; of the rest of the file, nothing."""
     read: dict[int, nn.Parameter] = {}
@@ -100,7 +97,7 @@ def read_shards(
             continue
         if id(weight) not in read:
             source = sources[f"{fqn}.{name}"]
-            tensor = _read_rows(weight, source, device=device, host=host, pin_memory=pin_memory)
+            tensor = _read_rows(weight, source, device=device, host=host)
             read[id(weight)] = nn.Parameter(tensor, requires_grad=False)
         names[name] = read[id(weight)]
     # By `load_state_dict`, after which FSDP takes over what was put in the place of its own.
@@ -113,7 +110,6 @@ def _read_rows(
     *,
     device: torch.device,
     host: bool,
-    pin_memory: bool,
 ) -> torch.Tensor:
     dtype = source.dtype_on(device)
     if not isinstance(weight, DTensor):
@@ -124,10 +120,15 @@ def _read_rows(
     rows_each = -(-source.shape[0] // mesh.size())
     first = min(mesh.get_local_rank() * rows_each, source.shape[0])
     mine = source.rows(first, min(first + rows_each, source.shape[0]))
-    memory = torch.empty(mine.shape, dtype=dtype, pin_memory=pin_memory)
+    if host:  # `from_local` would bring it to the mesh's devices; FSDP pins it
+        with torch.no_grad():
+            shard = cast(DTensor, torch.empty_like(weight, dtype=dtype, device="cpu"))
+            mine.read_into(shard.to_local())
+        return shard
+    memory = torch.empty(mine.shape, dtype=dtype)
     mine.read_into(memory)
     return DTensor.from_local(
-        memory if host else memory.to(device),
+        memory.to(device),
         mesh,
         weight.placements,
         run_check=False,

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from toys import OnFile, make_toy, sample
 
 from fastvideo_lightning.strategies import FSDPInferenceStrategy, sharding
@@ -50,6 +51,26 @@ def test_an_exception_in_a_block_leaves_a_model_that_works(mesh, monkeypatch, tm
     for fsdp in (model, *model.blocks):
         group = fsdp._get_fsdp_state()._fsdp_param_group
         assert not group.is_unsharded
+
+
+def test_parts_that_are_to_stay_on_the_host_do_whatever_the_ranks_compute_on(
+    mesh, monkeypatch, tmp_path
+):
+    toy = make_toy()
+    model = OnFile(toy, tmp_path / "toy.safetensors")
+    fully_shard(model, mesh=mesh)
+    monkeypatch.setattr(mesh, "_device_type", "meta")  # another device than the host
+    sharding.read_shards(
+        "toy",
+        model,
+        {f"toy.{name}": source for name, source in model.weight_sources.items()},
+        device=CPU,
+        host=True,
+    )
+    for name, weight in model.named_parameters():
+        part = weight.to_local()
+        assert part.device == CPU, name
+        assert torch.equal(part, toy.get_parameter(name)), name
 
 
 class Pipeline(nn.Module):
