@@ -48,7 +48,7 @@ def save_probe(machine: Machine) -> Path:
 
 def probe(device: torch.device) -> Machine:
     """Measure the GPU that is here, its link and its host, in some seconds and about 3 GiB."""
-    return Machine(
+    machine = Machine(
         name=torch.cuda.get_device_name(device),
         source="measured here",
         memory_bytes=torch.cuda.mem_get_info(device)[1],
@@ -60,6 +60,11 @@ def probe(device: torch.device) -> Machine:
         cpu_flops=measure_matmul(torch.device("cpu"), size=1024),
         host_memory_bytes=psutil.virtual_memory().total,
     )
+    if device.type == "cuda":
+        # A workspace of the products may lie in the memory of the 1 GiB copy and keep all of it.
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+    return machine
 
 
 def measure_link(device: torch.device, size_bytes: int = 1 << 30) -> float:
