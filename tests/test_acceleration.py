@@ -27,7 +27,8 @@ NUM_BLOCKS = 6
 def folder(tmp_path_factory) -> Path:
     """A checkpoint whose transformer has some blocks to skip."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    model = checkpoints.transformer(seed=1, num_layers=NUM_BLOCKS)
+    # Heads of a size that every backend takes.
+    model = checkpoints.transformer(seed=1, num_layers=NUM_BLOCKS, attention_head_dim=16)
     checkpoints.save(checkpoints.text_pipeline(transformer=model), folder)
     return folder
 

@@ -1,5 +1,8 @@
 """Gradients through streamed blocks: those of the plain model, one block's weights at a time."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -66,12 +69,16 @@ def add_adapters(*models: nn.Module) -> None:
 
 
 def take_steps(
-    model: nn.Module, count: int = 3, *, x: torch.Tensor | None = None
+    model: nn.Module,
+    count: int = 3,
+    *,
+    x: torch.Tensor | None = None,
+    make_optimizer: Callable[..., Any] = torch.optim.Adam,
 ) -> list[torch.Tensor]:
     """Train what requires it; return every loss, gradient and trained weight on the way."""
     x = sample() if x is None else x
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=0.1)
+    optimizer = make_optimizer(weights, lr=0.1)
     seen = []
     for step in range(count):
         loss = model(x.add(step).requires_grad_()).square().mean()

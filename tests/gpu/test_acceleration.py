@@ -1,5 +1,6 @@
 """On a GPU, too: caches and attention backends make what they make in plain diffusers."""
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -7,9 +8,18 @@ from checkpoints import PROMPT
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from references import SEED, load_plain
 
-from fastvideo_lightning.callbacks import LayerwiseOffload
+from fastvideo_lightning import (
+    HostResidentStrategy,
+    OffloadConfig,
+    PredictLoop,
+    PromptDataset,
+    VideoGenerator,
+    VideoModule,
+)
+from fastvideo_lightning.acceleration import accelerate
+from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from tests.gpu import requires_gpu
-from tests.test_acceleration import CACHES, SAMPLING, folder, low_threshold, make_generator
+from tests.test_acceleration import CACHES, SAMPLING, folder, low_threshold
 
 __all__ = ["folder", "low_threshold"]
 pytestmark = [pytest.mark.gpu, requires_gpu]
@@ -29,16 +39,36 @@ def plain_frames(folder, change) -> np.ndarray:
     return np.stack([np.asarray(frame) for frame in output.frames[0]])
 
 
-def check_frames(folder, expected: np.ndarray, *, skippable: bool, **flags) -> int:
+def check_frames(folder, expected: np.ndarray, *, skippable: bool, cache: str) -> int:
     """Compare two videos with what is expected; return the bytes that they copied."""
     streaming = LayerwiseOffload("transformer", skippable=skippable)
-    flags["text_encoder_cpu_offload"] = False
-    with make_generator(folder, streaming, accelerator="cuda", **flags) as generator:
+    callbacks = [streaming, Resident("text_encoder"), Resident("vae")]
+    fabric = L.Fabric(
+        accelerator="cuda", devices=1, strategy=HostResidentStrategy(), callbacks=callbacks
+    )
+    fabric.launch()
+    module = VideoModule.from_pretrained(folder)
+    fabric.setup(module)
+    turn_off = accelerate(module, OffloadConfig(cache=cache))
+    prompts = PromptDataset([PROMPT], seed=SEED, **SETTINGS)
+    for _ in range(2):
+        (video,) = PredictLoop(fabric).run(module, prompts, return_predictions=True)
+        assert np.array_equal(video.frames, expected)
+    engine = streaming.attachments[0].engine
+    engine.check()
+    turn_off()
+    fabric.call("teardown")
+    return engine.stats.bytes_copied
+
+
+def check_flags(folder, expected: np.ndarray, **flags) -> None:
+    """Compare two videos of a generator with what is expected."""
+    with VideoGenerator.from_pretrained(
+        folder, accelerator="cuda", text_encoder_cpu_offload=False, **flags
+    ) as generator:
         for _ in range(2):
             video = generator.generate_video(PROMPT, save_video=False, seed=SEED, **SETTINGS)
             assert np.array_equal(video.frames, expected)
-        streaming.attachments[0].engine.check()
-        return streaming.attachments[0].engine.stats.bytes_copied
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -50,6 +80,7 @@ def test_a_cache_makes_the_frames_of_plain_diffusers_and_skipped_blocks_are_not_
         check_frames(folder, expected, skippable=skippable, cache=cache)
         for skippable in (False, True)
     ]
+    check_flags(folder, expected, cache=cache)
     if cache != "pyramid":  # which skips a part of a block
         assert copied[1] < 0.9 * copied[0]
 
@@ -61,4 +92,4 @@ def test_an_attention_backend_makes_the_frames_of_plain_diffusers(backend, folde
         expected = plain_frames(folder, lambda p: p.transformer.set_attention_backend(backend))
     finally:
         _AttentionBackendRegistry.set_active_backend(active)
-    check_frames(folder, expected, skippable=False, attention_backend=backend)
+    check_flags(folder, expected, attention_backend=backend)

@@ -1,5 +1,6 @@
 """On a GPU, too: adapters that come and go make what they make in plain diffusers."""
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,7 @@ from checkpoints import PROMPT, SIZE
 from loras import write_lora
 from references import SEED, load_plain
 
-from fastvideo_lightning import VideoGenerator
+from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
 from tests.callbacks.test_adapters import adapt, strip
 from tests.gpu import requires_gpu
@@ -79,13 +80,20 @@ def test_loras_make_the_frames_of_plain_diffusers_in_every_state(placement, chec
     make, dtype, on_host = PLACEMENTS[placement]
     expected = plain_frames(folder, loras, dtype, on_host)
     callback = make()
-    with VideoGenerator.from_pretrained(
-        folder, dtype=dtype, callbacks=[callback], text_encoder_cpu_offload=False
-    ) as generator:
-        generator.setup()
-        for step, (change, _) in STEPS.items():
-            change(generator.module, *loras)
-            video = generator.generate_video(PROMPT, save_video=False, seed=SEED, **SAMPLING)
-            assert np.array_equal(video.frames, expected[step]), step
-            if callback.attachments[0].engine is not None:
-                callback.attachments[0].engine.check()
+    fabric = L.Fabric(
+        accelerator="cuda",
+        devices=1,
+        strategy=HostResidentStrategy(),
+        callbacks=[callback, Resident("text_encoder"), Resident("vae")],
+    )
+    fabric.launch()
+    module = VideoModule.from_pretrained(folder, dtype=dtype)
+    fabric.setup(module)
+    prompts = PromptDataset([PROMPT], seed=SEED, **SAMPLING)
+    for step, (change, _) in STEPS.items():
+        change(module, *loras)
+        (video,) = PredictLoop(fabric).run(module, prompts, return_predictions=True)
+        assert np.array_equal(video.frames, expected[step]), step
+        if callback.attachments[0].engine is not None:
+            callback.attachments[0].engine.check()
+    fabric.call("teardown")

@@ -11,7 +11,6 @@ from fastvideo_lightning import (
     HostResidentStrategy,
     PredictLoop,
     PromptDataset,
-    VideoGenerator,
     VideoModule,
 )
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
@@ -53,21 +52,31 @@ def frames_of(pipeline) -> np.ndarray:
     return np.stack([np.asarray(frame) for frame in output.frames[0]])
 
 
+def check_frames(module: VideoModule, placement: str, expected: np.ndarray) -> None:
+    """Compare two videos of a placed module with what is expected."""
+    callbacks = [PLACEMENTS[placement](), Resident("text_encoder"), Resident("vae")]
+    fabric = L.Fabric(
+        accelerator="cuda", devices=1, strategy=HostResidentStrategy(), callbacks=callbacks
+    )
+    fabric.launch()
+    fabric.setup(module)
+    prompts = PromptDataset([PROMPT], seed=SEED, **SAMPLING)
+    for _ in range(2):
+        (video,) = PredictLoop(fabric).run(module, prompts, return_predictions=True)
+        assert np.array_equal(video.frames, expected)
+    fabric.call("teardown")
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("dtype", QUANTIZATIONS)
-def test_torchaos_weights_make_the_frames_of_plain_diffusers(dtype, checkpoint):
+def test_torchaos_weights_make_the_frames_of_plain_diffusers(dtype, placement, checkpoint):
     kinds = pytest.importorskip("torchao.quantization", reason="needs torchao")
     from diffusers import TorchAoConfig
 
     folder = checkpoint("t2v")
     config = TorchAoConfig(getattr(kinds, QUANTIZATIONS[dtype])())
     expected = frames_of(load(folder, config).to("cuda"))
-    for make in PLACEMENTS.values():
-        with VideoGenerator.from_pretrained(
-            folder, dtype=dtype, callbacks=[make()], text_encoder_cpu_offload=False
-        ) as generator:
-            for _ in range(2):
-                video = generator.generate_video(PROMPT, save_video=False, seed=SEED, **SAMPLING)
-                assert np.array_equal(video.frames, expected)
+    check_frames(VideoModule.from_pretrained(folder, dtype=dtype), placement, expected)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -83,18 +92,7 @@ def test_4_bits_of_bitsandbytes_make_the_frames_of_plain_diffusers(placement, ch
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
     expected = frames_of(load(folder, config, device="cuda"))
-    callbacks = [PLACEMENTS[placement](), Resident("text_encoder"), Resident("vae")]
-    fabric = L.Fabric(
-        accelerator="cuda", devices=1, strategy=HostResidentStrategy(), callbacks=callbacks
-    )
-    fabric.launch()
-    module = VideoModule.from_pipeline(load(folder, config))
-    fabric.setup(module)
-    for _ in range(2):
-        prompts = PromptDataset([PROMPT], seed=SEED, **SAMPLING)
-        (video,) = PredictLoop(fabric).run(module, prompts, return_predictions=True)
-        assert np.array_equal(video.frames, expected)
-    fabric.call("teardown")
+    check_frames(VideoModule.from_pipeline(load(folder, config)), placement, expected)
 
 
 def test_8_bits_of_bitsandbytes_are_refused_by_name(checkpoint):
