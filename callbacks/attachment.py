@@ -16,7 +16,7 @@ from fastvideo_lightning.offload.bindings import (
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.graphs import GraphedForward, graph_forward
 from fastvideo_lightning.offload.group import UnitGroup
-from fastvideo_lightning.offload.hooks import Handle, Undo, remove_all
+from fastvideo_lightning.offload.handles import Handle, Undo, remove_all
 from fastvideo_lightning.offload.rebinding import rebind_units
 from fastvideo_lightning.offload.residents import ResidentSet
 from fastvideo_lightning.offload.source import WeightSource

@@ -17,7 +17,8 @@ from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.forwards import wrap_unit
 from fastvideo_lightning.offload.group import UnitGroup
-from fastvideo_lightning.offload.hooks import Undo, hook_model, hook_unit, refuse_whole_compile
+from fastvideo_lightning.offload.handles import Undo
+from fastvideo_lightning.offload.hooks import hook_model, hook_unit, refuse_whole_compile
 from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.partition import BlockList, find_block_lists, split_list, spread
 from fastvideo_lightning.offload.registry import engine_of

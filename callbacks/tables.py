@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload.bindings import TensorBinding
-from fastvideo_lightning.offload.hooks import Handle, hook_calls
+from fastvideo_lightning.offload.handles import Handle
+from fastvideo_lightning.offload.hooks import hook_calls
 from fastvideo_lightning.offload.reading import find_source
 from fastvideo_lightning.offload.source import WeightSource
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import lightning as L
 import torch
 
-from fastvideo_lightning.offload.hooks import Call
+from fastvideo_lightning.offload.handles import Call
 from fastvideo_lightning.output import GeneratedVideo
 
 

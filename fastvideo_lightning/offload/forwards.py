@@ -8,14 +8,8 @@ and only then. The wrap therefore has to be there before the cache is enabled.
 """
 
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.hooks import (
-    Call,
-    Handle,
-    Hook,
-    MethodHandle,
-    begin_call,
-    show_host_values,
-)
+from fastvideo_lightning.offload.handles import Call, Handle, Hook, MethodHandle
+from fastvideo_lightning.offload.hooks import begin_call, show_host_values
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 

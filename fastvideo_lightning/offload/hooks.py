@@ -1,11 +1,9 @@
 """The hooks that tie an engine to modules: this file alone registers them.
 
-Every function returns handles whose ``remove`` undoes what it did. Hooks are objects that refuse to
-be pickled or copied: a module that carries them has memory which only its engine knows.
+Every function returns handles whose ``remove`` undoes what it did.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Generic, NoReturn, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -14,6 +12,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from fastvideo_lightning.offload.conversion import Conversion, check_unchanged
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.group import UnitGroup
+from fastvideo_lightning.offload.handles import Call, Handle, Hook, MethodHandle
 from fastvideo_lightning.offload.recording import in_backward, is_recorded
 from fastvideo_lightning.offload.transfers import move_inputs, move_tensors
 from fastvideo_lightning.offload.unit import OffloadUnit
@@ -23,87 +22,6 @@ CALLS = ("encode", "decode")
 
 Args = tuple[object, ...]
 Kwargs = dict[str, object]
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class Handle(Protocol):
-    """What undoes a registration."""
-
-    def remove(self) -> None:
-        """Undo it."""
-        ...
-
-
-class Inseparable:
-    """What stays with the module it was registered on, and is not pickled or copied with it.
-
-    Args:
-        fqn: the module's name, for messages.
-    """
-
-    def __init__(self, fqn: str) -> None:
-        self.fqn = fqn or "The module"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise RuntimeError(
-            f"{self.fqn} is being offloaded, so it cannot be pickled or copied: its memory "
-            "belongs to the offload engine. Detach the callback first (`callback.detach()`, or "
-            "`generator.close()`)."
-        )
-
-
-class Hook(Inseparable, Generic[P, R]):
-    """A callable that is registered on a module.
-
-    Args:
-        function: what to call.
-        fqn: the module's name, for messages.
-    """
-
-    def __init__(self, function: Callable[P, R], fqn: str) -> None:
-        super().__init__(fqn)
-        self.function = function
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function; a compiler leaves it alone, and compiles what lies between hooks."""
-        return self.function(*args, **kwargs)
-
-
-class Call(Protocol):
-    """A method of any signature."""
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        """Call it."""
-        ...
-
-
-class MethodHandle:
-    """Wraps one method of one module; ``remove`` puts back what was there."""
-
-    def __init__(self, module: nn.Module, name: str, wrapper: Callable[P, R]) -> None:
-        self._module = module
-        self._name = name
-        self._wrapper = wrapper
-        self._before = module.__dict__.get(name)
-        module.__dict__[name] = wrapper
-
-    def remove(self) -> None:
-        """Undo the wrap."""
-        if self._module.__dict__.get(self._name) is not self._wrapper:
-            return
-        if self._before is None:
-            del self._module.__dict__[self._name]
-        else:
-            self._module.__dict__[self._name] = self._before
-
-
-class Undo:
-    """A handle made of a function."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self.remove = function
 
 
 def begin_call(
@@ -271,12 +189,6 @@ def refuse_conversion(
         return type(module)._apply(module, convert, recurse) if may_cast() else module
 
     return MethodHandle(module, "_apply", Hook(check, fqn))
-
-
-def remove_all(handles: Iterable[Handle]) -> None:
-    """Undo registrations, the last first."""
-    for handle in reversed(list(handles)):
-        handle.remove()
 
 
 def _show_on_host(model: nn.Module, fqn: str) -> Handle:
