@@ -20,6 +20,8 @@ def bound_ms(facts: dict[str, Any], row: dict[str, Any]) -> float:
 
 def make_table(facts: dict[str, Any]) -> str:
     """The rows of a result as a Markdown table with its circumstances above."""
+    is_repeated = any(row.get("link_bytes_per_s") for row in facts["rows"])
+    again = ", whose rate is measured again in each round" if is_repeated else ""
     lines = [
         f"# {facts['model']}, one denoising step, {facts['size']}, bf16, batch 1",
         "",
@@ -29,7 +31,7 @@ def make_table(facts: dict[str, Any]) -> str:
         f"{facts['block_bytes'] / 1e9:.2f} GB; pinned host-to-device rate "
         f"{facts['link_bytes_per_s'] / 1e9:.1f} GB/s. Median of up to {facts['rounds']} rounds "
         "in turns (least to most). The bound of a mode is the larger of the resident step and its "
-        "streamed bytes over the link, whose rate is measured again in each round. Reserved and "
+        f"streamed bytes over the link{again}. Reserved and "
         "allocated: what the mode adds to the process. "
         "Host: bytes that it holds there over those of the weights that it keeps there. Equal: to "
         "the output of the resident model, compiled modes to that of the compiled one.",
@@ -96,7 +98,9 @@ def draw(facts: dict[str, Any], path: Path) -> None:
         )
     axes[0][0].set_ylabel("one denoising step, ms")
     handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=4)
+    figure.legend(
+        handles, labels, fontsize=8, loc="outside lower center", ncols=min(4, 2 * len(counts))
+    )
     figure.suptitle(f"{facts['model']}, {facts['size']}, {facts['device']}")
     figure.tight_layout(rect=(0, 0.16, 1, 1))
     figure.savefig(path, dpi=120)
