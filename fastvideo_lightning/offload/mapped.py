@@ -3,11 +3,10 @@
 Note [Two mappings]
 A file is mapped twice. The shared, read-only mapping is registered with the CUDA driver and copied
 from: all processes of a node and the page cache share its one copy. The module's parameters are
-    views of a
-private, writable mapping that is never registered: a write to a read-only mapping would end the
-process. A write makes the kernel give that page a copy of its own, which the copies to the device
-would not see; so before each run the page table tells whether a unit was written, and such a unit
-moves to a slab of its own (``/proc/PID/pagemap``,
+views of a private, writable mapping that is never registered: a write to a read-only mapping would
+end the process. A write makes the kernel give that page a copy of its own, which the copies to the
+device would not see; so before each run the page table tells whether a unit was written, and such a
+unit moves to a slab of its own (``/proc/PID/pagemap``,
 https://docs.kernel.org/admin-guide/mm/pagemap.html).
 """
 
@@ -96,7 +95,8 @@ class MappedFile:
         last = (self._private_address + offset + size_bytes - 1) // page
         with open("/proc/self/pagemap", "rb", buffering=0) as table:
             entries = os.pread(table.fileno(), (last - first + 1) * 8, first * 8)
-        flags = torch.frombuffer(bytearray(entries), dtype=torch.int64)
+        # NumPy takes one thread; torch's many wait for those of other processes, 75 ms for a block.
+        flags = torch.frombuffer(bytearray(entries), dtype=torch.int64).numpy()
         is_there = (flags >> 62) & 3 != 0  # in memory or swapped out
         is_own = (flags >> 61) & 1 == 0  # neither a page of the file nor shared
         return bool((is_there & is_own).any())
