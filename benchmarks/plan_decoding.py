@@ -8,6 +8,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 from torch import nn
 
 from benchmarks.machine import Deadline, empty_caches, read_peak, reset_peak, time_steps
+from benchmarks.plan_steps import begin_stage
 from fastvideo_lightning import OffloadConfig, VideoModule
 from fastvideo_lightning.plan.machine import Machine
 from fastvideo_lightning.plan.measure import measure_components
@@ -25,20 +26,17 @@ class Decoding:
     dtype: torch.dtype
 
 
-SHORT = (
-    Decoding(17, False, torch.float32),
-    Decoding(17, True, torch.float32),
-)
-LONG = (
+DECODINGS = (
     Decoding(81, False, torch.float32),
+    Decoding(17, True, torch.float32),
+    Decoding(17, False, torch.float32),
+    Decoding(81, True, torch.float32),
     Decoding(81, False, torch.bfloat16),
     Decoding(1, False, torch.float32),
-    Decoding(81, True, torch.float32),
 )
 
 
 def measure_decoding(
-    kinds: tuple[Decoding, ...],
     size: tuple[int, int],
     machine: Machine,
     table: Machine | None,
@@ -48,7 +46,6 @@ def measure_decoding(
     """A row for each kind, as long as there is time.
 
     Args:
-        kinds: what to decode.
         size: height and width.
         machine: what predictions are made for.
         table: the same from the table of cards; None for a card that is not in it.
@@ -56,7 +53,7 @@ def measure_decoding(
         deadline: when to stop.
     """
     vae = AutoencoderKLWan().eval().requires_grad_(False)
-    for kind in kinds:
+    for kind in DECODINGS:
         nn.Module.to(vae, device, kind.dtype)  # diffusers' own warns of every cast
         config = OffloadConfig(vae_tiling=kind.tiled, vae_cpu_offload=False)
         subject = make_vae_subject(vae, kind.frames, size)
@@ -88,7 +85,7 @@ def _measure(
     """Reserved memory and time of decoding once, behind once that is not timed."""
     shape = (1, 16, (kind.frames - 1) // 4 + 1, size[0] // 8, size[1] // 8)
     latents = torch.randn(shape, device=device, dtype=kind.dtype)
-    before = empty_caches(device)
+    before = begin_stage(device)
     reset_peak(device)
 
     def decode() -> None:

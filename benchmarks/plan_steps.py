@@ -9,10 +9,18 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
-from benchmarks.machine import Deadline, empty_caches, read_peak, reset_peak, time_steps
+from benchmarks.machine import (
+    Deadline,
+    DeviceMemory,
+    empty_caches,
+    read_peak,
+    reset_peak,
+    time_steps,
+)
 from benchmarks.shapes import CONFIGS, RandomWan, make_inputs, make_transformer, transformer_shapes
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
+from fastvideo_lightning.callbacks.budget import take_workspace
 from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan import BudgetTooSmallError
@@ -95,7 +103,10 @@ class Steps:
         return self._subjects[frames]
 
     def list_places(self, lengths: Iterable[int], budgets_gib: Iterable[float]) -> list[Place]:
-        """The placements that budgets lead to; those that most rows share come first."""
+        """The placements that budgets lead to; those that most rows share come first.
+
+        Of those for one length alone, the longest comes first.
+        """
         places: dict[OffloadConfig, Place] = {}
         for frames in lengths:
             streamed = OffloadConfig()
@@ -107,7 +118,7 @@ class Steps:
                     continue
                 place = places.setdefault(config, Place(config))
                 place.budgets.setdefault(frames, []).append(budget_gib)
-        return sorted(places.values(), key=lambda place: -len(place.budgets))
+        return sorted(places.values(), key=lambda place: (-len(place.budgets), -max(place.budgets)))
 
     def _choose(self, frames: int, budget_gib: float) -> Prediction:
         found = choose(self.subject(frames), OffloadConfig(), self._machine, budget_gib * GIB)
@@ -160,7 +171,7 @@ class Steps:
             with torch.no_grad():
                 model(**inputs, return_dict=False)
 
-        before = empty_caches(self._device)
+        before = begin_stage(self._device)
         reset_peak(self._device)
         seconds = [time_steps(step, self._device, 1)]
         if seconds[0] < LONG_STEP_S:
@@ -172,6 +183,16 @@ class Steps:
             "before_bytes": before.reserved,
             "measured_s": statistics.median(seconds),
         }
+
+
+def begin_stage(device: torch.device) -> DeviceMemory:
+    """Leave nothing of earlier rows, and take the workspace as `MemoryBudget` does."""
+    if device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()
+    empty_caches(device)
+    if device.type == "cuda":
+        take_workspace(device)
+    return empty_caches(device)
 
 
 def make_module(name: str) -> VideoModule:

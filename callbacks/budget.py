@@ -10,7 +10,9 @@ class MemoryBudget:
     """Caps what the device allocator may reserve, and empties its cache between stages.
 
     A stage's activations stay in the allocator's cache when the stage is over, in pieces that the
-    next one may have no use for. Nothing happens on a device other than CUDA.
+    next one may have no use for. The workspace of the matrix library lies apart from them: taken in
+    the middle of a step it would split a large piece for good. Nothing happens on a device other
+    than CUDA.
 
     Args:
         budget_gib: GiB that may be reserved. Asking for more raises `torch.OutOfMemoryError`, after
@@ -35,6 +37,8 @@ class MemoryBudget:
     def on_predict_batch_start(self) -> None:
         """Give back what the stage before has left in the cache."""
         self._empty_cache()
+        if self._device is not None:
+            take_workspace(self._device)
 
     def on_denoise_step_start(self, step: int) -> None:
         """The same, before the first step."""
@@ -55,3 +59,10 @@ class MemoryBudget:
     def _empty_cache(self) -> None:
         if self._device is not None:
             torch.cuda.empty_cache()
+
+
+def take_workspace(device: torch.device) -> None:
+    """Let the matrix library take its workspace now, while no piece of the cache is free."""
+    ones = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
+    torch.addmm(ones[0], ones, ones)
+    torch.mm(ones, ones)
