@@ -3,6 +3,8 @@
 from os import PathLike, fspath
 from pathlib import Path
 
+from fastvideo_lightning.config import nearest_name
+
 ASSETS = Path(__file__).parent / "assets"
 INDEX = "model_index.json"
 
@@ -26,6 +28,10 @@ def find_folder(path: str | PathLike[str], *, revision: str | None = None) -> Pa
     text = fspath(path)
     if "\0" in text:
         raise ValueError(f"model must be a folder or a hub id, got {text!r}. Leave the NUL out.")
+    if not text:
+        raise ValueError(
+            f"model must be a folder or a hub id, got {text!r}. Leave it out for tiny-shapes."
+        )
     folder = Path(text).expanduser()
     if not folder.exists() and "/" not in text and (ASSETS / text / INDEX).is_file():
         folder = ASSETS / text
@@ -34,9 +40,11 @@ def find_folder(path: str | PathLike[str], *, revision: str | None = None) -> Pa
     if not folder.is_dir():
         if isinstance(path, str) and _looks_like_hub_id(text):
             return None
+        bundled = nearest_name(text, [index.parent.name for index in ASSETS.glob(f"*/{INDEX}")])
+        how = "Pass an existing folder, or an id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         raise FileNotFoundError(
-            f"No folder {text!r} here, and it is no hub id either. Pass an existing folder, or "
-            "an id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+            f"No folder {text!r} here, and it is no hub id either. "
+            + (f"Did you mean {bundled}?" if bundled else how)
         )
     if revision is not None:
         raise ValueError(

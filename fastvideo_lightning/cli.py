@@ -92,6 +92,10 @@ def _should_show(failure: BaseException, *, is_told: bool = False) -> bool:
 def _explain_click(error: click.ClickException) -> list[str]:
     asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
     see_help = f"See {asked if ' ' in asked else f'{COMMAND} generate'} --help."
+    if asked == f"{COMMAND} generate" and "unexpected extra argument" in error.message:
+        see_help = (
+            'A prompt stands in quotes, after its option: --prompt "a red circle moves right".'
+        )
     if not isinstance(error, click.NoSuchOption):
         return [*_in_two_lines(error.format_message(), see_help), *getattr(error, "further", ())]
     name = error.option_name
@@ -99,8 +103,15 @@ def _explain_click(error: click.ClickException) -> list[str]:
     is_group = error.ctx is not None and error.ctx.command is cli
     if is_group and name in of_generate:
         return [f"no such option: {name}", f"Say first what to do: {COMMAND} generate {name} ..."]
-    near = error.possibilities or []
-    return [f"no such option: {name}", f"Did you mean {near[0]}?" if near else see_help]
+    near = _nearest_option(name, error)
+    return [f"no such option: {name}", f"Did you mean {near}?" if near else see_help]
+
+
+def _nearest_option(name: str, error: click.NoSuchOption) -> str | None:
+    """Return the option that was meant: one that ends as `--steps` does, or looks most like it."""
+    params = error.ctx.command.params if error.ctx is not None else []
+    longer = [opt for param in params for opt in param.opts if opt.endswith(f"-{name[2:]}")]
+    return next(iter([*longer, *(error.possibilities or ())]), None)
 
 
 def _in_two_lines(text: str, otherwise: str) -> list[str]:

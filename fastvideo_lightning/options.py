@@ -117,7 +117,8 @@ _NAMES = sorted({*FLAGS, *SAMPLING, *DEFAULTS, *_OTHERS}, key=len, reverse=True)
 _ANY, _LONG = "|".join(_NAMES), "|".join(name for name in _NAMES if "_" in name)
 _WITH_VALUE = re.compile(rf"\b({_ANY})=([^\s,;]*[^\s,;.:)])")
 # A short name such as `model` is a plain word too: it is an option only where it opens a sentence.
-_ALONE = re.compile(rf"^(?:{_ANY})\b|\b(?:{_LONG})\b")
+# What stands in quotes is spelled as in the file that it is from.
+_ALONE = re.compile(rf"^(?:{_ANY})\b|(?<!')\b(?:{_LONG})\b")
 
 
 def in_command_words(message: str) -> str:

@@ -1,5 +1,6 @@
 """What a run leaves behind: the video in memory, its mp4 and its pictures."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -198,9 +199,20 @@ def _whole_or_nothing(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise _disk_is_full(path.parent) from error
         raise
+
+
+def _disk_is_full(folder: Path) -> OSError:
+    full = OSError(
+        f"There is no space left to write the video into {str(folder)!r}. Free some space and run "
+        "the same again."
+    )
+    full.errno = errno.ENOSPC  # not as an argument: the message would begin with it
+    return full
 
 
 def _write_png(frame: Frames, path: Path) -> None:

@@ -219,7 +219,7 @@ def _check_keys(keys: Iterable[str]) -> None:
     for key in keys:
         if key not in known:
             near = nearest_name(key, known)
-            hint = f"Did you mean {near}?" if near else f"Known are: {', '.join(known)}."
+            hint = f"Did you mean {near!r}?" if near else f"Known are: {', '.join(known)}."
             raise ValueError(f"there is no key {key!r}. {hint}")
 
 

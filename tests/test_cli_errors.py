@@ -34,6 +34,10 @@ WRONG = [
         "no such option: --no-vae-offload",
         "Did you mean --no-vae-cpu-offload?",
     ),
+    (["--steps", "9"], "no such option: --steps", "Did you mean --num-inference-steps?"),
+    (["--frames", "9"], "no such option: --frames", "Did you mean --num-frames?"),
+    (["--model", ""], "--model must be a folder or a hub id, got ''.", "Leave it out for"),
+    (["--model", "tiny-shape"], "No folder 'tiny-shape' here", "Did you mean tiny-shapes?"),
     (["--zzz"], "no such option: --zzz", "See fastvideo-lightning generate --help."),
     (["--height", "0"], "--height must be a whole number, 1 or more, got 0.", "--height 480"),
     (["--height", "-8"], "--height must be a whole number, 1 or more, got -8.", "--height 480"),
@@ -56,7 +60,7 @@ WRONG = [
     (["--model", "taken"], "taken is a file.", "model_index.json"),
     (["--revision", "x"], "--revision 'x' is for models from the hub", "Leave revision out"),
     (["--lora", "no.safetensors"], "Invalid value for '--lora': There is no LoRA", "Pass a"),
-    (["stray"], "Got unexpected extra argument (stray)", "--help"),
+    (["stray"], "Got unexpected extra argument (stray)", "in quotes, after its option: --prompt"),
     (["--seed"], "Option '--seed' requires an argument.", "--help"),
 ]
 

@@ -23,7 +23,7 @@ ALLOWED = {
         *("", "torch", "lightning", "filelock", "modules", "config", "output", "prompts"),
         *("batch", "callbacks.write_behind", "checkpoint_folder", "naming"),
     },
-    "checkpoint_folder.py": {"huggingface_hub"},
+    "checkpoint_folder.py": {"huggingface_hub", "config"},
     "weights.py": {"torch", "safetensors", "checkpoint_folder", "meter"},
     "meter.py": set(),
     "trust.py": {"diffusers", "weights"},

@@ -95,6 +95,7 @@ def test_a_file_that_is_not_there_or_no_text_is_refused_by_name(tmp_path):
         ("Pass guidance_scale=5.0.", "Pass --guidance-scale 5.0."),
         ("vae_tiling=False and vae_tiling=True", "--no-vae-tiling and --vae-tiling"),
         ("output_path='output/'; done", "--output-path 'output/'; done"),
+        ("no key 'x'. Did you mean 'num_frames'?", "no key 'x'. Did you mean 'num_frames'?"),
         ("my_num_frames_x is no option", "my_num_frames_x is no option"),
     ],
 )

@@ -1,7 +1,7 @@
 """Words of a prompt that a model's tokenizers have no token for: the model never sees them."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,11 +32,14 @@ def warn_of_unknown_words(pipeline: Pipeline, prompts: Iterable[str]) -> None:
     if not words:
         return
     told.update(words)
+    _log.warning("%s", describe_unknown(words))
+
+
+def describe_unknown(words: Sequence[str]) -> str:
+    """Return what to say of words that a model does not know; the first of many."""
     shown = ", ".join(repr(word) for word in words[:_MOST_SHOWN])
     more = f" and {len(words) - _MOST_SHOWN} more" if len(words) > _MOST_SHOWN else ""
-    _log.warning(
-        "The model does not know %s%s: what is shown will not follow. Use other words.", shown, more
-    )
+    return f"The model does not know {shown}{more}: what is shown will not follow. Use other words."
 
 
 def _tokenizers(pipeline: Pipeline) -> Iterator[Any]:

@@ -8,9 +8,10 @@ from diffusers import WanImageToVideoPipeline
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.base import VideoModule
-from fastvideo_lightning.modules.media import load_rgb
+from fastvideo_lightning.modules.media import check_media, load_media, load_rgb
 from fastvideo_lightning.modules.pipelines import Pipeline, place_pipeline
 from fastvideo_lightning.modules.sampling import check_grid, fit_image
+from fastvideo_lightning.modules.signature import CallSignature
 from fastvideo_lightning.modules.wan_defaults import wan_defaults
 
 _TEXT_TOKENS = 512  # what every Wan was trained with
@@ -96,6 +97,7 @@ class WanModule(VideoModule):
                 last=_TEXT_TOKENS,
             )
         self._check_images(params)
+        self._check_further(params)
         self._check_steps(params)
 
     def num_tokens(self, params: SamplingParams) -> int:
@@ -154,7 +156,8 @@ class WanModule(VideoModule):
             arguments["image"] = load_rgb(params.image_path)
         if params.last_image_path is not None:
             arguments["last_image"] = load_rgb(params.last_image_path)
-        return arguments
+        further = params.pipeline_arguments or {}
+        return arguments | {name: load_media(value) for name, value in further.items()}
 
     @property
     def _denoiser_config(self) -> Any:
@@ -194,6 +197,20 @@ class WanModule(VideoModule):
             )
         if params.num_frames == 1:
             raise ValueError("A first and a last frame need num_frames=5 or more, got 1.")
+
+    def _check_further(self, params: SamplingParams) -> None:
+        if params.video_path is not None:
+            raise ValueError(
+                f"This model takes no video, got video_path={str(params.video_path)!r}. "
+                "Leave it out, or load a video-to-video model."
+            )
+        further = params.pipeline_arguments or {}
+        starts_from_image = self.kind.takes_image or params.image_path is not None
+        called = WanImageToVideoPipeline if starts_from_image else self.pipeline
+        name = type(self.pipeline).__name__
+        CallSignature(called).check_further(set(further), set(params.given()), name)
+        for argument, value in further.items():
+            check_media(argument, value)
 
     def _check_steps(self, params: SamplingParams) -> None:
         assert params.num_inference_steps is not None

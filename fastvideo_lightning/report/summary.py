@@ -53,7 +53,7 @@ def _without_copies(timeline: Timeline) -> list[str]:
     return [
         pace,
         f"Host memory: {_host(timeline) / GIB:.2f} GiB resident at most",
-        f"Host memory at the begin: {begin / GIB:.2f} GiB",
+        f"Host memory at the start: {begin / GIB:.2f} GiB",
         "GPU: none, everything ran on the CPU, so nothing was copied",
     ]
 

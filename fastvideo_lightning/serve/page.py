@@ -155,7 +155,6 @@ def _make_number(studio: Studio, name: str) -> gr.Number:
         label=LABELS[name],
         value=getattr(studio.defaults, name, None),
         info=studio.hint(name),
-        minimum=0,
         min_width=90,
         elem_id=name,
     )

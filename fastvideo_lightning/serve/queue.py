@@ -106,7 +106,7 @@ class JobQueue:
         try:
             message, files = self._make(job)
         except Cancelled:
-            job.finish(JobState.CANCELLED, "Cancelled.")
+            job.finish(JobState.CANCELLED, "Nothing of it was kept.")
         except Exception as error:
             _log.debug("job %s failed", job.id, exc_info=True)
             job.finish(JobState.FAILED, self._explain(error))

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import numpy as np
 import pytest
 
-from fastvideo_lightning import CheckpointError, SamplingParams, VideoModule
+from fastvideo_lightning import CheckpointError, GeneratedVideo, SamplingParams, VideoModule
 from fastvideo_lightning.modules import WanModule
 from fastvideo_lightning.modules.wan_defaults import wan_defaults
 
@@ -181,3 +182,31 @@ def test_more_text_than_the_model_reads_is_refused_with_the_most(
     module = VideoModule.from_pretrained(checkpoint("t2v"))
     with pytest.raises(ValueError, match=f"1 to 512, got {length}.*max_sequence_length=512"):
         resolve(module, **{**checkpoints.SIZE, "max_sequence_length": length})
+
+
+def test_further_arguments_reach_the_pipelines_call(build: Build) -> None:
+    further = {"num_videos_per_prompt": 1}
+    params = resolve(build("t2v"), height=64, width=64, pipeline_arguments=further)
+    assert build("t2v").call_arguments(params)["num_videos_per_prompt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"num_video_per_prompt": 1}, r"takes no num_video_per_prompt\. Did you mean num_videos_"),
+        ({"height": 64}, r"height cannot be in pipeline_arguments\. Pass height=\.\.\."),
+        ({"image": "image.png"}, r"takes no image\."),
+    ],
+)
+def test_a_further_argument_that_the_call_does_not_take_is_refused(
+    build: Build, further: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(build("t2v"), height=64, width=64, pipeline_arguments=further)
+
+
+def test_a_video_for_a_model_that_takes_none_is_refused(build: Build, tmp_path: Path) -> None:
+    video = GeneratedVideo(np.zeros((5, 16, 16, 3), np.uint8), "x", seed=0, fps=8)
+    path = video.save(tmp_path / "video.mp4")
+    with pytest.raises(ValueError, match="This model takes no video, got video_path="):
+        resolve(build("t2v"), height=64, width=64, video_path=str(path))

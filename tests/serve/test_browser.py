@@ -172,6 +172,11 @@ def test_a_wrong_size_is_said_in_the_words_of_the_page(visitor) -> None:
     visitor.fill("width", "500")
     visitor.press("make")
     assert visitor.wait_for("Width must be 96 or less here, got 500. Enter Width 96.")
+    visitor.fill("width", "64")
+    visitor.fill("guidance_scale", "-1")
+    visitor.press("make")
+    assert visitor.wait_for("Guidance must be a finite number, 0 or more, got -1")
+    visitor.fill("guidance_scale", "2")
 
 
 def test_a_long_video_shows_its_steps_survives_a_reload_and_can_be_cancelled(

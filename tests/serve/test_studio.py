@@ -30,6 +30,15 @@ def read_frames(path):
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+def test_words_that_the_model_does_not_know_are_said_beside_its_video(studio) -> None:
+    sees_all, sees_less = (
+        end_of(studio, studio.submit(ask(prompt, width=48, num_frames=9, num_inference_steps=1)))
+        for prompt in ("a red circle moves right", "a cat moves right")
+    )
+    assert "does not know" not in sees_all.message
+    assert "s. The model does not know 'cat': what is shown will not follow." in sees_less.message
+
+
 def test_a_request_becomes_a_video_in_the_output_folder(studio, output) -> None:
     seen = set()
     job = studio.submit(ask(width=48, num_frames=9))
