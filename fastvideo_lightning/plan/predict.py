@@ -2,9 +2,10 @@
 
 Note [Reserved memory]
 What decides whether a video fits is not what is allocated but what the caching allocator reserves.
-In each stage that is the weights that are there, as the allocator holds them, `FRAGMENTATION` times
-the activations, the workspaces of the libraries, and two hundredths of all for what nobody counted.
-Between stages the allocator's cache is emptied where a budget is kept, so the stages do not add up.
+In each stage that is the weights that are there, as the allocator holds them, what it holds for
+the activations, and the workspaces of the libraries. Weights are known from the headers to the
+byte, so only what is computed has a margin. Between stages the allocator's cache is emptied where
+a budget is kept, so the stages do not add up.
 """
 
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ from fastvideo_lightning.plan.speedups import under_flags
 from fastvideo_lightning.plan.subject import Subject
 from fastvideo_lightning.plan.work import Work
 
-FRAGMENTATION = 1.53
-VAE_FRAGMENTATION = 1.53  # from the allocator's rules; convolutions' workspaces are not in it
-WORKSPACE_BYTES = 130_000_000
-MARGIN = 1.02
-RESIDENT_MARGIN = 1.025  # what stays lies in segments that activations use badly
+VAE_FRAGMENTATION = 1.56  # from the allocator's rules; convolutions' workspaces are not in it
+WORKSPACE_BYTES = 34 << 20  # of the matrix library, on the cards where it takes most
+# Where a small tensor splits a large free piece, a denoiser holds so much more than counted; this
+# does not always happen, and no more than this share of everything is set aside for it.
+SPLIT, MOST_SPLIT = 0.18, 0.06
+CONVOLUTION_BYTES = 96 << 20  # of the library that decoders compute with
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) ->
     slot_bytes = slot_size(subject, config)
     components = place_components(subject, config, slot_bytes)
     kept = sum(part.device_bytes for part in components)
-    stays = round(RESIDENT_MARGIN * kept) + NUM_SLOTS * slot_bytes
+    stays = kept + NUM_SLOTS * _whole_segments(slot_bytes)
     places = {part.fqn: part for part in components}
     clock = _Clock(machine)
     works = {
@@ -105,6 +107,11 @@ def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) ->
         _decode(subject, config, places, stays + lasting, slot_bytes, clock),
     )
     return Prediction(config, components, stages, slot_bytes)
+
+
+def _whole_segments(size_bytes: int) -> int:
+    """What the allocator reserves for one large tensor."""
+    return -(-size_bytes // (2 << 20)) * (2 << 20)
 
 
 class _Clock:
@@ -148,7 +155,7 @@ class _Clock:
     ) -> StagePlan:
         """Round memory up, and leave times out where there is no machine."""
         known = self.machine is not None
-        reserved_bytes = round(reserved * MARGIN) + WORKSPACE_BYTES
+        reserved_bytes = round(reserved) + WORKSPACE_BYTES
         return StagePlan(
             name,
             reserved_bytes,
@@ -187,7 +194,7 @@ def _encode(
         copy = clock.link(place.streamed_bytes)
         transient = place.size_bytes if place.where == ON_CALL else 0
         spent = once + copy if transient else max(once, copy)
-        peak = max(peak, transient + FRAGMENTATION * work.activation_bytes)
+        peak = max(peak, transient + work.held_bytes)
         compute, link, total = compute + count * once, link + count * copy, total + count * spent
         moved += count * place.streamed_bytes
         kind = kind if once >= copy else "link"
@@ -219,7 +226,7 @@ def _denoise(
     is_streamed = any(places[size.fqn].streamed_bytes for size in denoisers)
     ahead = sum(_on_call(subject, places, slot_bytes).values()) if is_streamed else 0
     num_calls = subject.request.num_steps * subject.request.num_calls
-    peak = max((work.activation_bytes for work in works.values()), default=0)
+    peak = max((work.held_bytes for work in works.values()), default=0)
     compute = link = total = 0.0
     moved = 0
     kind = "compute"
@@ -231,8 +238,9 @@ def _denoise(
         total += share * max(once, copy)
         moved += round(share * places[size.fqn].streamed_bytes)
         kind = kind if once >= copy else "link"
-    active = FRAGMENTATION * peak + ahead
-    return clock.stage("denoise", stays + active, compute, link, total, kind, moved)
+    reserved: float = stays + peak + ahead
+    reserved += min(SPLIT * peak, MOST_SPLIT * (reserved + WORKSPACE_BYTES))
+    return clock.stage("denoise", reserved, compute, link, total, kind, moved)
 
 
 def _decode(
@@ -248,7 +256,8 @@ def _decode(
     for size in subject.by_role(Role.VAE):
         work = (subject.tiled if config.vae_tiling else subject.work)[size.fqn]
         place = places[size.fqn]
-        peak = max(peak, on_call.get(size.fqn, 0) + VAE_FRAGMENTATION * work.activation_bytes)
+        active = VAE_FRAGMENTATION * work.activation_bytes + CONVOLUTION_BYTES
+        peak = max(peak, on_call.get(size.fqn, 0) + active)
         compute += clock.compute(work)[0]
         link += clock.link(place.streamed_bytes)
         moved += place.streamed_bytes

@@ -12,8 +12,6 @@ from fastvideo_lightning.plan.work import Work
 # A compiled block makes one kernel of several: so much of the traffic, of the launches and of what
 # is alive at once is left.
 COMPILED_TRAFFIC, COMPILED_KERNELS, COMPILED_ACTIVATIONS = 0.38, 0.6, 0.5
-# A graph keeps the activations of the call that it repeats, in memory of its own.
-GRAPH_POOL = 1.53
 
 
 def under_flags(work: Work, config: OffloadConfig) -> Work:
@@ -24,10 +22,10 @@ def under_flags(work: Work, config: OffloadConfig) -> Work:
         work = replace(
             work,
             activation_bytes=round(COMPILED_ACTIVATIONS * work.activation_bytes),
+            held_bytes=round(COMPILED_ACTIVATIONS * work.held_bytes),
             traffic_bytes=COMPILED_TRAFFIC * work.traffic_bytes,
             num_kernels=round(COMPILED_KERNELS * work.num_kernels),
         )
     if config.cuda_graphs:
-        pool_bytes = round(GRAPH_POOL * work.activation_bytes)
-        work = replace(work, num_kernels=0, kept_bytes=work.kept_bytes + pool_bytes)
+        work = replace(work, num_kernels=0, kept_bytes=work.kept_bytes + work.held_bytes)
     return work

@@ -6,15 +6,23 @@ several sizes; they depend on a model's code, not on a card. `benchmarks/plan.py
 a GPU. Shapes: a latent is [channels, latent frames, height / 8, width / 8]; tokens are its patches.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.plan.activations import FRAGMENTATION, denoiser_activations
 from fastvideo_lightning.plan.measure import ComponentSize
+from fastvideo_lightning.plan.shapes import (
+    config_of,
+    count_tokens,
+    count_weights,
+    itemsizes,
+    latent_shape,
+    patch_of,
+    widths,
+)
 
 TEXT_TOKENS = 512
 # Elements per token and width beyond matrix products and attention, in bytes of memory traffic.
@@ -27,7 +35,6 @@ ENCODER_KERNELS_PER_BLOCK = 130
 CONVOLUTION_SHARE = {4: 0.112, 2: 0.177}
 # Tiles overlap, and their small convolutions reach less: so many times as long as the whole.
 TILES_TAKE = 1.9
-_OF_TEXT = re.compile(r"\.attn2\.(to|add)_[kv](_proj)?\.weight$")
 _UNKNOWN = {"height": 480, "width": 832, "num_frames": 81, "num_inference_steps": 50}
 
 
@@ -37,6 +44,7 @@ class Work:
 
     Attributes:
         activation_bytes: Most that is allocated at once beside the weights.
+        held_bytes: What the device allocator holds for that.
         matmul_flop: In matrix products and convolutions.
         attention_flop: In attention.
         traffic_bytes: Of device memory, in everything else.
@@ -46,6 +54,7 @@ class Work:
     """
 
     activation_bytes: int = 0
+    held_bytes: int = 0
     matmul_flop: float = 0
     attention_flop: float = 0
     traffic_bytes: float = 0
@@ -106,23 +115,22 @@ class Request:
 
 def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) -> Work:
     """One call of a denoiser, see Note [Coefficients]."""
-    config = _config(module, size)
-    width, hidden = _widths(config, size)
-    tokens = _tokens(module, config, request)
+    config = config_of(module, size)
+    width, _ = widths(config, size)
+    latent = latent_shape(module, request.num_frames, request.height, request.width)
+    tokens = count_tokens(latent, config)
     num_blocks = max(len(size.blocks), 1)
-    weights, text_weights = _count_weights(module, size)
+    weights, text_weights = count_weights(module, size)
     widened = widest = 0
     if size.is_quantized:
         # Each weight is read, and written and read once more as bf16; a layer's at a time.
         widened = 5 * (weights + text_weights)
         widest = 2 * max(w.numel() for w in module.get_submodule(size.fqn).parameters())
-    # Attention's own chains are the peak, or the feed-forward layer's where that one is wide.
-    peak = max(22.5 * width, 4 * hidden + 8.8 * width)
-    if getattr(module.pipeline.config, "expand_timesteps", False):
-        peak += 38 * width  # modulation for each token, in fp32
-    latents = 4 * 4 * tokens * prod(_patch(config)) * 16
+    activations = denoiser_activations(module, size, latent, request.batch)
+    output_bytes = 2 * tokens * prod(patch_of(config)) * 16
     return Work(
-        activation_bytes=round(request.batch * (tokens * peak + latents)) + widest,
+        activation_bytes=activations.allocated_bytes + widest,
+        held_bytes=activations.reserved_bytes + widest,
         matmul_flop=2 * (weights * tokens + text_weights * TEXT_TOKENS) * request.batch,
         attention_flop=num_blocks * 4 * tokens * (tokens + TEXT_TOKENS) * width * request.batch,
         traffic_bytes=num_blocks * TRAFFIC_BYTES * tokens * width * request.batch + widened,
@@ -132,21 +140,23 @@ def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) ->
             # for each block, two of the output for each prompt.
             "first_block": 3 * 2 * tokens * width * request.num_prompts,
             "pyramid": num_blocks * 2 * tokens * width * request.batch,
-            "taylorseer": latents // 8 * request.num_prompts,
+            "taylorseer": output_bytes * request.num_prompts,
         },
     )
 
 
 def text_encoder_work(module: VideoModule, size: ComponentSize) -> Work:
     """One prompt through a text encoder."""
-    config = _config(module, size)
+    config = config_of(module, size)
     width = int(getattr(config, "d_model", None) or getattr(config, "hidden_size", 0) or 4096)
     heads = int(getattr(config, "num_heads", None) or 32)
-    weights, _ = _count_weights(module, size)
+    weights, _ = count_weights(module, size)
     num_blocks = max(len(size.blocks), 1)
+    # Scores, their bias, and both once more in fp32.
+    activation_bytes = 12 * heads * TEXT_TOKENS**2 + 10 * TEXT_TOKENS * width
     return Work(
-        # Scores, their bias, and both once more in fp32.
-        activation_bytes=12 * heads * TEXT_TOKENS**2 + 10 * TEXT_TOKENS * width,
+        activation_bytes=activation_bytes,
+        held_bytes=round(FRAGMENTATION * activation_bytes),
         matmul_flop=2 * weights * TEXT_TOKENS,
         traffic_bytes=num_blocks * TRAFFIC_BYTES * TEXT_TOKENS * width,
         num_kernels=num_blocks * ENCODER_KERNELS_PER_BLOCK,
@@ -196,12 +206,12 @@ class _Autoencoder:
 
     @classmethod
     def of(cls, module: VideoModule, size: ComponentSize) -> "_Autoencoder":
-        config = _config(module, size)
+        config = config_of(module, size)
         base = getattr(config, "base_dim", None) or 96
         decoder_base = getattr(config, "decoder_base_dim", None) or base
         patch = int(getattr(config, "patch_size", None) or 1)
         per_pixel = (85 if getattr(config, "is_residual", False) else 51) * decoder_base
-        itemsize = next(iter(_itemsizes(module, size.fqn)), 4)
+        itemsize = next(iter(itemsizes(module, size.fqn)), 4)
         share = CONVOLUTION_SHARE.get(itemsize, CONVOLUTION_SHARE[2])
         return cls(
             decoder_channels=per_pixel / patch**2,
@@ -211,67 +221,6 @@ class _Autoencoder:
             patch=patch,
             itemsize=itemsize,
         )
-
-
-def _itemsizes(module: VideoModule, fqn: str) -> list[int]:
-    """Bytes per element of a component's first floating-point weight on a GPU."""
-    for name, weight in module.get_submodule(fqn).named_parameters(prefix=fqn):
-        if weight.is_meta and name in module.weight_sources:
-            return [module.weight_sources[name].accelerator_dtype.itemsize]
-        if weight.is_floating_point():
-            return [weight.element_size()]
-    return []
-
-
-def _count_weights(module: VideoModule, size: ComponentSize) -> tuple[int, int]:
-    """Weights of the blocks that meet every token, and those that meet the text alone.
-
-    The latter make keys and values of the text for cross-attention.
-    """
-    component = module.get_submodule(size.fqn)
-    of_text = sum(
-        weight.numel() for name, weight in component.named_parameters() if _OF_TEXT.search(name)
-    )
-    whole = sum(block.num_weights for block in size.blocks) or size.whole.num_weights
-    return whole - of_text, of_text
-
-
-def _widths(config: Any, size: ComponentSize) -> tuple[int, int]:
-    """Width of a denoiser's tokens and of its feed-forward layer, in elements."""
-    heads = getattr(config, "num_attention_heads", None)
-    head_width = getattr(config, "attention_head_dim", None)
-    width = None
-    if isinstance(heads, int) and isinstance(head_width, int):
-        width = heads * head_width
-    if width is None and size.blocks:
-        # A block is about 12 square matrices of its width.
-        width = round((max(block.size_bytes for block in size.blocks) / 2 / 12) ** 0.5)
-    width = width or 2048
-    return width, int(getattr(config, "ffn_dim", None) or 4 * width)
-
-
-def _tokens(module: VideoModule, config: Any, request: Request) -> int:
-    pipeline = module.pipeline
-    space = int(getattr(pipeline, "vae_scale_factor_spatial", None) or 8)
-    time = int(getattr(pipeline, "vae_scale_factor_temporal", None) or 4)
-    patch = _patch(config)
-    frames = -(-((request.num_frames - 1) // time + 1) // patch[0])
-    return frames * (request.height // space // patch[1]) * (request.width // space // patch[2])
-
-
-def _patch(config: Any) -> tuple[int, int, int]:
-    """Latent frames, rows and columns that make one token; 1 each where nothing is said."""
-    size = getattr(config, "patch_size", None) or 1
-    in_time = getattr(config, "patch_size_t", None) or 1
-    if isinstance(size, int):
-        return int(in_time), size, size
-    size = tuple(size)
-    return size if len(size) == 3 else (int(in_time), *size[-2:])
-
-
-def _config(module: VideoModule, size: ComponentSize) -> Any:
-    """A component's configuration; None for one without."""
-    return getattr(module.get_submodule(size.fqn), "config", None)
 
 
 def _is_wan(module: VideoModule) -> bool:

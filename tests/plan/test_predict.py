@@ -126,4 +126,4 @@ def test_a_decoder_takes_memory_of_its_own_where_no_slot_has_room_for_it(wan):
             strict=True,
         )
         _, denoise, _ = (each.reserved_bytes - bare.reserved_bytes for each, bare in stages)
-        assert denoise == pytest.approx(0 if has_room else 1.02 * vae.whole.size_bytes, abs=2)
+        assert denoise == pytest.approx(0 if has_room else vae.whole.size_bytes, rel=0.07)
