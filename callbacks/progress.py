@@ -1,10 +1,11 @@
 """ProgressBar: which stage a video is in, how long it still takes, and how far the batch is."""
 
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 
 import lightning as L
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -138,18 +139,38 @@ def terminal_of(console: Console | None) -> Console | None:
 
 
 def _make_bars(console: Console) -> Progress:
-    return Progress(
+    return _Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         _StepRateColumn(),
         _ElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("left"),
         console=console,
         # What goes to stdout is drawn above the bars if both are the terminal; else it is let be.
         redirect_stdout=sys.stdout.isatty(),
         speed_estimate_period=24 * 3600,  # a step may take minutes
     )
+
+
+class _Bars(Progress):
+    """Bars that leave room at the end of their lines, where a terminal writes the ^C of Ctrl-C.
+
+    In a full line it would wrap, and what is drawn over the bars next would miss them by a line.
+    """
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the bars, narrower than the terminal."""
+        yield _Narrowed(self.make_tasks_table(self.tasks))
+
+
+class _Narrowed:
+    def __init__(self, inside: RenderableType) -> None:
+        self._inside = inside
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(self._inside, options.update_width(options.max_width - 3))
 
 
 class _StepRateColumn(ProgressColumn):

@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -39,6 +41,18 @@ def say(text: str) -> None:
     """Write a line about what was done, once for all processes, unless quiet was asked for."""
     if is_first_process() and _LOG.isEnabledFor(logging.INFO):
         _write(text)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on a terminal what is being waited for, until the context ends; then the line goes."""
+    if not (is_first_process() and _LOG.isEnabledFor(logging.INFO) and sys.stderr.isatty()):
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 def quieten_libraries() -> None:

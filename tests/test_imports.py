@@ -71,7 +71,7 @@ ALLOWED = {
     "option_table.py": {"click", "config", "option_types"},
     "option_files.py": {"click", "yaml", "config", "options", "option_types"},
     "option_types.py": {"click", "yaml", "config"},
-    "messages.py": {"click", "options"},
+    "messages.py": {"click", "options", "rich"},
     "mistakes.py": {"click", "options"},
     "cli.py": {"", "click", "messages", "options", "commands"},
     "plan": {

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvideo_lightning.checkpoint_folder import find_folder
-from fastvideo_lightning.commands.batch import read_prompts, report_batch
+from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_batch
 from fastvideo_lightning.commands.report import watch_run
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.extras import check_installed
-from fastvideo_lightning.messages import be_quiet, is_first_process, quieten_libraries, say
+from fastvideo_lightning.messages import (
+    be_quiet,
+    is_first_process,
+    quieten_libraries,
+    say,
+    waiting,
+)
 from fastvideo_lightning.mistakes import users_mistakes
 from fastvideo_lightning.option_files import read_config_file
 from fastvideo_lightning.options import (
@@ -125,26 +131,14 @@ def _make_video(request: Request) -> None:
     # a small model many times slower wherever other programs use the cores too; asleep, they cost
     # it some tenths of a second.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Seconds of imports from here on.
-    from fastvideo_lightning import CheckpointError, VideoModule
-    from fastvideo_lightning.devices import check_devices
-    from fastvideo_lightning.modules.vocabulary import warn_of_unknown_words
-
-    with users_mistakes(CheckpointError):
-        device_type = check_devices(choices["num_gpus"], choices["accelerator"])
-        module = VideoModule.from_pretrained(
-            choices["model"],
-            dtype=choices["dtype"],
-            revision=choices.get("revision"),
-            variant=choices.get("variant"),
-            allow_pickle=choices["allow_pickle"],
-            device_type="cpu" if device_type == "cpu" else None,
-        )
-        module.context_parallel = request.config.context_parallel
-        if request.prompt is not None:
-            module.resolve_sampling(request.params)
-            warn_of_unknown_words(module.pipeline, [request.prompt])
-        generator = _wire(request, module, on_gpu=device_type != "cpu")
+    try:
+        with waiting("loading libraries"):
+            generator = _open(request)
+    except KeyboardInterrupt:
+        if request.prompts is None:
+            raise
+        say("Stopped before a video was begun. Run the same command again to make them.")
+        raise click.exceptions.Exit(STOPPED) from None
     loras = choices.get("lora", ())
     with generator:
         if request.prompt is not None or loras:  # a batch that is done reads no weight
@@ -164,6 +158,31 @@ def _make_video(request: Request) -> None:
         )
     if is_first_process():
         _report(video)
+
+
+def _open(request: Request) -> "VideoGenerator":
+    """The generator of a request, checked against machine and model."""
+    choices = request.choices
+    # Seconds of imports from here on.
+    from fastvideo_lightning import CheckpointError, VideoModule
+    from fastvideo_lightning.devices import check_devices
+    from fastvideo_lightning.modules.vocabulary import warn_of_unknown_words
+
+    with users_mistakes(CheckpointError):
+        device_type = check_devices(choices["num_gpus"], choices["accelerator"])
+        module = VideoModule.from_pretrained(
+            choices["model"],
+            dtype=choices["dtype"],
+            revision=choices.get("revision"),
+            variant=choices.get("variant"),
+            allow_pickle=choices["allow_pickle"],
+            device_type="cpu" if device_type == "cpu" else None,
+        )
+        module.context_parallel = request.config.context_parallel
+        if request.prompt is not None:
+            module.resolve_sampling(request.params)
+            warn_of_unknown_words(module.pipeline, [request.prompt])
+        return _wire(request, module, on_gpu=device_type != "cpu")
 
 
 def _wire(request: Request, module: "VideoModule", *, on_gpu: bool) -> "VideoGenerator":

@@ -21,12 +21,12 @@ whose cells are separated by tabs.
 @click.pass_context
 def models(context: click.Context, /, markdown: bool, debug: bool) -> None:
     """List the video pipelines of the installed diffusers."""
-    from fastvideo_lightning.messages import quieten_libraries
+    from fastvideo_lightning.messages import quieten_libraries, waiting
 
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
-    # Seconds of imports from here on.
-    from fastvideo_lightning.inventory import as_markdown, list_entries
+    with waiting("loading libraries"):  # seconds
+        from fastvideo_lightning.inventory import as_markdown, list_entries
 
     if markdown:
         click.echo(as_markdown(list_entries()), nl=False)

@@ -45,7 +45,7 @@ def plan(
     context: click.Context, /, gpu: str | None, as_json: bool, debug: bool, **given: Any
 ) -> None:
     """Print what goes where for a model and a video, and the time and memory that it takes."""
-    from fastvideo_lightning.messages import quieten_libraries
+    from fastvideo_lightning.messages import quieten_libraries, waiting
     from fastvideo_lightning.mistakes import users_mistakes
 
     if not (debug or (context.parent and context.parent.params["debug"])):
@@ -54,7 +54,8 @@ def plan(
     with users_mistakes(ImportError):
         config = OffloadConfig.from_mapping({k: v for k, v in typed.items() if k in FLAGS})
         params = SamplingParams.from_mapping({k: v for k, v in typed.items() if k in SAMPLING})
-        made = _make(typed, config, params, gpu)
+        with waiting("planning"):
+            made = _make(typed, config, params, gpu)
     if as_json:
         click.echo(json.dumps(made.to_dict(), indent=1))
     else:

@@ -65,7 +65,7 @@ def _options() -> list[click.Parameter]:
 @click.pass_context
 def serve(context: click.Context, /, config: str | None, debug: bool, **given: Any) -> None:
     """Make videos from a page in the browser, one after the other, until Ctrl-C."""
-    from fastvideo_lightning.messages import quieten_libraries
+    from fastvideo_lightning.messages import quieten_libraries, waiting
     from fastvideo_lightning.mistakes import users_mistakes
 
     for package, called in _NEEDED.items():
@@ -82,15 +82,16 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
     typed = {name: value for name, value in given.items() if value is not None}
     choices = {**DEFAULTS, **from_file, **typed}
     host, port = choices.get("host", "127.0.0.1"), choices.get("port", 7860)
-    with users_mistakes(ImportError):
-        find_folder(choices["model"], revision=choices.get("revision"))
-        check_quantization(choices["dtype"])
-        flags = OffloadConfig.from_mapping({k: v for k, v in choices.items() if k in FLAGS})
-        # Seconds of imports from here on.
-        from fastvideo_lightning.serve.server import LOCAL_HOSTS, check_address, serving
+    with waiting("loading libraries"):
+        with users_mistakes(ImportError):
+            find_folder(choices["model"], revision=choices.get("revision"))
+            check_quantization(choices["dtype"])
+            flags = OffloadConfig.from_mapping({k: v for k, v in choices.items() if k in FLAGS})
+            # Seconds of imports from here on.
+            from fastvideo_lightning.serve.server import LOCAL_HOSTS, check_address, serving
 
-        check_address(host, port)
-    studio = _open_studio(choices, flags)
+            check_address(host, port)
+        studio = _open_studio(choices, flags)
     with serving(studio, host=host, port=port) as address:
         click.echo(address)
         if host not in LOCAL_HOSTS:

@@ -4,14 +4,15 @@ import sys
 import lightning as L
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from fastvideo_lightning.callbacks import ProgressBar
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
-def make_console(*, terminal=True):
-    return Console(file=io.StringIO(), force_terminal=terminal, width=120, _environ={})
+def make_console(*, terminal=True, width=120):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, _environ={})
 
 
 def make_fabric(bar):
@@ -44,6 +45,16 @@ def test_a_single_video_leaves_one_line_with_its_steps():
     assert "video: done" in screen
     assert "4/4" in screen
     assert "all videos" not in screen
+
+
+def test_lines_leave_room_for_what_a_terminal_writes_on_ctrl_c():
+    console = make_console(width=60)
+    bar = ProgressBar(console=console)
+    run(make_fabric(bar), videos=2, steps=4, until=(1, 2))
+    bar.teardown()
+    drawn = Text.from_ansi(last_screen(console.file.getvalue())).plain.splitlines()
+    assert any(line.rstrip().endswith("left") for line in drawn)
+    assert max(map(len, drawn)) <= console.width - len("^C")
 
 
 def test_several_videos_have_a_line_for_all_of_them_and_one_for_the_current_one():

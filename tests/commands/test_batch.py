@@ -145,3 +145,14 @@ def test_a_batch_that_was_killed_is_finished_by_the_same_command(tmp_path):
     assert f"{len(made)} of 3 videos" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in made} == before
     assert len(list((tmp_path / "output").glob("*.mp4"))) == 3
+
+
+def test_ctrl_c_while_the_libraries_load_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupt(request):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastvideo_lightning.commands.generate._open", interrupt)
+    (tmp_path / "p.txt").write_text("a red circle")
+    options = ["--prompts", str(tmp_path / "p.txt"), "--output-path", str(tmp_path / "out")]
+    assert run(["generate", *options]) == 130
+    assert "Run the same command again" in capsys.readouterr().err
