@@ -47,6 +47,7 @@ class Checkpoint:
         sampling: What `sampling.json` beside the weights says, or nothing.
         variant: Variant of the weight files, such as `fp16`.
         allow_pickle: Whether pickled weights may be loaded.
+        absent: Parts that are null.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Checkpoint:
     sampling: dict[str, Any] = field(default_factory=dict)
     variant: str | None = None
     allow_pickle: bool = False
+    absent: tuple[str, ...] = ()
 
 
 def open_checkpoint(
@@ -108,6 +110,7 @@ def open_checkpoint(
         read_json(sampling) if sampling.is_file() else {},
         variant,
         allow_pickle,
+        tuple(name for name, entry in index.items() if entry == [None, None]),
     )
 
 
@@ -249,7 +252,8 @@ def _join(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> Any:
         )
     try:
         with library_bars_off():
-            return pipeline_class.from_pretrained(checkpoint.folder, **modules)
+            absent = dict.fromkeys(checkpoint.absent)
+            return pipeline_class.from_pretrained(checkpoint.folder, **absent, **modules)
     except ImportError as error:
         raise CheckpointError(
             f"{checkpoint.class_name} needs a package that is not installed: {error}"

@@ -76,7 +76,8 @@ ALLOWED = {
     "cli.py": {"", "click", "messages", "options", "commands"},
     "plan": {
         *("torch", "diffusers", "rich", "psutil", "platformdirs"),
-        *("config", "modules", "offload", "plan", "quantization"),
+        *("huggingface_hub", "tqdm"),
+        *("checkpoint_folder", "config", "modules", "offload", "plan", "quantization"),
     },
     "serve": {
         *("gradio", "starlette", "torch", "PIL", "config", "modules", "output", "checkpoint"),

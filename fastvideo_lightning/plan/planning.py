@@ -10,6 +10,7 @@ from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.plan.cards import find_card, match_card
 from fastvideo_lightning.plan.choose import choose, find_smallest
+from fastvideo_lightning.plan.hub import headers_folder
 from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.plan import Plan
 from fastvideo_lightning.plan.predict import predict
@@ -76,7 +77,7 @@ def make_plan(
 
 
 def open_headers(model: str | PathLike[str], *, dtype: str = "auto", **loading: Any) -> VideoModule:
-    """Open a model as for a GPU without reading a weight.
+    """Open a model as for a GPU without reading a weight; of a hub id headers alone are fetched.
 
     Args:
         model: As in `make_plan`.
@@ -85,7 +86,10 @@ def open_headers(model: str | PathLike[str], *, dtype: str = "auto", **loading: 
         **loading: Other arguments of `VideoModule.from_pretrained`.
     """
     opened_in = "auto" if dtype in QUANTIZATIONS else dtype
-    return VideoModule.from_pretrained(model, dtype=opened_in, device_type="cuda", **loading)
+    with headers_folder(model, revision=loading.get("revision")) as folder:
+        if folder is not None:
+            model, loading = folder, {k: v for k, v in loading.items() if k != "revision"}
+        return VideoModule.from_pretrained(model, dtype=opened_in, device_type="cuda", **loading)
 
 
 def find_machine() -> Machine | None:
