@@ -55,6 +55,7 @@ class Replanning:
     def __init__(self, placing: Placing) -> None:
         self._placing = placing
         self._num_replans: Counter[int] = Counter()  # by the index of the prompt
+        self._num_while_loading = 0
 
     def on_predict_batch_end(self, outputs: "GeneratedVideo") -> None:
         """Note on the video how many plans it took beyond the first."""
@@ -77,8 +78,10 @@ class Replanning:
 
         items = list(prompts)
         self._num_replans.clear()
-        with self._explained(items[0] if items else {}):
-            self._placing.adapt(fabric, items)
+        if items:  # the weights were placed for the first video, and count as its own
+            self._num_replans[items[0]["index"]] = self._num_while_loading
+            self._num_while_loading = 0
+        self._adapt(fabric, items)
         skipping = _Skipping(skip_failure, self._gives_up, self.explain)
         num_made = 0
         while True:
@@ -114,6 +117,28 @@ class Replanning:
                     raise self.explain(error, item) from error
                 self._warn("while placing the weights", "placing them", tighter, num_replans + 1)
                 self._placing.exchange(fabric, tighter.config)
+                self._num_while_loading = num_replans + 1
+
+    def _adapt(self, fabric: "L.Fabric", items: list[Mapping[str, Any]]) -> None:
+        """Place for the videos that are asked for; on running out of memory, replan or explain."""
+        tighter: Prediction | None = None
+        first: Mapping[str, Any] = items[0] if items else {}
+        while True:
+            try:
+                if tighter is None:
+                    self._placing.adapt(fabric, items)
+                else:
+                    self._placing.tighten(fabric, tighter)
+                return
+            except torch.OutOfMemoryError as error:
+                gives_up = not items or self._gives_up(first)
+                tighter = None if gives_up else self._tighter(first, Stage.IDLE)
+                release(error)
+                if tighter is None:
+                    raise self.explain(error, first) from error
+                self._num_replans[first["index"]] += 1
+                number = self._num_replans[first["index"]]
+                self._warn("while placing the weights", "placing them", tighter, number)
 
     @contextmanager
     def _explained(self, item: Mapping[str, Any]) -> Iterator[None]:

@@ -127,12 +127,32 @@ def test_loading_is_tried_again_twice_at_most_where_one_may_replan(
     flags = OffloadConfig(gpu_memory_budget=1, on_oom="replan")
     with VideoGenerator(module, flags, accelerator="cpu") as generator:
         if times == 1:
-            assert np.array_equal(make(generator).frames, expected.frames)
+            video = make(generator)
+            assert np.array_equal(video.frames, expected.frames)
+            assert (video.num_replans, make(generator).num_replans) == (1, 0)
             assert "Out of GPU memory while placing the weights: placing them again" in caplog.text
             return
         with pytest.raises(OutOfGPUMemoryError, match="while placing the weights"):
             make(generator)
         assert len(tried) == 3
+
+
+def test_a_replan_while_weights_are_placed_is_the_first_videos_in_the_manifest(
+    checkpoint, on_gpu, monkeypatch, tmp_path
+):
+    run_out_loading(monkeypatch, times=1)
+    module = VideoModule.from_pretrained(checkpoint("t2v"), device_type="cpu")
+    flags = OffloadConfig(gpu_memory_budget=1, on_oom="replan")
+    with VideoGenerator(module, flags, accelerator="cpu") as generator:
+        for folder in ("first", "second"):
+            prompts = [PROMPT, "a green square"]
+            list(generator.generate_videos(prompts, output_path=tmp_path / folder, **SIZE))
+    counts = [
+        json.loads(line)["memory"]["num_replans"]
+        for folder in ("first", "second")
+        for line in (tmp_path / folder / "manifest.jsonl").read_text().splitlines()
+    ]
+    assert counts == [1, 0, 0, 0]
 
 
 def test_running_out_while_placed_anew_is_explained_and_the_next_video_is_right(
