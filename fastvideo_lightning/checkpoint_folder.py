@@ -23,8 +23,11 @@ def find_folder(path: str | PathLike[str], *, revision: str | None = None) -> Pa
     Raises:
         FileNotFoundError: If it is neither.
         CheckpointError: If it is no pipeline.
+        TypeError: If `path` is no text.
         ValueError: If a revision of a folder is asked for.
     """
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"model must be a folder or a hub id, got {path!r}. Pass it as text.")
     text = fspath(path)
     if "\0" in text:
         raise ValueError(f"model must be a folder or a hub id, got {text!r}. Leave the NUL out.")

@@ -18,7 +18,7 @@ class PromptDataset:
         **sampling: `SamplingParams` fields for all prompts; None means the family's default.
 
     Raises:
-        TypeError: If a prompt is neither text nor a mapping, or `prompts` is one bare text.
+        TypeError: If a prompt is neither text nor a mapping, or `prompts` is no list of them.
         ValueError: If a prompt is empty, a field is unknown or a value is impossible.
     """
 
@@ -28,7 +28,7 @@ class PromptDataset:
         seed: int = 1024,
         **sampling: Any,
     ) -> None:
-        if isinstance(prompts, str | Mapping):
+        if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
             raise TypeError(
                 f"prompts must be a list of prompts, got one {type(prompts).__name__}. "
                 "Pass it in a list: PromptDataset([prompt])."

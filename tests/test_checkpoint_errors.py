@@ -140,3 +140,9 @@ def test_unknown_dtype_and_variant_are_refused(checkpoint: FindCheckpoint) -> No
 def test_a_revision_of_a_folder_is_refused(checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match="revision='main' is for models from the hub"):
         open_checkpoint(checkpoint("t2v"), revision="main")
+
+
+@pytest.mark.parametrize("model", [3, None, b"folder"])
+def test_a_model_that_is_no_text_is_refused(model: object) -> None:
+    with pytest.raises(TypeError, match="model must be a folder or a hub id, got"):
+        VideoModule.from_pretrained(model)

@@ -37,9 +37,10 @@ def test_a_prompt_that_is_no_text_is_refused_by_its_place(prompt):
         PromptDataset([prompt])
 
 
-def test_one_bare_prompt_is_refused_instead_of_being_read_letter_by_letter():
-    with pytest.raises(TypeError, match=r"PromptDataset\(\[prompt\]\)"):
-        PromptDataset("a red circle")
+@pytest.mark.parametrize("prompts", ["a red circle", {"prompt": "a red circle"}, 5, None])
+def test_what_is_no_list_of_prompts_is_refused_instead_of_being_read_letter_by_letter(prompts):
+    with pytest.raises(TypeError, match=r"got one \w+\. .*PromptDataset\(\[prompt\]\)"):
+        PromptDataset(prompts)
 
 
 def test_an_unknown_field_of_a_prompt_is_refused_with_its_place_and_the_nearest():

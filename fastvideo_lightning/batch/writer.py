@@ -121,7 +121,8 @@ class BatchWriter:
             what = f"{type(error).__name__}: {what}"
         entry = replace(entry, status=FAILED, error=what, time={"finished": _now()})
         self.failed.append(entry)
-        _log.warning("Failed: %.60r: %s", entry.prompt, what)
+        if not isinstance(error, StorageError):  # that one ends the batch and is told then
+            _log.warning("Failed: %.60r: %s", entry.prompt, what)
         try:
             self._folder.manifest.append(entry)
         except OSError as unwritable:

@@ -147,7 +147,9 @@ def test_a_batch_that_is_not_read_to_its_end_makes_no_more_and_lets_go(generator
     list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))
 
 
-def test_a_folder_that_takes_no_more_ends_the_batch(generator, tmp_path, monkeypatch):
+def test_a_folder_that_takes_no_more_ends_the_batch_and_is_told_of_once(
+    generator, tmp_path, monkeypatch, caplog
+):
     def fill_up(*_):
         raise OSError(28, "No space left on device")
 
@@ -156,6 +158,7 @@ def test_a_folder_that_takes_no_more_ends_the_batch(generator, tmp_path, monkeyp
         batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
         with pytest.raises(StorageError, match="Free some space"):
             list(batch)
+    assert "No space left" not in caplog.text, "the exception says it"
     assert [line["status"] for line in read_manifest(tmp_path)] == ["failed"]
     assert not list(tmp_path.glob("*.mp4"))
     assert len(list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))) == 3
