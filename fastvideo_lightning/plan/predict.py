@@ -130,7 +130,9 @@ class _Clock:
             + work.traffic_bytes / self.machine.memory_bytes_per_s
         )
         launches = work.num_kernels * self.machine.launch_s
-        return max(device, launches), "compute" if device >= launches else "launches"
+        exposed = work.num_exposed * self.machine.launch_s
+        bound = "compute" if device >= launches + exposed else "launches"
+        return max(device, launches) + exposed, bound
 
     def link(self, size_bytes: int) -> float:
         """Seconds of copying so many bytes to the device."""

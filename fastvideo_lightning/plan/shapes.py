@@ -50,8 +50,13 @@ def latent_shape(module: VideoModule, frames: int, height: int, width: int) -> t
     """Frames, rows and columns of a video's latent."""
     pipeline = module.pipeline
     space = int(getattr(pipeline, "vae_scale_factor_spatial", None) or 8)
-    time = int(getattr(pipeline, "vae_scale_factor_temporal", None) or 4)
-    return (frames - 1) // time + 1, height // space, width // space
+    return latent_frames(module, frames), height // space, width // space
+
+
+def latent_frames(module: VideoModule, frames: int) -> int:
+    """Frames of a video's latent."""
+    time = int(getattr(module.pipeline, "vae_scale_factor_temporal", None) or 4)
+    return (frames - 1) // time + 1
 
 
 def count_tokens(latent: tuple[int, int, int], config: Any) -> int:

@@ -19,6 +19,7 @@ from fastvideo_lightning.plan.shapes import (
     count_tokens,
     count_weights,
     itemsizes,
+    latent_frames,
     latent_shape,
     patch_of,
     widths,
@@ -33,8 +34,8 @@ ENCODER_KERNELS_PER_BLOCK = 130
 # A convolution of a VAE reaches this share of the rate of matrix products, by bytes of a number:
 # from decoding on an H100, see `benchmarks/results/plan.md`.
 CONVOLUTION_SHARE = {4: 0.112, 2: 0.177}
-# Tiles overlap, and their small convolutions reach less: so many times as long as the whole.
-TILES_TAKE = 1.9
+DECODER_KERNELS = 383  # for each latent frame
+TILE_PIXELS, TILE_STRIDE = 256, 192  # of diffusers' tiles
 _UNKNOWN = {"height": 480, "width": 832, "num_frames": 81, "num_inference_steps": 50}
 
 
@@ -49,6 +50,7 @@ class Work:
         attention_flop: In attention.
         traffic_bytes: Of device memory, in everything else.
         num_kernels: Kernels to launch.
+        num_exposed: Of kernels too small to hide the launch of the next.
         cached_bytes: What each of diffusers' caches would keep on the device from call to call.
         kept_bytes: What does stay there, by the flags.
     """
@@ -59,6 +61,7 @@ class Work:
     attention_flop: float = 0
     traffic_bytes: float = 0
     num_kernels: int = 0
+    num_exposed: int = 0
     cached_bytes: Mapping[str, int] = field(default_factory=dict)
     kept_bytes: int = 0
 
@@ -167,16 +170,25 @@ def decode_work(module: VideoModule, size: ComponentSize, request: Request, *, t
     """From latents to frames; with tiles, in pieces of 256 by 256 pixels that overlap."""
     vae = _Autoencoder.of(module, size)
     output = 3 * vae.itemsize * request.num_frames * request.pixels
-    pixels, copies, repeats = request.pixels, 1.0, 1.0
+    pixels, copies, repeats, exposed = request.pixels, 1.0, 1.0, 0
     if tiled:
-        pixels = min(256 * 256, request.pixels)
+        pixels = min(TILE_PIXELS**2, request.pixels)
         copies = 3.6 if vae.patch > 1 else 1.4
-        repeats = TILES_TAKE
+        rows, columns = _tile_sides(request.height), _tile_sides(request.width)
+        repeats = sum(rows) * sum(columns) / request.pixels
+        passes = len(rows) * len(columns) * latent_frames(module, request.num_frames)
+        exposed = passes * DECODER_KERNELS
     channels = vae.decoder_channels if request.num_frames > 1 else vae.decoder_channels * 0.37
     return Work(
         activation_bytes=round(pixels * vae.itemsize * channels + copies * output),
         matmul_flop=vae.flop_per_pixel * request.num_frames * request.pixels * repeats,
+        num_exposed=exposed,
     )
+
+
+def _tile_sides(side: int) -> list[int]:
+    """Pixels of the tiles along a side: each begins where its neighbour still goes on."""
+    return [min(TILE_PIXELS, side - start) for start in range(0, side, TILE_STRIDE)]
 
 
 def encode_work(module: VideoModule, size: ComponentSize, request: Request) -> Work:
