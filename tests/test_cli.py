@@ -12,7 +12,7 @@ import pytest
 from recorders import RecordedModule, record_calls
 
 import fastvideo_lightning
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli import cli, run
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 
 COMMAND = [sys.executable, "-m", "fastvideo_lightning"]
@@ -272,3 +272,10 @@ def test_the_main_command_makes_a_video_and_says_only_where(tmp_path):
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("64x64, 17 frames at 8 fps, seed 1024: made in ")
     assert len(lines) == 2, "beside what it made, it says that flags have no effect on a CPU"
+
+
+def test_the_list_of_commands_cuts_no_sentence_off(capsys):
+    assert run(["--help"]) == 0
+    lines = capsys.readouterr().out.partition("Commands:")[2].partition("Start with")[0]
+    assert set(cli.commands) <= set(lines.split())
+    assert "..." not in lines

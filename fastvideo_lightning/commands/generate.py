@@ -108,7 +108,12 @@ class Request:
             check_report_path(self.choices["report"])
 
 
-@click.command(cls=GroupedCommand, epilog=_EXAMPLES, params=make_options())
+@click.command(
+    cls=GroupedCommand,
+    epilog=_EXAMPLES,
+    params=make_options(),
+    short_help="Make a video, or one from each of many prompts.",
+)
 @click.option("--config", metavar="FILE", help="YAML file with any of these options.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
 @click.pass_context

@@ -24,7 +24,7 @@ run that was stopped goes on where it was when it is started again.
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(epilog=_EXAMPLES, short_help="Write a checkpoint as it runs on a GPU.")
 @click.argument("model")
 @click.argument("out")
 @click.option(

@@ -37,7 +37,12 @@ def _options() -> list[click.Parameter]:
     return [*options, GroupedOption("gpu", group=MODEL, text=text)]
 
 
-@click.command(cls=GroupedCommand, epilog=_EXAMPLES, params=_options())
+@click.command(
+    cls=GroupedCommand,
+    epilog=_EXAMPLES,
+    params=_options(),
+    short_help="Print what goes where, and how long it takes.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
 @click.pass_context

@@ -3,7 +3,7 @@
 import click
 
 
-@click.command()
+@click.command(short_help="Measure this machine for plans.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
 def probe(debug: bool) -> None:
     """Measure the GPU, its link and the host once, and keep the figures for plans."""

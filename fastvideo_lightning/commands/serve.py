@@ -59,7 +59,12 @@ def _options() -> list[click.Parameter]:
     return kept + [GroupedOption(n, group=g, kind=kind, text=text) for n, g, kind, text in rows]
 
 
-@click.command(cls=GroupedCommand, epilog=_EXAMPLES, params=_options())
+@click.command(
+    cls=GroupedCommand,
+    epilog=_EXAMPLES,
+    params=_options(),
+    short_help="Make videos from a page in the browser.",
+)
 @click.option("--config", metavar="FILE", help="YAML file with any of these options.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
 @click.pass_context

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from fastvideo_lightning.modules.pipelines import Pipeline
 
-_MOST_SHOWN = 10
+_MOST_SHOWN, _LONGEST_SHOWN = 10, 40
 _log = logging.getLogger(__name__)
 _told: WeakKeyDictionary[Pipeline, set[str]] = WeakKeyDictionary()
 
@@ -37,9 +37,13 @@ def warn_of_unknown_words(pipeline: Pipeline, prompts: Iterable[str]) -> None:
 
 def describe_unknown(words: Sequence[str]) -> str:
     """Return what to say of words that a model does not know; the first of many."""
-    shown = ", ".join(repr(word) for word in words[:_MOST_SHOWN])
+    shown = ", ".join(repr(_shortened(word)) for word in words[:_MOST_SHOWN])
     more = f" and {len(words) - _MOST_SHOWN} more" if len(words) > _MOST_SHOWN else ""
     return f"The model does not know {shown}{more}: what is shown will not follow. Use other words."
+
+
+def _shortened(word: str) -> str:
+    return word if len(word) <= _LONGEST_SHOWN else f"{word[: _LONGEST_SHOWN - 3]}..."
 
 
 def _tokenizers(pipeline: Pipeline) -> Iterator[Any]:

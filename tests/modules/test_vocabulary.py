@@ -1,7 +1,7 @@
 import pytest
 
 from fastvideo_lightning import VideoGenerator, VideoModule
-from fastvideo_lightning.modules.vocabulary import unknown_words
+from fastvideo_lightning.modules.vocabulary import describe_unknown, unknown_words
 
 SETTINGS = {"num_inference_steps": 1, "num_frames": 9, "height": 48, "width": 48}
 
@@ -23,6 +23,13 @@ def test_words_that_the_tokenizer_has_no_token_for_are_told_as_they_were_typed(
     module, prompt, words
 ):
     assert unknown_words(module.pipeline, [prompt, prompt]) == words
+
+
+def test_a_long_word_and_a_long_list_are_cut_short():
+    said = describe_unknown(["x" * 10_000, *(f"w{i}" for i in range(20))])
+    assert f"'{'x' * 37}...', 'w0'" in said
+    assert "'w8' and 11 more: what is shown" in said
+    assert len(said) < 200
 
 
 def test_without_a_tokenizer_nothing_is_said(module):
