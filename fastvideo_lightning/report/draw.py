@@ -1,4 +1,4 @@
-"""The picture of a run: memory of the device, memory of the host, and the link, over time."""
+"""The picture of a run over time: memory of the device and the host, the link, and stalls."""
 
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
@@ -35,12 +35,13 @@ def _draw(timeline: Timeline) -> "Figure":
     panels: list[Any] = [_draw_device] if timeline.has_gpu else []
     panels.append(_draw_host)
     if any(span.moved_bytes for span in timeline.spans):
-        panels.append(_draw_link)
+        panels += [_draw_link, _draw_stalls]
     figure = Figure(figsize=(10, 1.2 + 2.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for panel, axis in zip(panels, axes, strict=True):
         panel(timeline, axis)
         _shade_stages(timeline, axis)
+        axis.set_axisbelow(True)
         axis.grid(alpha=0.3)
         axis.margins(x=0)
         axis.set_ylim(bottom=0)
@@ -78,25 +79,25 @@ def _draw_link(timeline: Timeline, axis: "Axes") -> None:
     spans = [span for span in timeline.spans if span.elapsed_s > 0]
     edges = [(span.begin_s, span.end_s) for span in spans]
     rates = [span.moved_bytes / span.elapsed_s / 1e9 for span in spans]
-    stalls = [span.stall_s / span.elapsed_s for span in spans]
     axis.hlines(rates, *zip(*edges, strict=True), color=_ORANGE, linewidth=2, label="copied")
     if timeline.link_bytes_per_s:
         limit = timeline.link_bytes_per_s / 1e9
         axis.axhline(limit, color=_GREY, linestyle=":", label="what the link\ncan do")
     axis.set_ylabel("copies to the GPU, GB/s")
-    top = max([*rates, (timeline.link_bytes_per_s or 0) / 1e9]) * 1.1
-    heights = [share * top for share in stalls]
-    widths = [end - begin for begin, end in edges]
+
+
+def _draw_stalls(timeline: Timeline, axis: "Axes") -> None:
+    spans = [span for span in timeline.spans if span.elapsed_s > 0]
     axis.bar(
-        [begin for begin, _ in edges],
-        heights,
-        widths,
+        [span.begin_s for span in spans],
+        [100 * span.stall_s / span.elapsed_s for span in spans],
+        [span.elapsed_s for span in spans],
         align="edge",
         color=_RED,
-        alpha=0.35,
-        label="share of time\nstalled (full\nheight: all of it)",
+        label="computing waited\nfor a copy",
     )
-    axis.set_ylim(top=top or 1)
+    axis.set_ylabel("stalled, % of the time")
+    axis.set_ylim(top=max(10.0, axis.get_ylim()[1]))
 
 
 def _shade_stages(timeline: Timeline, axis: "Axes") -> None:
@@ -106,7 +107,8 @@ def _shade_stages(timeline: Timeline, axis: "Axes") -> None:
             label = "_nolegend_" if span.stage in named else span.stage
             named.add(span.stage)
             colour = _SHADES[span.stage]
-            axis.axvspan(span.begin_s, span.end_s, color=colour, alpha=0.25, lw=0, label=label)
+            shade = axis.axvspan(span.begin_s, span.end_s, color=colour, alpha=0.25, lw=0)
+            shade.set(label=label, zorder=0)
 
 
 def _planned(timeline: Timeline) -> list[tuple[float, float, int]]:

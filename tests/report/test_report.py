@@ -8,6 +8,7 @@ from PIL import Image
 from fastvideo_lightning.report import (
     Timeline,
     check_report_path,
+    draw,
     files,
     summary_lines,
     write_report,
@@ -95,3 +96,15 @@ def test_other_endings_and_a_missing_library_are_refused_at_once(tmp_path, monke
         check_report_path(tmp_path / "r.html")
     check_report_path(tmp_path / "new" / "r.json")
     assert (tmp_path / "new").is_dir()
+
+
+def test_stalls_have_an_axis_of_their_own_in_per_cent_and_nothing_lies_over_them():
+    figure = draw._draw(make_timeline())
+    *_, link, stalls = figure.axes
+    assert link.get_ylabel() == "copies to the GPU, GB/s"
+    assert stalls.get_ylabel() == "stalled, % of the time"
+    bars = stalls.containers[0]
+    assert max(bar.get_height() for bar in bars) == pytest.approx(35)
+    shades = [patch for patch in stalls.patches if patch not in bars.patches]
+    assert len(shades) == 3
+    assert max(shade.get_zorder() for shade in shades) < bars.patches[0].get_zorder()
