@@ -6,8 +6,6 @@ Names load lazily (PEP 562): lightning and diffusers take seconds to import.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from fastvideo_lightning.imports import quiet_imports
-
 if TYPE_CHECKING:
     from fastvideo_lightning.checkpoint import CheckpointError
     from fastvideo_lightning.config import OffloadConfig, SamplingParams
@@ -70,6 +68,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fastvideo_lightning.imports import quiet_imports
+
     with quiet_imports():
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 

@@ -73,6 +73,7 @@ ALLOWED = {
     "option_types.py": {"click", "yaml", "config"},
     "messages.py": {"click", "options", "rich"},
     "mistakes.py": {"click", "options"},
+    "__main__.py": {"cli"},
     "cli.py": {"", "click", "messages", "options", "commands"},
     "plan": {
         *("torch", "diffusers", "rich", "psutil", "platformdirs"),
