@@ -17,6 +17,14 @@ _log = logging.getLogger(__name__)
 _said: set[str] = set()
 
 
+# What has no effect on a CPU and is no offload flag, and why.
+_FOR_A_GPU = {
+    "gpu_memory_budget": "there is no GPU memory to keep to it",
+    "on_oom": "there is no GPU memory to run out of",
+    "cuda_graphs": "there is no GPU to repeat a step",
+}
+
+
 def make_placements(
     module: VideoModule, config: OffloadConfig, *, on_gpu: bool, num_processes: int = 1
 ) -> list[object]:
@@ -33,11 +41,8 @@ def make_placements(
         )
     if config.dit_resident_blocks and config.use_fsdp_inference:
         _say_once("dit_resident_blocks has no effect with use_fsdp_inference=True.")
-    if not on_gpu and config.gpu_memory_budget is not None:
-        _say_once(
-            f"gpu_memory_budget={config.gpu_memory_budget} has no effect on the CPU: there is no "
-            "GPU memory to keep to it."
-        )
+    if not on_gpu:
+        _say_what_needs_a_gpu(config)
     memory = config.host_memory if config.pin_cpu_memory else "pageable"
     if not on_gpu and num_processes > 1 and streams:
         _say_once(
@@ -135,6 +140,14 @@ def explain_memory(stage: Stage, config: OffloadConfig) -> str:
     else:
         help_ = "Pass a smaller height, width or num_frames."
     return f"Out of GPU memory {where}. {help_}"
+
+
+def _say_what_needs_a_gpu(config: OffloadConfig) -> None:
+    defaults = OffloadConfig()
+    for name, reason in _FOR_A_GPU.items():
+        value = getattr(config, name)
+        if value != getattr(defaults, name):
+            _say_once(f"{name}={value!r} has no effect on the CPU: {reason}.")
 
 
 def _say_once(message: str) -> None:

@@ -111,6 +111,14 @@ def test_encoders_and_vae_follow_their_own_flags_with_fsdp_too(placed, fsdp, fla
             "gpu_memory_budget=12 has no effect on the CPU: there is no GPU memory to keep to it.",
         ),
         (
+            {"cuda_graphs": True, "on_gpu": False},
+            "cuda_graphs=True has no effect on the CPU: there is no GPU to repeat a step.",
+        ),
+        (
+            {"on_oom": "replan", "on_gpu": False},
+            "on_oom='replan' has no effect on the CPU: there is no GPU memory to run out of.",
+        ),
+        (
             {**FSDP, "on_gpu": False, "num_processes": 2},
             "Running on the CPU: weights stay in host memory and compute there, so the offload "
             "flags have no effect.",
