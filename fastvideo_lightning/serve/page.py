@@ -27,7 +27,7 @@ def make_page(studio: Studio) -> gr.Blocks:
                 with gr.Row():
                     make = gr.Button("Make video", variant="primary", elem_id="make")
                     stop = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
-            with gr.Column(scale=3, min_width=340):
+            with gr.Column(scale=3, min_width=340, elem_id="shown"):
                 status = gr.HTML(show_idle(), elem_id="status")
                 video = gr.Video(
                     label="Video",

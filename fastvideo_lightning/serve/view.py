@@ -34,6 +34,9 @@ CSS = """
 .status ol li.past { opacity: .8; }
 .status ol li.past::after { content: " \\2713"; }
 #status { padding: 0; }
+/* In view beside the buttons, on a low screen too: `hidden` would keep it from sticking. */
+.gradio-container { overflow: clip !important; }
+@media (min-width: 48rem) { #shown { position: sticky; top: .5rem; align-self: flex-start; } }
 #plan summary, #report summary { cursor: pointer; font-weight: 600; }
 #plan pre { overflow-x: auto; font-size: .8rem; line-height: 1.35; margin: .5rem 0; }
 #report iframe { width: 100%; height: 34rem; border: 1px solid var(--border-color-primary);

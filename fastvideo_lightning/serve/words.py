@@ -18,7 +18,7 @@ LABELS = {
 }
 
 _NAMES = "|".join(sorted(LABELS, key=len, reverse=True))
-_PASS = re.compile(r"\bPass (?=an? |[a-z_]+=)")
+_PASS = re.compile(r"\bPass (?=an? |one |[a-z_]+=)")
 _WITH_VALUE = re.compile(rf"\b({_NAMES})=([^\s,;]*[^\s,;.:)])")
 # A short name such as `prompt` is a plain word too: it is a label only where it opens a sentence.
 _LONG = "|".join(name for name in LABELS if "_" in name)

@@ -161,6 +161,16 @@ def test_a_budget_that_nothing_fits_is_refused_with_the_smallest_before_the_run(
     assert set(output.iterdir()) == before
 
 
+def test_on_a_low_screen_the_box_stays_in_view_beside_the_buttons(visitor) -> None:
+    visitor.driver.set_window_size(1280, 760)
+    visitor.driver.execute_script("document.querySelector('#make').scrollIntoView(false)")
+    bounds = "return document.querySelector('#status').getBoundingClientRect().top"
+    scrolled = visitor.driver.execute_script("return window.scrollY")
+    assert scrolled > 60, "the box would have left the screen"
+    wait_until(lambda: visitor.driver.execute_script(bounds) >= 0)
+    visitor.driver.set_window_size(1280, 1000)
+
+
 def test_a_wrong_size_is_said_in_the_words_of_the_page(visitor) -> None:
     visitor.driver.refresh()
     wait_until(lambda: visitor.find("#make"))
