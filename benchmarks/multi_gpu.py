@@ -6,6 +6,9 @@ Starts one process for each GPU. The modes are measured one after the other; eac
 parallel, where all processes compute one video. Times and reserved memory are those of the slowest
 and of the fullest process, host bytes those of all together, a file that they map counted once. The
 difference is that to the first mode's output, the largest over the largest value; 0 is every bit.
+Set-up goes from the weights' file to a model that computes; making and connecting the groups of
+processes belongs to launching and is told apart. ``setup`` in the JSON has the parts of the first
+process's set-up, as the package's log names them.
 """
 
 import json
@@ -34,6 +37,7 @@ from benchmarks.machine import (
     synchronize,
     time_steps,
 )
+from benchmarks.setup_parts import Parts, connect
 from benchmarks.shapes import CONFIGS, RandomWan, make_inputs, make_transformer, weight_bytes
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
@@ -109,6 +113,7 @@ MODES: dict[str, Attach] = {
     "resident": placed(lambda: Resident("transformer")),
     "streamed-gather": streamed("gather", "mapped"),
     "streamed-local": streamed("local", "mapped"),
+    "streamed-auto": streamed("auto", "mapped"),
     "fsdp-cpu-offload": fsdp(cpu_offload=True),
     "fsdp": fsdp(cpu_offload=False),
     "streamed-gather-pinned": streamed("gather", "pinned"),
@@ -121,6 +126,7 @@ def measure(mode: str, device: torch.device, settings: dict[str, Any]) -> list[d
     transformer = make_transformer(settings["model"], settings["folder"])
     pipeline = Pipeline(transformer)
     before = empty_caches(device)
+    settings["parts"].take()
     begin = time.perf_counter()
     if context:
         size = dist.get_world_size()
@@ -128,6 +134,7 @@ def measure(mode: str, device: torch.device, settings: dict[str, Any]) -> list[d
     held, close = MODES[name](pipeline, device)
     synchronize(device)
     setup_s = time.perf_counter() - begin
+    settings["setup"][mode] = settings["parts"].take()
     rows = []
     for frames in settings["frames"]:
         inputs = make_inputs(transformer, frames, settings["size"], device=device)
@@ -178,7 +185,8 @@ def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
         model = make_transformer(settings["model"], settings["folder"])  # writes the checkpoint
         settings["weight_bytes"] = weight_bytes(model)
     dist.barrier()
-    settings["expected"] = {}
+    settings.update(expected={}, setup={}, parts=Parts())
+    connect_s = connect(device)
     rows: list[dict[str, object]] = []
     slowest_s = 0.0
     for mode in settings["modes"]:
@@ -188,7 +196,8 @@ def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
         slowest_s = max(slowest_s, time.monotonic() - begin)
         if rank == 0:
             facts = {key: settings[key] for key in ("model", "size", "processes", "rounds")}
-            facts["weight_bytes"] = settings["weight_bytes"]
+            facts.update(weight_bytes=settings["weight_bytes"], connect_s=connect_s)
+            facts["setup"] = settings["setup"]
             text = json.dumps({**facts, **describe_machine(device), "rows": rows}, indent=1)
             Path(f"{settings['path']}.json").write_text(text + "\n")
             Path(f"{settings['path']}.md").write_text(make_table(rows))

@@ -17,6 +17,7 @@ from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.graphs import GraphedForward, graph_forward
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Handle, Undo, remove_all
+from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.rebinding import rebind_units
 from fastvideo_lightning.offload.residents import ResidentSet
 from fastvideo_lightning.offload.source import WeightSource
@@ -142,7 +143,8 @@ class Attachment:
         residents = ResidentSet(bindings, device, run_device=run_device)
         self.residents.append(residents)
         self.handles.append(Undo(residents.unload))
-        residents.load(weight_sources(self.root))
+        with phase(f"place {len(bindings)} tensors on {device}"):
+            residents.load(weight_sources(self.root))
 
 
 def claimed_by_others(root: nn.Module, callback: "Placement") -> list[str]:

@@ -9,6 +9,7 @@ from fastvideo_lightning.offload import mapped
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.gather import Gather, make_gather
 from fastvideo_lightning.offload.link import measure_links
+from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.shards import ShardGroup, find_shard_group
 from fastvideo_lightning.offload.unit import OffloadUnit
 
@@ -47,7 +48,8 @@ def share_streaming(
     Raises:
         ValueError: the engine streams already, by another choice, or this is no Linux.
     """
-    shards = find_shard_group(engine.device)
+    with phase("find the ranks of the node"):
+        shards = find_shard_group(engine.device)
     if shards is None:
         return
     if not mapped.IS_SUPPORTED:
@@ -84,7 +86,8 @@ def _choose(
     else:
         largest = max((_size_of(unit) for unit in units), default=0)
         probe = min(max(largest, 1), MAX_PROBE_BYTES)
-        speeds = measure_links(shards, engine.device, size_bytes=probe)
+        with phase("measure the links"):
+            speeds = measure_links(shards, engine.device, size_bytes=probe)
         is_faster = speeds.gather_s < speeds.local_s
         choice = ShardTransport.GATHER if is_faster else ShardTransport.LOCAL
         reason = (

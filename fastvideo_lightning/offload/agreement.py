@@ -19,6 +19,7 @@ import torch
 
 from fastvideo_lightning.offload.host import HostMaster, HostSlab
 from fastvideo_lightning.offload.parts import Chunk, Cut, cut
+from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.store import HostStore
@@ -56,6 +57,7 @@ class SharedUnits:
         self._cuts: WeakKeyDictionary[HostMaster, Cut] = WeakKeyDictionary()
         self._apart: WeakSet[HostMaster] = WeakSet()
 
+    @phase("agree with the other ranks")
     def agree(self, units: Sequence[OffloadUnit], *, drain: Callable[[], None]) -> None:
         """Settle which units are joined; a collective call.
 

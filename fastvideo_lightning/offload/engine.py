@@ -12,6 +12,7 @@ from torch import nn
 
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.mover import UnitMover
+from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.state import UnitState
@@ -54,17 +55,20 @@ class OffloadEngine(UnitMover):
         self.drain()
         new = [unit for unit in group.units if unit not in self.units]
         try:
-            for unit in new:
-                unit.plan(sources or {}, self.device)
+            with phase("lay units out"):
+                for unit in new:
+                    unit.plan(sources or {}, self.device)
             self.units.extend(new)
-            with self.store.sharing(new), ThreadPoolExecutor(READ_THREADS) as pool:
+            loading = phase("load and register units")
+            with self.store.sharing(new), loading, ThreadPoolExecutor(READ_THREADS) as pool:
                 list(pool.map(lambda unit: unit.load(self.store), new))
             self.groups.append(group)
             streamed = [unit for unit in group.streamed if unit in new and not unit.transient]
             for i, unit in enumerate(streamed):
                 unit.preferred_slot = i % self.memory.ring.num_slots
             self.order.add_cycle(streamed)
-            self.memory.take_in(group, self.units)
+            with phase("make slots"):
+                self.memory.take_in(group, self.units)
         except BaseException:
             self.detach(new)
             raise
@@ -170,7 +174,9 @@ class OffloadEngine(UnitMover):
             self.transport.drain()  # memory of its own must not go while a copy fills it
         self.memory.forget(self.units)
         at_rest = [unit for unit in self.units if unit.state is not UnitState.RESIDENT]
-        if stale := [unit for unit in at_rest if unit.is_stale()]:
+        with phase("look for edits"):
+            stale = [unit for unit in at_rest if unit.is_stale()]
+        if stale:
             self.drain()  # a host slab is written only when nothing copies from it
             for unit in stale:
                 unit.revalidate(self.store)

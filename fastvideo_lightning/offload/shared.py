@@ -24,6 +24,7 @@ import torch
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.leaves import find_leaves
 from fastvideo_lightning.offload.mapped import MappedFile, close_file, is_mappable, open_file
+from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.source import StoredBytes, WeightSource
@@ -89,8 +90,10 @@ def sharing(
     size = 0
     for unit in units:
         size = _arrange(unit, name, size, places, jobs, maps=maps(unit))
-    _check_alike(shards, units, places)
-    file = _open_memory(shards, name, size, jobs) if size else None
+    with phase("compare the ranks' weights"):
+        _check_alike(shards, units, places)
+    with phase("fill shared memory"):
+        file = _open_memory(shards, name, size, jobs) if size else None
     try:
         with shards.together():
             yield places
