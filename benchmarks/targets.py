@@ -2,72 +2,26 @@
 
     python -m benchmarks.targets
 
-Reads all results that `benchmarks.streaming` and `benchmarks.stages` have written to a folder and
-writes `targets.md` beside them. Every ratio is of figures from one run.
+Reads all results that `benchmarks.streaming`, `benchmarks.stages`, `benchmarks.multi_gpu` and
+`benchmarks.prompts` have written to a folder and writes `targets.md` beside them. Every ratio is of
+figures from one run.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
+from benchmarks import multi_gpu_targets
 from benchmarks.report import bound_ms, link_ms
 from benchmarks.stage_report import encode_ratio
+from benchmarks.target import Read, Results, Target
 
 RESULTS = Path(__file__).parent / "results"
 STREAMED = "streamed-mapped"
 NOT_MEASURED = "not measured"
-
-
-class Results:
-    """What was measured, of however many runs; where two hold the same, the first one counts.
-
-    Args:
-        contents: of the runs' files, by name.
-    """
-
-    def __init__(self, contents: dict[str, dict[str, Any]]) -> None:
-        self.contents = contents
-
-    def row(self, model: str, mode: str, frames: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A row of a streaming run and the run's facts; KeyError where there is none."""
-        for content in self.contents.values():
-            for row in content.get("rows", ()):
-                if (content["model"], row["mode"], row["frames"]) == (model, mode, frames):
-                    return content, row
-        raise KeyError(mode)
-
-    def part(self, name: str) -> Any:
-        """A part of a run of the stages; KeyError where there is none."""
-        for content in self.contents.values():
-            if name in content:
-                return content[name]
-        raise KeyError(name)
-
-
-Read = Callable[[Results], float]
-
-
-class Target(NamedTuple):
-    """One line of the table.
-
-    Attributes:
-        name: what is measured.
-        bound: what it may not be past, as text.
-        limit: the same as a number; the most, or with ``is_least`` the least.
-        read: takes the figure from the results; KeyError where they lack it.
-        is_least: whether more is better.
-        form: how the figure is written.
-    """
-
-    name: str
-    bound: str
-    limit: float
-    read: Read
-    is_least: bool = False
-    form: str = "{:.3f}"
 
 
 def _over_resident(model: str, frames: int, mode: str = STREAMED) -> Read:
@@ -244,29 +198,36 @@ def by_commit(results: Results) -> list[Results]:
     return [Results(contents) for contents in apart.values()]
 
 
-def make_page(results: Results) -> str:
-    """The table, with where its figures come from; what was measured twice shows both times."""
-    lines = ["# What the engine must reach", "", "Measured in:", ""]
+def make_page(results: Results, over_gpus: Results) -> str:
+    """The tables, with where their figures come from; what was measured twice shows both times."""
+    lines = ["# What the engine must reach", "", *make_table(TARGETS, results)]
+    lines += ["", "## Over two GPUs", "", *make_table(multi_gpu_targets.TARGETS, over_gpus)]
+    return "\n".join(lines) + "\n"
+
+
+def make_table(targets: Sequence[Target], results: Results) -> list[str]:
+    """The lines of one table."""
+    lines = ["Measured in:", ""]
     for name, content in results.contents.items():
         lines.append(f"- `{name}`: {content['device']}, commit {content['commit']}")
     lines += ["", "| | must | measured | |", "|---|---|---|---|"]
     occasions = by_commit(results)
-    for target in TARGETS:
+    for target in targets:
         judged = [judge(target, occasion) for occasion in occasions]
         judged = [pair for pair in judged if pair[1] != NOT_MEASURED] or [("-", NOT_MEASURED)]
         figures, verdicts = (", ".join(texts) for texts in zip(*judged, strict=True))
         lines.append(f"| {target.name} | {target.bound} | {figures} | {verdicts} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, prefixes: tuple[str, ...]) -> Results:
     """The runs in a folder, the whole ones before those whose name says which part they are."""
     paths = {path.stem: path for path in folder.glob("*.json")}
     return Results(
         {
             name: json.loads(paths[name].read_text())
             for name in sorted(paths)
-            if name.startswith(("streaming-", "stages"))
+            if name.startswith(prefixes)
         }
     )
 
@@ -275,7 +236,10 @@ def read_results(folder: Path) -> Results:
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(results: Path) -> None:
     """Write the table of what must be reached."""
-    page = make_page(read_results(results))
+    page = make_page(
+        read_results(results, ("streaming-", "stages")),
+        read_results(results, multi_gpu_targets.PREFIXES),
+    )
     (results / "targets.md").write_text(page)
     click.echo(page)
 

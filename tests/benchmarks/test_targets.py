@@ -4,6 +4,7 @@ import json
 
 from click.testing import CliRunner
 
+from benchmarks import multi_gpu_targets
 from benchmarks.targets import TARGETS, Results, judge, main, make_page
 
 MACHINE = {"device": "Some GPU", "commit": "abc", "link_bytes_per_s": 50e9, "model": "wan-1.3b"}
@@ -58,5 +59,21 @@ def test_the_page_names_the_machine_of_each_figure(tmp_path):
 
 def test_what_was_measured_at_two_commits_stands_there_twice():
     again = streaming(104) | {"commit": "def"}
-    page = make_page(Results({"streaming-wan-1.3b": streaming(100), "streaming-again": again}))
+    page = make_page(
+        Results({"streaming-wan-1.3b": streaming(100), "streaming-again": again}), Results({})
+    )
     assert "| 1.3B, 17 frames / resident | <= 1.03 | 1.000, 1.040 | met, **missed** |" in page
+
+
+def test_over_two_gpus_a_ratio_is_of_one_run_alone():
+    name = "14B sharded / FSDP2 with CPU offload, 1 frame"
+    target = next(t for t in multi_gpu_targets.TARGETS if t.name == name)
+    row = {"mode": "streamed-gather", "frames": 1, "step_ms": 84.0}
+    other = {"mode": "fsdp-cpu-offload", "frames": 1, "step_ms": 100.0}
+    facts = MACHINE | {"model": "wan-14b"}
+    apart = {"multi-gpu-a": facts | {"rows": [row]}, "multi-gpu-b": facts | {"rows": [other]}}
+    assert judge(target, Results(apart)) == ("-", "not measured")
+    together = {"multi-gpu-a": facts | {"rows": [row, other]}}
+    assert judge(target, Results(together)) == ("0.840", "met")
+    slower = {"multi-gpu-a": facts | {"rows": [row | {"step_ms": 86.0}, other]}}
+    assert judge(target, Results(slower)) == ("0.860", "**missed**")
