@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,23 @@ def run_script(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(settings, default=str))
     command = [sys.executable, str(HERE / script), str(num_processes), str(folder)]
-    result = subprocess.run(
-        command, env=environment(), timeout=timeout_s, capture_output=True, text=True, cwd=folder
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    said = folder / "output.txt"  # a pipe would stay open as long as any process of the world
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,
+        )
+    try:
+        code = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        code = f"none within {timeout_s} s"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert code == 0, f"exit code {code}: {said.read_text()[-4000:]}"
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_processes)]
