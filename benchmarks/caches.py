@@ -7,7 +7,6 @@ diffusers': resident, as diffusers loads it; streamed; and streamed so that bloc
 skips are not copied. Each run's result is compared with the resident one.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,14 +31,14 @@ from benchmarks.machine import (
     measure_link_rate,
     synchronize,
 )
+from benchmarks.options import Names, step_options
 from benchmarks.row_table import Row, RowTable
-from benchmarks.shapes import CONFIGS, make_inputs, make_transformer
+from benchmarks.shapes import make_inputs, make_transformer
 from fastvideo_lightning.callbacks import LayerwiseOffload
 
-RESULTS = Path(__file__).parent / "results"
 PLACEMENTS = ("plain", "streamed", "skippable")
 CACHES = ("none", "first_block", "taylorseer", "pyramid")
-BACKENDS = ("_native_flash", "_native_efficient", "_native_cudnn")
+BACKENDS = ("native", "_native_flash", "_native_efficient", "_native_cudnn")
 THRESHOLDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -167,13 +166,19 @@ def find_threshold(denoising: Denoising, frames: int, size: tuple[int, int]) -> 
 
 
 def measure_all(
-    denoisings: dict[str, Denoising], frames: int, size: tuple[int, int], deadline: Deadline
+    denoisings: dict[str, Denoising],
+    settings: tuple[str, ...],
+    frames: int,
+    size: tuple[int, int],
+    deadline: Deadline,
 ) -> Iterator[tuple[str, Row]]:
     """Rows of every cache and backend in every placement, as long as there is time."""
-    threshold = find_threshold(denoisings["plain"], frames, size)
-    settings = [("cache", cache, PLACEMENTS) for cache in CACHES]
-    settings += [("attention_backend", backend, PLACEMENTS[:2]) for backend in BACKENDS]
-    for kind, name, placements in settings:
+    threshold = 0.0
+    if "first_block" in settings:
+        threshold = find_threshold(denoisings["plain"], frames, size)
+    for name in settings:
+        kind = "cache" if name in CACHES else "attention_backend"
+        placements = PLACEMENTS if name in CACHES else PLACEMENTS[:2]
         expected = None
         for placement in placements:
             if not deadline.allows(0):
@@ -196,34 +201,37 @@ def measure_all(
 
 
 @click.command()
-@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b", show_default=True)
-@click.option("--frames", default="1,17", show_default=True)
-@click.option("--size", default="480x832", show_default=True, help="Height and width.")
-@click.option("--steps", default=10, show_default=True, help="Of one video.")
-@click.option("--seconds", default=75.0, show_default=True, help="After which to begin no row.")
+@step_options
+@click.option("--steps", default=10, help="Of one video.")
 @click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    default=Path(tempfile.gettempdir()) / "random-wan",
-    help="Where the weights are kept.",
+    "--settings",
+    type=Names((*CACHES, *BACKENDS)),
+    default=",".join((*CACHES, *BACKENDS)),
+    help="Caches and attention backends.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
-    model: str, frames: str, size: str, steps: int, seconds: float, weights: Path, out: Path
+    model: str,
+    frames: tuple[int, ...],
+    size: tuple[int, int],
+    seconds: float,
+    weights: Path,
+    out: Path,
+    name: str | None,
+    steps: int,
+    settings: tuple[str, ...],
 ) -> None:
-    """Measure cache after cache and write JSON and a Markdown page after each row."""
+    """Measure setting after setting and write JSON and a Markdown page after each row."""
     deadline, device = Deadline(seconds), find_device()
-    height, width = map(int, size.split("x"))
     denoisings = make_denoisings(model, weights, steps, device)
     facts = {
-        **{"model": model, "size": size, "steps": steps},
+        **{"model": model, "size": "x".join(map(str, size)), "steps": steps},
         **describe_machine(device),
         "link_gb_per_s": measure_link_rate(device) / 1e9,
     }
-    title = f"Caches and attention backends, {model}"
-    table = RowTable(out / f"caches-{model}.json", title, facts)
-    for count in map(int, frames.split(",")):
-        for kind, row in measure_all(denoisings, count, (height, width), deadline):
+    path = out / f"{name or f'caches-{model}'}.json"
+    table = RowTable(path, f"Caches and attention backends, {model}", facts)
+    for count in frames:
+        for kind, row in measure_all(denoisings, settings, count, size, deadline):
             table.add(kind, row)
 
 

@@ -2,12 +2,12 @@
 
     python -m benchmarks.quantized --model wan-1.3b --frames 1,17 --out OUT
 
-Steps are those of a Wan transformer with random weights, resident and streamed, in bf16 and in each
-quantized kind; every streamed output is compared with the resident one of its kind. What the
-kinds change of a picture is measured on videos of `tiny-shapes`, which is a trained model.
+Steps are those of a Wan transformer with random weights: resident, streamed, streamed within a CUDA
+graph and streamed with compiled blocks, in bf16 and in each quantized kind. Each output is compared
+with the resident one of its kind. What the kinds change of a picture is measured on videos of
+`tiny-shapes`, which is a trained model.
 """
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,18 +27,26 @@ from benchmarks.machine import (
     empty_caches,
     find_device,
     measure_link_rate,
+    synchronize,
     time_steps,
 )
+from benchmarks.options import Names, step_options
 from benchmarks.row_table import Row, RowTable
-from benchmarks.shapes import CONFIGS, make_inputs
+from benchmarks.shapes import make_inputs
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
+from fastvideo_lightning.compiling import compile_blocks
 from fastvideo_lightning.components import RunDtypes, build_component
 from fastvideo_lightning.quantization import QUANTIZATIONS, make_quantization
 
-RESULTS = Path(__file__).parent / "results"
 KINDS = ("bf16", *QUANTIZATIONS)
-PLACEMENTS = {"resident": Resident, "streamed": LayerwiseOffload}
+WAYS = {
+    "resident": lambda: Resident(""),
+    "streamed": lambda: LayerwiseOffload(""),
+    "graphed": lambda: LayerwiseOffload("", cuda_graphs=True),
+    "compiled": lambda: LayerwiseOffload(""),
+}
+STEPS = 4
 PROMPTS = ("a red circle moves right", "a blue square moves up", "a green triangle moves left")
 
 
@@ -57,13 +65,15 @@ def load(folder: Path, kind: str, device: torch.device) -> nn.Module:
 
 
 @contextmanager
-def placed(model: nn.Module, placement: str, device: torch.device) -> Iterator[Any]:
-    """Place a model for the time of the context; yields its engine, or None."""
-    callback = PLACEMENTS[placement]("")
-    callback.attach(model, device)
+def placed(model: nn.Module, way: str, device: torch.device) -> Iterator[Any]:
+    """Place a model for a batch, the time of the context; yields its engine, or None."""
+    callback = WAYS[way]()
+    engine = callback.attach(model, device).engine
+    callback.on_predict_batch_start()
     try:
-        yield callback.attachments[0].engine
+        yield engine
     finally:
+        callback.on_predict_batch_end()
         callback.detach()
         empty_caches(device)
 
@@ -71,41 +81,61 @@ def placed(model: nn.Module, placement: str, device: torch.device) -> Iterator[A
 @torch.no_grad()
 def measure(
     model: nn.Module,
-    kind: str,
-    frame_counts: list[int],
+    way: str,
+    frame_counts: tuple[int, ...],
     size: tuple[int, int],
+    expected: dict[int, torch.Tensor],
     *,
-    link_bytes_per_s: float,
     device: torch.device,
-) -> list[Row]:
-    """Rows of both placements of a kind's model, the outputs compared with the resident ones."""
-    rows: list[Row] = []
-    expected: dict[int, torch.Tensor] = {}
-    for placement in PLACEMENTS:
-        with placed(model, placement, device) as engine:
-            for frames in frame_counts:
-                inputs = make_inputs(model, frames, size, device=device)  # type: ignore[arg-type]
+) -> Iterator[Row]:
+    """Rows of one way to run a model, the outputs compared with those of the first way.
 
-                def step(arguments: dict[str, torch.Tensor] = inputs) -> torch.Tensor:
-                    return model(**arguments, return_dict=False)[0]  # type: ignore[no-any-return]
+    `launch_ms` is what the host takes to launch a step: where it is the step's time, the host sets
+    the pace. `pinned` is the share of the host's bytes that the driver knows.
+    """
+    with placed(model, way, device) as engine:
+        if way == "compiled":
+            torch._dynamo.config.recompile_limit = 64  # for each kind and number of frames
+            compile_blocks(model, "")
+        for frames in frame_counts:
+            inputs = make_inputs(model, frames, size, device=device)  # type: ignore[arg-type]
+            output = _step(model, inputs).cpu()
+            before = 0 if engine is None else engine.stats.bytes_copied
+            step_s, launch_s = time_both(model, inputs, device)
+            calls = STEPS + 1 + STEPS
+            copied = 0 if engine is None else (engine.stats.bytes_copied - before) // calls
+            yield {
+                "way": way,
+                "frames": frames,
+                "step_ms": step_s * 1e3,
+                "launch_ms": launch_s * 1e3,
+                "copied_gb_per_step": copied / 1e9,
+                "slots_gb": 0.0 if engine is None else engine.device_bytes / 1e9,
+                "pinned": _pinned_share(engine),
+                "equal": torch.equal(expected.setdefault(frames, output), output),
+            }
 
-                output = step().cpu()
-                before = 0 if engine is None else engine.stats.bytes_copied
-                seconds = time_steps(step, device, count=4)
-                copied = 0 if engine is None else (engine.stats.bytes_copied - before) // 5
-                rows.append(
-                    {
-                        "kind": kind,
-                        "placement": placement,
-                        "frames": frames,
-                        "step_ms": seconds * 1e3,
-                        "copied_gb_per_step": copied / 1e9,
-                        "link_ms": copied / link_bytes_per_s * 1e3,
-                        "slots_gb": 0.0 if engine is None else engine.device_bytes / 1e9,
-                        "equal": torch.equal(expected.setdefault(frames, output), output),
-                    }
-                )
-    return rows
+
+def time_both(
+    model: nn.Module, inputs: dict[str, torch.Tensor], device: torch.device
+) -> tuple[float, float]:
+    """Seconds of a step, and seconds that the host takes to launch it."""
+    step_s = time_steps(lambda: _step(model, inputs), device, count=STEPS)
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(STEPS):
+        _step(model, inputs)
+    launch_s = (time.perf_counter() - started) / STEPS
+    synchronize(device)
+    return step_s, launch_s
+
+
+def _step(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**inputs, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+def _pinned_share(engine: Any) -> float | None:
+    return None if engine is None else engine.store.pinned_bytes / engine.store.size_bytes
 
 
 def compare_videos(plain: list[np.ndarray], kind: str) -> Row:
@@ -128,45 +158,56 @@ def make_videos(kind: str) -> list[np.ndarray]:
         ]
 
 
+def choose_ways(ways: tuple[str, ...], device: torch.device) -> tuple[str, ...]:
+    """The ways that the device can take, compiling last: blocks stay compiled."""
+    known = [way for way in WAYS if device.type == "cuda" or way != "graphed"]
+    return tuple(way for way in known if way in ways)
+
+
 @click.command()
-@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b", show_default=True)
-@click.option("--frames", default="1,17", show_default=True)
-@click.option("--size", default="480x832", show_default=True, help="Height and width.")
-@click.option("--seconds", default=75.0, show_default=True, help="After which to begin no row.")
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    default=Path(tempfile.gettempdir()) / "random-wan",
-    help="Where the weights are kept.",
-)
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(model: str, frames: str, size: str, seconds: float, weights: Path, out: Path) -> None:
-    """Measure kind after kind and write JSON and a Markdown page after each."""
+@step_options
+@click.option("--kinds", type=Names(KINDS), default=",".join(KINDS), help="Of weights.")
+@click.option("--ways", type=Names(tuple(WAYS)), default=",".join(WAYS), help="To run them.")
+@click.option("--videos/--no-videos", default=True, help="Measure what the kinds change.")
+def main(
+    model: str,
+    frames: tuple[int, ...],
+    size: tuple[int, int],
+    seconds: float,
+    weights: Path,
+    out: Path,
+    name: str | None,
+    kinds: tuple[str, ...],
+    ways: tuple[str, ...],
+    videos: bool,
+) -> None:
+    """Measure kind after kind and write JSON and a Markdown page after each row."""
     deadline, device = Deadline(seconds), find_device()
-    height, width = map(int, size.split("x"))
+    facts = {"model": model, "size": "x".join(map(str, size)), **describe_machine(device)}
+    facts["link_gb_per_s"] = measure_link_rate(device) / 1e9
+    path = out / f"{name or f'quantized-{model}'}.json"
+    table = RowTable(path, f"Quantized weights, {model}", facts)
+    if videos:
+        plain = make_videos("auto")
+        for kind in [kind for kind in kinds if kind in QUANTIZATIONS]:
+            table.add("videos", compare_videos(plain, kind))
     folder = weights / f"{model}-transformer"
     write_transformer(model, weights, folder)
-    link = measure_link_rate(device)
-    facts = {"model": model, "size": size, **describe_machine(device), "link_gb_per_s": link / 1e9}
-    table = RowTable(out / f"quantized-{model}.json", f"Quantized weights, {model}", facts)
-    taken_s = 0.0
-    for kind in KINDS:
+    for kind in kinds:
+        if not deadline.allows(0):
+            click.echo(f"no time is left for {kind}", err=True)
+            break
         started = time.monotonic()
-        if not deadline.allows(taken_s):
-            click.echo(f"no time is left for the steps of {kind}", err=True)
-            continue
         module = load(folder, kind, device)
-        counts, shape = [int(count) for count in frames.split(",")], (height, width)
-        rows = measure(module, kind, counts, shape, link_bytes_per_s=link, device=device)
-        table.add("steps", *rows)
+        click.echo(f"{kind}: loaded in {time.monotonic() - started:.0f} s", err=True)
+        expected: dict[int, torch.Tensor] = {}
+        for way in choose_ways(ways, device):
+            if not deadline.allows(0):
+                break
+            for row in measure(module, way, frames, size, expected, device=device):
+                table.add("steps", {"kind": kind, **row})
+            click.echo(f"{kind}: {way} after {time.monotonic() - started:.0f} s", err=True)
         del module
-        taken_s = max(taken_s, time.monotonic() - started)
-        click.echo(f"{kind}: {time.monotonic() - started:.0f} s", err=True)
-    if deadline.allows(5):
-        plain = make_videos("auto")
-        for kind in QUANTIZATIONS:
-            if deadline.allows(5):
-                table.add("videos", compare_videos(plain, kind))
 
 
 if __name__ == "__main__":
