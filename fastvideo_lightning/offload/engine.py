@@ -182,7 +182,7 @@ class OffloadEngine(UnitMover):
                 unit.revalidate(self.store)
             self.memory.fit(self.units)
         if not alone:
-            self.transport.agree(self.units)
+            self.transport.agree(self.units, [*self.memory.ring.slots, *self.memory.homes])
 
     def _start(self, unit: OffloadUnit) -> None:
         """Prefetch from ``unit`` on, in place of what was expected, and its group's residents."""

@@ -1,6 +1,7 @@
-"""GatherStream: each rank brings a part of a unit over its own link, an all-gather joins the parts.
+"""GatherStream: each rank brings a part of a unit over its own link, and the parts are joined.
 
-See Note [Parts and chunks] and Note [Agreement].
+They are pushed where devices reach each other's memory, and else joined by an all-gather. See Note
+[Parts and chunks], Note [Pushed parts] and Note [Agreement].
 """
 
 from collections.abc import Sequence
@@ -9,10 +10,12 @@ import torch
 
 from fastvideo_lightning.offload.agreement import SharedUnits
 from fastvideo_lightning.offload.host import HostMaster, Segment
+from fastvideo_lightning.offload.parts import Cut
+from fastvideo_lightning.offload.peers import PeerSlots
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.store import HostStore
-from fastvideo_lightning.offload.streams import CopyStream, InlineCopyStream
+from fastvideo_lightning.offload.streams import FREE, CopyStream, InlineCopyStream
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 
@@ -22,17 +25,23 @@ class GatherStream(CopyStream):
     Args:
         device: a CUDA device.
         shared: the ranks and what they share.
+        peers: the other ranks' slots; without, parts are joined by all-gathers.
     """
 
-    def __init__(self, device: torch.device, shared: SharedUnits) -> None:
+    def __init__(
+        self, device: torch.device, shared: SharedUnits, peers: PeerSlots | None = None
+    ) -> None:
         super().__init__(device)
         self.shared = shared
-        self.gather_stream = torch.cuda.Stream(device)
+        self.peers = peers
+        self.gather_stream = torch.cuda.Stream(device, priority=-1)  # short, and others wait for it
         self._copied = torch.cuda.Event()
 
-    def agree(self, units: Sequence[OffloadUnit]) -> None:
-        """Agree with the other ranks."""
+    def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
+        """Agree with the other ranks, and let them know where parts are to go."""
         self.shared.agree(units, drain=self.drain)
+        if self.peers is not None:
+            self.peers.open(slots)
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
         """Start the copies of this rank's parts, and the collectives behind them."""
@@ -43,12 +52,29 @@ class GatherStream(CopyStream):
             super().copy(master, slot)
             return
         self.stream.wait_event(free)
+        if self.peers is not None and slot in self.peers:
+            self._push(found, slot, self.peers)
+        else:
+            for chunk in found.chunks:
+                self._start(chunk.segments, slot)
+                with torch.cuda.stream(self.gather_stream):
+                    self.shared.join(chunk, slot.buffer)
+            self._start(found.rest, slot)
+        self.gather_stream.record_event(ready)
+
+    def _push(self, found: Cut, slot: DeviceSlot, peers: PeerSlots) -> None:
+        """Start the copies of this rank's parts, and behind each the other ranks get it too."""
+        self.gather_stream.wait_event(slot.events()[FREE])
+        with torch.cuda.stream(self.gather_stream):
+            peers.enter(slot)
         for chunk in found.chunks:
             self._start(chunk.segments, slot)
             with torch.cuda.stream(self.gather_stream):
-                self.shared.join(chunk, slot.buffer)
+                peers.push(chunk, slot)
         self._start(found.rest, slot)
-        self.gather_stream.record_event(ready)
+        with torch.cuda.stream(self.gather_stream):
+            peers.meet()
+        self.shared.joined += len(found.chunks)
 
     def drain(self) -> None:
         """Wait for the copies, the collectives and the stream that computes."""
@@ -74,7 +100,7 @@ class InlineGather(InlineCopyStream):
     def __init__(self, shared: SharedUnits) -> None:
         self.shared = shared
 
-    def agree(self, units: Sequence[OffloadUnit]) -> None:
+    def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """Agree with the other ranks."""
         self.shared.agree(units, drain=self.drain)
 
@@ -109,4 +135,6 @@ def make_gather(
     shared = SharedUnits(shards, store)
     for master in common:
         shared.add(master)
-    return GatherStream(device, shared) if device.type == "cuda" else InlineGather(shared)
+    if device.type == "cuda":
+        return GatherStream(device, shared, PeerSlots(shards, device))
+    return InlineGather(shared)

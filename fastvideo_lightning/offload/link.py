@@ -39,6 +39,7 @@ def measure_links(shards: ShardGroup, device: torch.device, *, size_bytes: int) 
             slab.pin()
     try:
         gather = make_gather(device, shards, HostStore(device), common=[slab])
+        gather.agree((), [slot])
         mine = [_time(shards, way, slab, slot) for way in (gather, make_transport(device))]
     finally:
         slab.close()

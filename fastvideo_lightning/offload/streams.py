@@ -30,8 +30,13 @@ READY, FREE = 0, 1
 class Transport(Protocol):
     """Moves host bytes into slots and keeps readers and writers of a slot apart."""
 
-    def agree(self, units: Sequence[OffloadUnit]) -> None:
-        """Called before a run, when edits were taken over; what a run may rely on is settled."""
+    def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
+        """Called before a run, when edits were taken over; what a run may rely on is settled.
+
+        Args:
+            units: what is to be moved.
+            slots: where to, but for units that have memory of their own.
+        """
         ...
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
@@ -72,7 +77,7 @@ class CopyStream:
         self._on_stream = torch.cuda.stream(self.stream)
         self._captured: dict[tuple[DeviceSlot, int], torch.cuda.Event] | None = None
 
-    def agree(self, units: Sequence[OffloadUnit]) -> None:
+    def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """Nobody to agree with."""
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
@@ -135,7 +140,7 @@ class CopyStream:
 class InlineCopyStream:
     """The transport where there is no stream: a copy is done when the call returns."""
 
-    def agree(self, units: Sequence[OffloadUnit]) -> None:
+    def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """Nobody to agree with."""
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:

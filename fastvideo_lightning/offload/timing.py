@@ -62,9 +62,9 @@ class TimedTransport:
         waits, self._waits = self._waits, []
         return waits
 
-    def agree(self, units: Sequence[OffloadUnit]) -> None:
+    def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """As the transport does."""
-        self.transport.agree(units)
+        self.transport.agree(units, slots)
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
         """As the transport does; where copies are made inline, the computing waits for them."""

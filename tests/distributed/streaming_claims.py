@@ -89,6 +89,17 @@ def each_brings_its_part_alone(device):
     callback.detach()
 
 
+def parts_are_pushed(device):
+    callback = attach(toy_of(), device)
+    engine = engine_in(callback)
+    callback.on_predict_batch_start()
+    assert engine.ring.slots
+    assert all(slot in engine.transport.peers for slot in engine.ring.slots)
+    callback.on_predict_batch_end()
+    callback.detach()
+    assert not len(engine.ring.slots)
+
+
 def held_and_read(device):
     """Return the bytes held, those of the units, and how often each weight was read here."""
     model = OnMeta(toy_of())

@@ -21,6 +21,12 @@ def test_each_rank_brings_its_part_alone(world: World):
     world.run(claims.each_brings_its_part_alone)
 
 
+def test_parts_are_pushed_where_devices_reach_each_others_memory(world: World):
+    if world.backend != "nccl":
+        pytest.skip("a device of the CPU has no copy engine")
+    world.run(claims.parts_are_pushed)
+
+
 def test_ranks_hold_a_part_each_and_read_each_weight_once(world: World):
     answers = world.run(claims.held_and_read)
     size = answers[0][1]
