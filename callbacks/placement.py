@@ -99,7 +99,8 @@ class Placement(ABC):
         for attachment in self.attachments:
             attachment.foresee(step, comes_next=comes_next)
             if attachment.graphed is not None:
-                attachment.graphed.begin_step(is_last=not is_within(self.target, following))
+                leaves = self.target != "" and not is_within(self.target, following)
+                attachment.graphed.begin_step(is_last=leaves)
 
     def on_predict_batch_end(self) -> None:
         """Finish every copy: weights may be edited."""

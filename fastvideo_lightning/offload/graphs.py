@@ -142,7 +142,8 @@ class GraphedForward(Inseparable):
         except BaseException as error:
             torch.cuda.set_stream(current)  # which a failed end of a capture leaves as it was in it
             self._give_up()
-            cause = error.__context__ or error  # a capture that is ended early fails once more
+            is_echo = isinstance(error, torch.AcceleratorError)  # of a capture that ended early
+            cause = (error.__context__ if is_echo else None) or error
             if isinstance(cause, torch.OutOfMemoryError) or not isinstance(cause, RuntimeError):
                 raise cause from None
             raise RuntimeError(
