@@ -47,8 +47,8 @@ def main(model: str = "tiny-shapes", *prompts: str) -> None:
     videos = PredictLoop(fabric).run(
         module, PromptDataset(prompts or PROMPTS), return_predictions=True
     )
-    for video in videos or []:
-        print(f"rank {fabric.global_rank}: {video.video_path}")
+    for video in videos or []:  # with its newline, for every process writes to the same terminal
+        sys.stdout.write(f"rank {fabric.global_rank}: {video.video_path}\n")
     fabric.call("teardown")
 
 

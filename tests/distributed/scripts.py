@@ -24,6 +24,7 @@ def environment(**extra: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",  # as in containers: what two processes print may mix
         **extra,
     }
 

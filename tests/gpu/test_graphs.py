@@ -156,22 +156,27 @@ def test_after_an_exception_within_a_capture_the_next_run_is_right(error):
     assert graphed(callback)._captured
 
 
+def reserved_bytes() -> int:
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
+
+
 def test_a_resident_model_is_repeated_too_and_the_memory_given_back():
     plain, model = wide().to(DEVICE), wide()
     callback = Resident("", cuda_graphs=True)
     callback.attach(model, DEVICE)
-    gc.collect()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
-    callback.on_predict_batch_start()
-    for x in inputs():
-        assert torch.equal(model(x), plain(x))
-    assert graphed(callback)._captured
-    callback.on_denoise_step_start(step=5, denoiser="", following="vae")
-    assert not graphed(callback)._captured
-    gc.collect()
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() <= before + (2 << 20)
+    reserved = []
+    for _ in range(3):  # in the first the libraries take their workspaces, once for each stream
+        callback.on_predict_batch_start()
+        for x in inputs():
+            assert torch.equal(model(x), plain(x))
+        assert graphed(callback)._captured
+        callback.on_denoise_step_start(step=5, denoiser="", following="vae")
+        assert not graphed(callback)._captured
+        reserved.append(reserved_bytes())
+        callback.on_predict_batch_end()
+    assert reserved[1] == reserved[2] == reserved[0]
 
 
 @pytest.mark.parametrize("case", ["t2v", "two_experts"])
