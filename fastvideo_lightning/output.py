@@ -1,6 +1,7 @@
 """What a run leaves behind: the video in memory, its mp4 and its pictures."""
 
 import errno
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -152,6 +153,20 @@ class GeneratedVideo:
         for frame, path in zip(self.frames, paths, strict=True):
             _write_png(frame, path)
         return paths
+
+    def as_moving_image(self) -> bytes:
+        """Return a GIF that plays without end, in 256 colours a frame; one frame alone as PNG."""
+        from PIL import Image
+
+        first, *others = (Image.fromarray(frame) for frame in self.frames)
+        file, duration_ms = io.BytesIO(), 1000 / self.fps
+        if others:
+            first.save(
+                file, "GIF", save_all=True, append_images=others, duration=duration_ms, loop=0
+            )
+        else:
+            first.save(file, "PNG")
+        return file.getvalue()
 
 
 def check_output_folder(folder: str | os.PathLike[str]) -> Path:

@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from fastvideo_lightning.output import (
     GeneratedVideo,
@@ -200,3 +201,21 @@ def test_equal_frames_give_equal_files(tmp_path):
         files.add(path.read_bytes())
         del clutter
     assert len(files) == 1
+
+
+def read_moving_image(encoded: bytes) -> np.ndarray:
+    pictures = ImageSequence.Iterator(Image.open(io.BytesIO(encoded)))
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+
+
+def test_a_moving_image_of_few_colours_has_the_very_frames_and_their_rate():
+    frames = two_halves()
+    encoded = make_video(frames, fps=10).as_moving_image()
+    assert np.array_equal(read_moving_image(encoded), frames)
+    with Image.open(io.BytesIO(encoded)) as image:
+        assert (image.format, image.info["duration"], image.info["loop"]) == ("GIF", 100, 0)
+
+
+def test_a_moving_image_of_one_frame_is_that_picture():
+    frames = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    assert np.array_equal(read_moving_image(make_video(frames).as_moving_image()), frames)
