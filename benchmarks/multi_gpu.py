@@ -3,12 +3,13 @@
     python -m benchmarks.multi_gpu --processes 2 --model wan-14b --frames 1,17,81
 
 Starts one process for each GPU. The modes are measured one after the other; each also with context
-parallel, where all processes compute one video. Times and reserved memory are those of the slowest
-and of the fullest process, host bytes those of all together, a file that they map counted once. The
-difference is that to the first mode's output, the largest over the largest value; 0 is every bit.
-Set-up goes from the weights' file to a model that computes; making and connecting the groups of
-processes belongs to launching and is told apart. ``setup`` in the JSON has the parts of the first
-process's set-up, as the package's log names them.
+parallel, where all processes compute one video. Before them a process on its own streams everything
+(`streamed-one`), which is what several are compared with. Times and reserved memory are those of
+the slowest and of the fullest process, host bytes those of all together, a file that they map
+counted once. The difference is that to the first mode's output, the largest over the largest value;
+0 is every bit. Set-up goes from the weights' file to a model that computes; making and connecting
+the groups of processes belongs to launching and is told apart. ``setup`` in the JSON has the parts
+of the first process's set-up, as the package's log names them.
 """
 
 import json
@@ -37,6 +38,7 @@ from benchmarks.machine import (
     synchronize,
     time_steps,
 )
+from benchmarks.row_table import Row, RowTable
 from benchmarks.setup_parts import Parts, connect
 from benchmarks.shapes import CONFIGS, RandomWan, make_inputs, make_transformer, weight_bytes
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
@@ -46,6 +48,7 @@ from fastvideo_lightning.strategies.sharding import shard_denoiser
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("mode", "frames", "step_ms", "reserved_gb", "host_gb", "setup_s", "difference")
+ALONE = "streamed-one"
 Held = tuple[int, int]  # bytes of host memory of a process's own, and of files that it maps
 Attach = Callable[["Pipeline", torch.device], tuple[Held, Callable[[], None]]]
 
@@ -110,6 +113,7 @@ def fsdp(*, cpu_offload: bool) -> Attach:
 
 
 MODES: dict[str, Attach] = {
+    ALONE: streamed("local", "mapped"),
     "resident": placed(lambda: Resident("transformer")),
     "streamed-gather": streamed("gather", "mapped"),
     "streamed-local": streamed("local", "mapped"),
@@ -120,7 +124,7 @@ MODES: dict[str, Attach] = {
 }
 
 
-def measure(mode: str, device: torch.device, settings: dict[str, Any]) -> list[dict[str, object]]:
+def measure(mode: str, device: torch.device, settings: dict[str, Any]) -> list[Row]:
     """One mode on this rank, a row for each number of frames; all ranks get the same rows."""
     name, _, context = mode.partition("+")
     transformer = make_transformer(settings["model"], settings["folder"])
@@ -180,41 +184,31 @@ def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
         world_size=settings["processes"],
         device_id=device if on_gpu else None,
     )
-    deadline = Deadline(settings["limit_s"])
     if rank == 0:
-        model = make_transformer(settings["model"], settings["folder"])  # writes the checkpoint
-        settings["weight_bytes"] = weight_bytes(model)
+        make_transformer(settings["model"], settings["folder"])  # writes the checkpoint
     dist.barrier()
-    settings.update(expected={}, setup={}, parts=Parts())
-    connect_s = connect(device)
-    rows: list[dict[str, object]] = []
+    settings["parts"] = Parts()
+    settings["expected"] = torch.load(settings["outputs"]) if settings["outputs"].exists() else {}
+    table = settings["table"]
+    table.facts["connect_s"] = connect(device)
+    table.facts["setup"] = settings["setup"]
+    weights = weight_bytes(make_transformer(settings["model"], settings["folder"]))
+    table.facts |= {"weight_bytes": weights, **describe_machine(device)}
     slowest_s = 0.0
     for mode in settings["modes"]:
         begin = time.monotonic()
-        rows += measure(mode, device, settings)
+        rows = measure(mode, device, settings)
         empty_caches(device)
         slowest_s = max(slowest_s, time.monotonic() - begin)
         if rank == 0:
-            facts = {key: settings[key] for key in ("model", "size", "processes", "rounds")}
-            facts.update(weight_bytes=settings["weight_bytes"], connect_s=connect_s)
-            facts["setup"] = settings["setup"]
-            text = json.dumps({**facts, **describe_machine(device), "rows": rows}, indent=1)
-            Path(f"{settings['path']}.json").write_text(text + "\n")
-            Path(f"{settings['path']}.md").write_text(make_table(rows))
-        goes_on = torch.tensor(int(deadline.allows(slowest_s)), device=device)
+            table.add("rows", *rows)
+        goes_on = torch.tensor(int(settings["deadline"].allows(slowest_s)), device=device)
         dist.broadcast(goes_on, 0)
         if not goes_on:
             break
+    if rank == 0:
+        torch.save(settings["expected"], settings["outputs"])
     dist.destroy_process_group()
-
-
-def make_table(rows: list[dict[str, object]]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for row in rows:
-        cells = (f"{x:.3g}" if isinstance(x := row[name], float) else str(x) for name in COLUMNS)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 @click.command()
@@ -246,28 +240,42 @@ def main(
     output: Path,
 ) -> None:
     """Measure and write JSON and a Markdown table."""
-    every = [*MODES, *(f"{mode}+context" for mode in MODES)]
+    every = [*MODES, *(f"{mode}+context" for mode in MODES if mode != ALONE)]
     chosen = every if modes == "all" else modes.split(",")
     if unknown := [mode for mode in chosen if mode not in every]:
         raise click.BadParameter(f"no mode {unknown[0]!r}; there are {', '.join(every)}")
     height, width = (int(side) for side in size.split("x"))
-    output.mkdir(parents=True, exist_ok=True)
+    facts = {"model": model, "size": [height, width], "rounds": rounds, "processes": processes}
+    path = output / f"{name or f'multi-gpu-{model}'}.json"
+    table = RowTable(path, f"{processes} GPUs, {model}", facts)
     settings = {
-        "processes": processes,
         "model": model,
         "frames": [int(count) for count in frames.split(",")],
         "size": (height, width),
-        "modes": chosen,
         "rounds": rounds,
         "folder": folder,
-        "limit_s": limit_s,
-        "path": output / (name or f"multi-gpu-{model}"),
+        "deadline": Deadline(limit_s),
+        "table": table,
+        "setup": {},
     }
+    together = [mode for mode in chosen if mode != ALONE]
+    with tempfile.TemporaryDirectory() as kept:
+        settings["outputs"] = Path(kept) / "outputs.pt"
+        if ALONE in chosen:
+            spawn(1, settings | {"modes": [ALONE]})
+            measured = json.loads(path.read_text())
+            table.parts = {"rows": measured["rows"]}
+            settings["setup"] = measured["setup"]
+        if together:
+            spawn(processes, settings | {"modes": together})
+
+
+def spawn(processes: int, settings: dict[str, Any]) -> None:
+    """Run so many processes, and wait for them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(run_rank, (port, settings), nprocs=processes)
-    click.echo(Path(f"{settings['path']}.md").read_text())
+    mp.spawn(run_rank, (port, settings | {"processes": processes}), nprocs=processes)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Each number of processes is a run of its own, of the same generator over the same prompts, the
 seconds from the first video's beginning to the last one's end behind one video that is not counted.
-The frames must be the same whatever the number.
+The frames must be the same whatever the number. What is measured is written after each run.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.checkpoints import PROMPT, write_pipeline
 from benchmarks.machine import describe_machine, find_device
+from benchmarks.row_table import Row, RowTable
 from benchmarks.shapes import CONFIGS
 from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
 
@@ -52,9 +53,9 @@ def make_videos(settings: dict[str, Any], num_gpus: int, into: Path) -> None:
         (into / f"{num_gpus}-{fabric.global_rank}.json").write_text(json.dumps(report))
 
 
-def summarize(into: Path, sizes: list[int], count: int) -> list[dict[str, Any]]:
+def summarize(into: Path, sizes: list[int], count: int) -> list[Row]:
     """A row for each number of processes, from what they left."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     expected: dict[str, str] = {}
     for size in sizes:
         reports = [json.loads((into / f"{size}-{rank}.json").read_text()) for rank in range(size)]
@@ -107,17 +108,14 @@ def main(
         "sampling": {**shape, "num_inference_steps": steps},
     }
     sizes = [int(number) for number in processes.split(",")]
+    facts = {"model": model, **settings, **describe_machine(find_device())}
+    table = RowTable(output / f"prompts-{model}.json", f"{count} prompts, {model}", facts)
     with tempfile.TemporaryDirectory() as into:
         (Path(into) / "settings.json").write_text(json.dumps(settings))
-        for number in sizes:
+        for i, number in enumerate(sizes):
             command = [sys.executable, "-m", "benchmarks.prompts", "--run", str(number), into]
             subprocess.run(command, check=True)
-        rows = summarize(Path(into), sizes, count)
-    facts = {"model": model, **settings, **describe_machine(find_device()), "rows": rows}
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"prompts-{model}.json").write_text(json.dumps(facts, indent=1) + "\n")
-    for row in rows:
-        click.echo("  ".join(f"{name} {value}" for name, value in row.items()))
+            table.add("rows", summarize(Path(into), sizes[: i + 1], count)[-1])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,14 @@ from click.testing import CliRunner
 
 from benchmarks.multi_gpu import main
 
-MODES = ["resident", "streamed-gather", "streamed-local", "streamed-gather-pinned", "fsdp"]
+MODES = [
+    "streamed-one",
+    "resident",
+    "streamed-gather",
+    "streamed-local",
+    "streamed-gather-pinned",
+    "fsdp",
+]
 MODES += ["streamed-gather+context", "fsdp+context"]
 
 
@@ -18,7 +25,9 @@ def test_every_mode_gives_what_the_resident_model_gives_and_the_host_holds_one_c
     options += ["--name", "run-1.3"]
     outcome = CliRunner().invoke(main, options, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
-    rows = json.loads((tmp_path / "run-1.3.json").read_text())["rows"]
+    run = json.loads((tmp_path / "run-1.3.json").read_text())
+    rows = run["rows"]
+    assert set(run["setup"]) == set(MODES)
     assert [row["mode"] for row in rows] == [mode for mode in MODES for _ in range(2)]
     assert all(row["step_ms"] > 0 for row in rows)
     assert all(row["difference"] <= ("context" in row["mode"]) * 1e-2 for row in rows)
@@ -31,4 +40,4 @@ def test_every_mode_gives_what_the_resident_model_gives_and_the_host_holds_one_c
 def test_an_unknown_mode_is_refused_with_those_that_there_are():
     outcome = CliRunner().invoke(main, ["--modes", "magic"])
     assert outcome.exit_code == 2
-    assert "no mode 'magic'; there are resident, streamed-gather" in outcome.output
+    assert "no mode 'magic'; there are streamed-one, resident, streamed-gather" in outcome.output

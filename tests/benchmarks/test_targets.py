@@ -77,3 +77,15 @@ def test_over_two_gpus_a_ratio_is_of_one_run_alone():
     assert judge(target, Results(together)) == ("0.840", "met")
     slower = {"multi-gpu-a": facts | {"rows": [row | {"step_ms": 86.0}, other]}}
     assert judge(target, Results(slower)) == ("0.860", "**missed**")
+
+
+def test_a_process_that_a_killed_one_leaves_behind_has_never_ended():
+    target = next(t for t in multi_gpu_targets.TARGETS if t.name.startswith("a rank killed"))
+
+    def judged(*rows):
+        run = MACHINE | {"rows": [{"seconds": 4.0, "left": left} for left in rows]}
+        return judge(target, Results({"killed-wan-14b": run}))
+
+    assert judged(0, 0) == ("4.0", "met")
+    assert judged(0, 1) == ("inf", "**missed**")
+    assert judged() == ("-", "not measured")
