@@ -16,6 +16,18 @@ WORLDS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _as_many_threads_as_a_rank() -> Iterator[None]:
+    """Compute what ranks are compared with by one thread, as they do (`scripts.environment`).
+
+    On a CPU the number of threads decides the order of sums, and that the last bits.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
+
+
 @pytest.fixture(scope="session", params=WORLDS)
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """Ranks on the CPU, and on GPUs where there are enough."""
