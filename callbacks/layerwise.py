@@ -1,5 +1,7 @@
 """LayerwiseOffload: the blocks of a model stream through a few device slots."""
 
+import logging
+from collections.abc import Iterable
 from weakref import WeakSet
 
 import torch
@@ -23,6 +25,8 @@ from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.partition import BlockList, find_block_lists, split_list, spread
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.offload.unit import OffloadUnit
+
+_log = logging.getLogger(__name__)
 
 
 class LayerwiseOffload(Placement):
@@ -138,6 +142,8 @@ class LayerwiseOffload(Placement):
         graphs = self.cuda_graphs and device.type == "cuda"
         if graphs:
             attachment.graph(model, model_fqn, device, group)
+        if self.skippable:
+            _warn_of_earlier(group.units)
         surround = wrap_unit if self.skippable else hook_unit
         for unit in group.units:
             attachment.handles.extend(surround(engine, unit))
@@ -213,3 +219,15 @@ def tensors_between(
     _, outside = bindings_inside(root, [*blocks, *others])
     within = {id(module) for module in model.modules()}
     return [b for b in outside if any(id(place.owner) in within for place in b.places)]
+
+
+def _warn_of_earlier(units: Iterable[OffloadUnit]) -> None:
+    """Say where a cache is around a block's forward already: then it skips no copies."""
+    earlier = [unit.fqn for unit in units if "forward" in vars(unit.module)]
+    if earlier:
+        _log.warning(
+            "%s has a forward of its own already, as after enable_cache: the copies of a block "
+            "that it skips are made all the same. Call enable_cache after fabric.setup (or "
+            "attach) to skip them too.",
+            earlier[0],
+        )

@@ -4,7 +4,7 @@ Nothing heavy is imported here before the choices of the user were checked.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from fastvideo_lightning.batch.generating import GeneratesBatches
@@ -80,7 +80,6 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         self._saving = Saving()
         self._module: VideoModule | None = module
         self._fabric: L.Fabric | None = None
-        self._turn_off: Callable[[], None] = lambda: None
 
     @classmethod
     def from_pretrained(
@@ -189,7 +188,6 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
             return
         import lightning as L
 
-        from fastvideo_lightning.acceleration import accelerate
         from fastvideo_lightning.callbacks import ProgressBar
         from fastvideo_lightning.callbacks.loading import show_loading
         from fastvideo_lightning.compiling import compile_blocks
@@ -215,7 +213,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
             if self.config.compile:
                 for fqn in module.denoisers:
                     compile_blocks(module, fqn)
-            self._turn_off = accelerate(module, self.config)
+            self._placing.accelerate()
         except BaseException:
             fabric.call("teardown")
             raise
@@ -269,7 +267,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         module, self._module = self._module, None
         fabric, self._fabric = self._fabric, None
         if fabric is not None:
-            self._turn_off()
+            self._placing.slow_down()
             fabric.call("teardown")
             fabric._callbacks.clear()
         if module is not None:

@@ -1,13 +1,14 @@
 """Placing: the placement callbacks of a generator, made by flags or by a plan, and made anew."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastvideo_lightning.acceleration import accelerate
 from fastvideo_lightning.callbacks import MemoryBudget
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
@@ -59,6 +60,7 @@ class Placing:
         self._callbacks: list[object] = []
         self._ceiling_bytes: int | None = None
         self._is_whole = True  # False where memory ran out while weights were placed
+        self._turn_off: Callable[[], None] = lambda: None
 
     def plan_for(self, params: SamplingParams) -> Plan | None:
         """Plan a video; None without a budget and where there is no GPU.
@@ -129,12 +131,14 @@ class Placing:
     def replace(self, fabric: "L.Fabric", config: OffloadConfig) -> None:
         """Take the weights from where they are and put them where other flags say."""
         self._is_whole = False
+        self.slow_down()  # a cache has to be around what places the weights, and not inside of it
         self.exchange(fabric, config)
         for callback in self._callbacks:
             hook = getattr(callback, "on_after_setup", None)
             if hook is not None:
                 moment = {"fabric": fabric, "module": self.module}
                 hook(**fabric._filter_kwargs_for_callback(hook, moment))
+        self.accelerate()
         self._is_whole = True
 
     def exchange(self, fabric: "L.Fabric", config: OffloadConfig) -> None:
@@ -148,6 +152,16 @@ class Placing:
         self.config = config
         self._make(fabric)
         fabric._callbacks[at:at] = self._callbacks
+
+    def accelerate(self) -> None:
+        """Turn on the flags' cache, attention backend and slicing; the weights are placed."""
+        self.slow_down()
+        self._turn_off = accelerate(self.module, self.config)
+
+    def slow_down(self) -> None:
+        """Turn them off again; a second call does nothing."""
+        turn_off, self._turn_off = self._turn_off, lambda: None
+        turn_off()
 
     def close(self) -> None:
         """Let go of the model, which Fabric's teardown has taken off the device."""

@@ -96,7 +96,10 @@ ALLOWED = {
         *("checkpoint", "components", "weights", "offload", "pack"),
     },
     "report": {"matplotlib", "jinja2", "markupsafe", "report"},
-    "placing.py": {"torch", "lightning", "callbacks", "config", "modules", "placements", "plan"},
+    "placing.py": {
+        *("torch", "lightning", "acceleration", "callbacks", "config", "modules", "placements"),
+        "plan",
+    },
     "replanning.py": {
         *("torch", "lightning", "config", "loop", "modules", "output", "placements", "placing"),
         "plan",
