@@ -51,7 +51,7 @@ def describe(
             for name, value in parameters.items()
         },
         model=name_model(pipeline.config.get("_name_or_path") or type(pipeline).__name__),
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -107,7 +107,8 @@ def _short(dtype: object) -> str:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """This package and the libraries that settle the pixels."""
     versions = {"fastvideo-lightning": __version__}
     for library in ("torch", "diffusers", "transformers", "lightning"):
         try:

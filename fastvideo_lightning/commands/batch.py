@@ -41,6 +41,10 @@ def read_prompts(given: dict[str, Any]) -> list[dict[str, Any]] | None:
 def report_batch(batch: "VideoBatch", output_path: str) -> None:
     """Make the videos of a batch, print the path of each, and say what became of them.
 
+    Args:
+        batch: The videos.
+        output_path: Where to, as it was typed.
+
     Raises:
         RuntimeError: If any failed.
         click.exceptions.Exit: After Ctrl-C.
@@ -63,7 +67,15 @@ def report_batch(batch: "VideoBatch", output_path: str) -> None:
         raise
     if batch.failed:
         raise RuntimeError(_describe_failures(batch.failed, batch.total, output_path))
-    say(f"{_count(batch.num_skipped + batch.num_made, batch.total)} in {output_path}.")
+    if batch.num_skipped == batch.total:
+        say_all_there(batch.total, output_path)
+    else:
+        say(f"{_count(batch.num_skipped + batch.num_made, batch.total)} in {output_path}.")
+
+
+def say_all_there(total: int, output_path: str) -> None:
+    """Say that there is nothing to do, and how to have it done all the same."""
+    say(f"{_count(total, total)} in {output_path} already. --no-resume makes them anew.")
 
 
 def _tell(path: Path) -> None:
