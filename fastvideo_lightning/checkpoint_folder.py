@@ -58,6 +58,14 @@ def find_folder(path: str | PathLike[str], *, revision: str | None = None) -> Pa
     return folder
 
 
+def find_cached(hub_id: str, *, revision: str | None = None) -> Path | None:
+    """Return the folder that the local cache has for a hub id, however much of it; or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(hub_id, INDEX, revision=revision)
+    return Path(index).parent if isinstance(index, str) else None
+
+
 def check_index(folder: Path) -> None:
     """Raise CheckpointError where a folder has no index, and so is no pipeline."""
     if not (folder / INDEX).is_file():

@@ -48,15 +48,19 @@ def check_devices(num_gpus: int, accelerator: str) -> str:
         there = torch.cuda.device_count()
     if accelerator == "auto" and not there and num_gpus == 1:
         return "cpu"
-    if not there and num_gpus == 1:
+    if not there and accelerator != "auto":
         raise ValueError(
             f"accelerator={accelerator!r} asks for a GPU, and this machine has none. "
             "Pass accelerator='auto', which takes the CPU then."
         )
+    if not there:
+        raise ValueError(
+            f"num_gpus={num_gpus} asks for GPUs, and this machine has none. Leave num_gpus out to "
+            f"compute on the CPU, or pass accelerator=cpu to share it among {num_gpus} processes."
+        )
     if num_gpus > there:
-        instead = "accelerator='cpu'" if not there else f"num_gpus={there}"
         raise ValueError(
             f"num_gpus={num_gpus} asks for more GPUs than this machine has, which is {there}. "
-            f"Pass {instead}."
+            f"Pass num_gpus={there}."
         )
     return "mps" if accelerator == "mps" else "cuda"

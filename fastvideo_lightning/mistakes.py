@@ -21,7 +21,8 @@ def users_mistakes(*also: type[Exception]) -> Iterator[None]:
         raise
     except tuple(kinds) as error:
         first, *more = str(error).strip().splitlines() or [type(error).__name__]
-        notes = map(in_command_words, getattr(error, "__notes__", ()))
-        further = [*(more if getattr(error, "is_list", False) else ()), *notes]
         context = click.get_current_context(silent=True)
-        raise WrongChoiceError(in_command_words(first), context, further=further) from error
+        if getattr(error, "is_of_file", False):
+            raise WrongChoiceError(first, context, further=more) from error
+        notes = [*map(in_command_words, getattr(error, "__notes__", ()))]
+        raise WrongChoiceError(in_command_words(first), context, further=notes) from error

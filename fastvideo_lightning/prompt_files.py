@@ -24,18 +24,27 @@ Line = tuple[int, Callable[[], dict[str, Any]]]
 
 _FIELDS = SamplingParams.__dataclass_fields__
 _MOST_SHOWN = 20
-_JSONL_EXAMPLE = 'Write one object a line, as in {"prompt": "a red circle", "seed": 7}.'
+_RIGHT_LINES = {
+    ".jsonl": ['A right line: {"prompt": "a red circle moves right", "seed": 7}'],
+    ".csv": ["A right file:", "  prompt,seed", '  "a red circle, moving right",7'],
+}
 
 
 class PromptFileError(ValueError):
-    """Lines of a prompt file are wrong: a line of the message for each, the first ones of many."""
+    """Lines of a prompt file are wrong: a line of the message for each, the first ones of many.
 
-    is_list = True
+    Args:
+        wrong: What is wrong with each.
+        right: Lines that show how it is written.
+    """
 
-    def __init__(self, wrong: Sequence[str]) -> None:
+    is_of_file = True
+    """Names are spelled as in the file, and every line of the message counts."""
+
+    def __init__(self, wrong: Sequence[str], right: Sequence[str] = ()) -> None:
         more = len(wrong) - _MOST_SHOWN
         shown = [*wrong[:_MOST_SHOWN], *([f"... and {more} more lines."] if more > 0 else [])]
-        super().__init__("\n".join(shown))
+        super().__init__("\n".join([*shown, *right]))
 
 
 def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -74,7 +83,8 @@ def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except ValueError as error:  # from here on nothing can be told apart
         wrong.append(str(error))
     if wrong:
-        raise PromptFileError(wrong)
+        suffix = ".jsonl" if read is _read_jsonl else Path(name).suffix.lower()
+        raise PromptFileError(wrong, _RIGHT_LINES.get(suffix, []))
     if not prompts:
         raise ValueError(f"{name} holds no prompts. Write one a line.")
     return prompts
@@ -135,10 +145,12 @@ def _read_object(line: str) -> dict[str, Any]:
         values = json.loads(line, object_pairs_hook=_join_pairs)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"not JSON: {error.msg} at column {error.colno}. {_JSONL_EXAMPLE}"
+            f"not JSON: {error.msg} at column {error.colno}. Write one object a line."
         ) from error
     if not isinstance(values, dict):
-        raise ValueError(f"expected an object, got a {type(values).__name__}. {_JSONL_EXAMPLE}")
+        raise ValueError(
+            f"expected an object, got a {type(values).__name__}. Write one object a line."
+        )
     return values
 
 
@@ -170,7 +182,9 @@ def _read_header(cells: list[str]) -> list[str]:
     header = _field_names(cell.strip() for cell in cells)
     check_known(header, ("prompt", *_FIELDS), "the header")
     if "prompt" not in header:
-        raise ValueError(f"the header names no column prompt, got {', '.join(header)}. Add one.")
+        raise ValueError(
+            f"the header names no column prompt, got {', '.join(header)}. Name one of them so."
+        )
     return header
 
 
@@ -228,7 +242,7 @@ def _check(values: dict[str, Any]) -> dict[str, Any]:
     _check_keys(values)
     given = {name: value for name, value in values.items() if value is not None}
     if "prompt" not in given:
-        raise ValueError(f"there is no prompt. {_JSONL_EXAMPLE}")
+        raise ValueError("there is no prompt. Write the text of one.")
     prompt = check_prompt(given.pop("prompt"))
     params = SamplingParams.from_mapping(given)
     for field in ("image_path", "last_image_path", "video_path"):

@@ -28,6 +28,24 @@ def test_machines_are_counted_by_the_variables_of_who_started_the_run(
     assert count_nodes() == nodes
 
 
+@pytest.mark.parametrize(
+    ("num_gpus", "accelerator", "there", "message"),
+    [
+        (2, "auto", 0, "this machine has none. Leave num_gpus out to compute on the CPU"),
+        (2, "gpu", 0, "asks for a GPU, and this machine has none. Pass accelerator='auto'"),
+        (1, "gpu", 0, "asks for a GPU, and this machine has none. Pass accelerator='auto'"),
+        (3, "auto", 2, "this machine has, which is 2. Pass num_gpus=2"),
+    ],
+)
+def test_too_few_gpus_are_told_with_what_is_possible(
+    monkeypatch, num_gpus, accelerator, there, message
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    with pytest.raises(ValueError, match=message):
+        check_devices(num_gpus, accelerator)
+    assert check_devices(there or 1, "auto") == ("cuda" if there else "cpu")
+
+
 def test_gpus_are_those_of_all_machines(monkeypatch):
     monkeypatch.setenv("LT_NUM_NODES", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

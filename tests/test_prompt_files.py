@@ -82,7 +82,7 @@ WRONG = [
     ("p.txt", "\n \n", "holds no prompts"),
     ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": "b",}', "line 3: not JSON: .* column 16"),
     ("p.jsonl", '["a"]', "line 1: expected an object, got a list"),
-    ("p.jsonl", '{"seed": 3}', "line 1: there is no prompt. Write one object"),
+    ("p.jsonl", '{"seed": 3}', "line 1: there is no prompt. Write the text of one"),
     ("p.jsonl", '{"promt": "a"}', r"line 1: there is no key 'promt'\. Did you mean 'prompt'\?"),
     ("p.jsonl", '{"prompt": ""}', "line 1: prompt is empty"),
     ("p.jsonl", '{"prompt": 3}', "line 1: prompt must be text, got int"),
@@ -125,10 +125,20 @@ def test_what_is_wrong_is_told_with_its_line(write, name, content, message):
 def test_every_wrong_line_is_told_the_first_twenty_with_what_is_wrong(write, name, content, wrong):
     with pytest.raises(PromptFileError) as caught:
         read_prompt_file(write(name, content))
-    lines = str(caught.value).splitlines()
+    lines = str(caught.value).partition("\nA right ")[0].splitlines()
     told = [int(line.partition("line ")[2].partition(":")[0]) for line in lines[:20]]
     assert told == wrong
     assert lines[20:] == (["... and 10 more lines."] if content.count("\n") == 30 else [])
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv"])
+def test_what_is_shown_as_right_is(write, name):
+    with pytest.raises(PromptFileError) as caught:
+        read_prompt_file(write(name, "seed\n1"))
+    _, _, right = str(caught.value).partition("\nA right ")
+    lines = [line.strip() for line in right.partition(":")[2].strip().splitlines()]
+    (item,) = read_prompt_file(write(name, "\n".join(lines)))
+    assert item.keys() == {"prompt", "seed"}
 
 
 def test_a_file_that_is_not_there_is_told_by_its_name(tmp_path):

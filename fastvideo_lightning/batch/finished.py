@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from fastvideo_lightning.batch.describe import name_model, versions
 from fastvideo_lightning.batch.manifest import DONE, Manifest, sha256_of
-from fastvideo_lightning.checkpoint_folder import INDEX, find_folder
+from fastvideo_lightning.checkpoint_folder import find_cached, find_folder
 
 FINISHED = ".finished.json"
 
@@ -40,7 +40,7 @@ class Finished:
     ) -> None:
         self._path = folder / FINISHED
         self._manifest = Manifest(folder)
-        self._model = find_folder(model, revision=revision) or _cached(model, revision)
+        self._model = find_folder(model, revision=revision) or find_cached(model, revision=revision)
         self._asked = asked
 
     def is_there(self) -> bool:
@@ -91,14 +91,6 @@ class Finished:
         machine += sorted(i for i in os.environ.items() if i[0].endswith("VISIBLE_DEVICES"))
         parts = [self._asked, name_model(self._model), _state(self._model), versions(), machine]
         return hashlib.sha256(repr(parts).encode(errors="backslashreplace")).hexdigest()
-
-
-def _cached(hub_id: str, revision: str | None) -> Path | None:
-    """The folder of a hub id in the local cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(hub_id, INDEX, revision=revision)
-    return Path(index).parent if isinstance(index, str) else None
 
 
 def _state(folder: Path) -> list[tuple[str, int, int]]:

@@ -14,7 +14,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from fastvideo_lightning.checkpoint_folder import INDEX, CheckpointError, find_folder
+from fastvideo_lightning.checkpoint_folder import INDEX, CheckpointError, find_cached, find_folder
 
 _CONNECTIONS = 8
 _NO_MODEL: list[None] = [None, None]
@@ -47,14 +47,12 @@ def headers_folder(
 
 def _is_cached(hub_id: str, revision: str | None) -> bool:
     """Whether the local cache has weights of every component."""
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(hub_id, INDEX, revision=revision)
-    if not isinstance(index, str):
+    folder = find_cached(hub_id, revision=revision)
+    if folder is None:
         return False
-    entries = json.loads(Path(index).read_text(encoding="utf-8"))
+    entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     names = [n for n, e in entries.items() if isinstance(e, list) and None not in e[:2]]
-    return all((Path(index).parent / name).is_dir() for name in names)
+    return all((folder / name).is_dir() for name in names)
 
 
 def _fetch(hub_id: str, revision: str | None, folder: Path) -> bool:

@@ -42,6 +42,19 @@ def test_a_wrong_choice_is_told_before_a_model_is_loaded(calls, capsys, options,
     assert calls == []
 
 
+def test_what_is_wrong_in_a_file_is_told_in_the_files_words(calls, capsys):
+    Path("p.csv").write_text("prompt,num_frames\na,many\nb\n")
+    assert run(["generate", "--prompts", "p.csv"]) == 2
+    assert read_errors(capsys) == [
+        "Error: p.csv, line 2: num_frames must be a whole number, 1 or more, got 'many'.",
+        "Pass one such as num_frames=81, or leave it out for the default.",
+        "p.csv, line 3: expected 2 columns as in the header, got 1. Quote texts with commas.",
+        "A right file:",
+        "  prompt,seed",
+        '  "a red circle, moving right",7',
+    ]
+
+
 def test_prompts_and_options_reach_the_generator(calls, capsys):
     Path("p.jsonl").write_text('{"prompt": "a", "seed": 3}\n{"prompt": "b"}\n')
     words = "--prompts p.jsonl --seed 5 --fps 8 --no-resume --fail-fast --output-path there"
