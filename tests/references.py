@@ -1,13 +1,16 @@
-"""What plain diffusers makes of a checkpoint, for comparison."""
+"""What plain diffusers makes of a checkpoint, and what a module makes, for comparison."""
 
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from checkpoints import PROMPT, SIZE
 from diffusers import DiffusionPipeline, WanImageToVideoPipeline
 from diffusers.utils import load_image
+
+from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 
 SEED = 7
 # What each kind of checkpoint needs beyond `SIZE`; its images by their argument's name.
@@ -68,11 +71,36 @@ def make_plain_frames(folder: Path, sampling: dict[str, Any], **loading: Any) ->
         if name in sampling
     }
     pipeline = load_plain(folder, expects_image=bool(images), **loading)
-    frames = pipeline(
+    return frames_of(pipeline, {**sampling, **images})
+
+
+def frames_of(pipeline: Any, sampling: dict[str, Any]) -> np.ndarray:
+    """Return `[frames, height, width, 3] uint8` of one call of diffusers' pipeline."""
+    output = pipeline(
         prompt=PROMPT,
         generator=torch.Generator("cpu").manual_seed(SEED),
         output_type="pil",
         **sampling,
-        **images,
-    ).frames[0]
-    return np.stack([np.asarray(frame) for frame in frames])
+    )
+    return np.stack([np.asarray(frame) for frame in output.frames[0]])
+
+
+def check_frames(
+    module: VideoModule,
+    callbacks: list[Any],
+    expected: np.ndarray,
+    sampling: dict[str, Any],
+    *,
+    accelerator: str = "cpu",
+) -> None:
+    """Compare two videos of a module, placed by callbacks, with what is expected."""
+    fabric = L.Fabric(
+        accelerator=accelerator, devices=1, strategy=HostResidentStrategy(), callbacks=callbacks
+    )
+    fabric.launch()
+    fabric.setup(module)
+    prompts = PromptDataset([PROMPT], seed=SEED, **sampling)
+    for _ in range(2):
+        (video,) = PredictLoop(fabric).run(module, prompts, return_predictions=True)
+        assert np.array_equal(video.frames, expected)
+    fabric.call("teardown")

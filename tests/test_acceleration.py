@@ -5,7 +5,6 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 import pytest
-import torch
 from checkpoints import PROMPT, SIZE
 from diffusers import (
     FirstBlockCacheConfig,
@@ -13,7 +12,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from references import SEED, load_plain
+from references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator
 from fastvideo_lightning.callbacks import LayerwiseOffload
@@ -36,16 +35,10 @@ def folder(tmp_path_factory) -> Path:
 def plain_frames(folder: Path, change, **sampling) -> np.ndarray:
     pipeline = load_plain(folder, expects_image=False)
     change(pipeline)
-    output = pipeline(
-        prompt=PROMPT,
-        generator=torch.Generator("cpu").manual_seed(SEED),
-        output_type="pil",
-        **{**SAMPLING, "guidance_scale": 3.0, **sampling},
-    )
-    return np.stack([np.asarray(frame) for frame in output.frames[0]])
+    return frames_of(pipeline, {**SAMPLING, "guidance_scale": 3.0, **sampling})
 
 
-def frames_of(generator: VideoGenerator, **sampling) -> np.ndarray:
+def make_frames(generator: VideoGenerator, **sampling) -> np.ndarray:
     settings = {**SAMPLING, "guidance_scale": 3.0, **sampling}
     return generator.generate_video(PROMPT, save_video=False, seed=SEED, **settings).frames
 
@@ -86,7 +79,7 @@ def test_a_cache_makes_the_frames_that_it_makes_in_plain_diffusers(
     streaming = LayerwiseOffload("transformer", skippable=skippable)
     with make_generator(folder, streaming, cache=cache) as generator:
         for _ in range(2):
-            assert np.array_equal(frames_of(generator), expected)
+            assert np.array_equal(make_frames(generator), expected)
             streaming.attachments[0].engine.check()
         transformer = generator.module.get_submodule("transformer")
     assert not transformer.is_cache_enabled
@@ -104,7 +97,7 @@ def test_blocks_that_a_cache_skips_are_not_copied(cache, folder, low_threshold) 
             last = generator.module.get_submodule(f"transformer.blocks.{NUM_BLOCKS - 1}.norm1")
             last.register_forward_hook(lambda *_: computed.append(1))
             computed.clear()
-            frames_of(generator)
+            make_frames(generator)
             copied[skippable] = engine.stats.bytes_copied
             one_block = engine.units[0].size_bytes
     passes = 2 * SAMPLING["num_inference_steps"]
@@ -119,7 +112,7 @@ def test_blocks_that_a_cache_skips_are_not_copied(cache, folder, low_threshold) 
 def test_after_a_failed_video_a_cache_starts_anew(folder, low_threshold) -> None:
     streaming = LayerwiseOffload("transformer", skippable=True)
     with make_generator(folder, streaming, cache="first_block") as generator:
-        expected = frames_of(generator)
+        expected = make_frames(generator)
         steps = []
 
         def fail(*_: object) -> None:
@@ -130,15 +123,15 @@ def test_after_a_failed_video_a_cache_starts_anew(folder, low_threshold) -> None
         head = generator.module.get_submodule("transformer.blocks.0.norm1")
         handle = head.register_forward_hook(fail)
         with pytest.raises(RuntimeError, match="broken"):
-            frames_of(generator)
+            make_frames(generator)
         handle.remove()
-        assert np.array_equal(frames_of(generator), expected)
+        assert np.array_equal(make_frames(generator), expected)
 
 
 def test_a_wrapped_block_is_an_ordinary_one_after_detach(folder) -> None:
     streaming = LayerwiseOffload("transformer", skippable=True)
     with make_generator(folder, streaming) as generator:
-        frames_of(generator)
+        make_frames(generator)
         transformer = generator.module.get_submodule("transformer")
     assert not [m for m in transformer.modules() if "forward" in vars(m)]
 
@@ -152,7 +145,7 @@ def test_an_attention_backend_is_diffusers_own_and_goes_with_the_generator(folde
     with make_generator(folder, streaming, attention_backend=backend) as generator:
         processor = generator.module.get_submodule("transformer.blocks.0.attn1").processor
         assert processor._attention_backend.value == backend
-        assert np.array_equal(frames_of(generator), expected)
+        assert np.array_equal(make_frames(generator), expected)
     assert processor._attention_backend is None
     assert _AttentionBackendRegistry.get_active_backend()[0] == active
 
@@ -162,7 +155,7 @@ def test_without_guidance_a_step_is_one_pass(folder) -> None:
     with make_generator(folder, streaming) as generator:
         for scale, passes in ((3.0, 16), (1.0, 8)):
             before = streaming.attachments[0].engine.stats.passes
-            frames = frames_of(generator, guidance_scale=scale)
+            frames = make_frames(generator, guidance_scale=scale)
             assert streaming.attachments[0].engine.stats.passes - before == passes
     plain = plain_frames(folder, lambda p: None, guidance_scale=1.0)
     assert np.array_equal(frames, plain)
@@ -173,7 +166,7 @@ def test_slicing_is_diffusers_own(folder) -> None:
         vae = generator.module.get_submodule("vae")
         assert vae.use_slicing
         assert not vae.use_tiling
-        assert np.array_equal(frames_of(generator), plain_frames(folder, lambda p: None))
+        assert np.array_equal(make_frames(generator), plain_frames(folder, lambda p: None))
 
 
 def test_a_tiled_decode_is_that_of_plain_diffusers(folder) -> None:
@@ -186,7 +179,7 @@ def test_a_tiled_decode_is_that_of_plain_diffusers(folder) -> None:
 
     with make_generator(folder, LayerwiseOffload("transformer"), vae_tiling=True) as generator:
         vars(generator.module.get_submodule("vae")).update(tiles)
-        frames = frames_of(generator)
+        frames = make_frames(generator)
     assert np.array_equal(frames, plain_frames(folder, enable))
     assert (frames != plain_frames(folder, lambda p: None)).any()
 

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import checkpoints
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
-from references import SEED, load_plain
+from checkpoints import SIZE
+from references import check_frames, frames_of, load_plain
 
-from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
+from fastvideo_lightning import VideoModule
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
 
 gguf = pytest.importorskip("gguf", reason="needs gguf")
@@ -63,34 +62,18 @@ def load(file: Path):
 
 @pytest.fixture(scope="module")
 def expected(file) -> np.ndarray:
-    output = load(file)(
-        prompt=PROMPT,
-        generator=torch.Generator("cpu").manual_seed(SEED),
-        output_type="pil",
-        **SAMPLING,
-    )
-    return np.stack([np.asarray(frame) for frame in output.frames[0]])
+    return frames_of(load(file), SAMPLING)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_frames_of_a_gguf_file_are_those_of_plain_diffusers_wherever_it_is(
     placement, file, expected
 ) -> None:
-    callback = PLACEMENTS[placement]()
-    fabric = L.Fabric(
-        accelerator="cpu", devices=1, strategy=HostResidentStrategy(), callbacks=[callback]
-    )
-    fabric.launch()
     module = VideoModule.from_pipeline(load(file))
-    fabric.setup(module)
-    for _ in range(2):
-        prompts = PromptDataset([PROMPT], seed=SEED, **SAMPLING)
-        (video,) = PredictLoop(fabric).run(module, prompts, return_predictions=True)
-        assert np.array_equal(video.frames, expected)
+    check_frames(module, [PLACEMENTS[placement]()], expected, SAMPLING)
     weight = module.get_submodule("transformer.blocks.0.attn1.to_q").weight
     assert type(weight).__name__ == "GGUFParameter"
     assert weight.dtype == torch.uint8
-    fabric.call("teardown")
 
 
 def test_a_block_moves_as_the_bytes_of_its_file(file) -> None:

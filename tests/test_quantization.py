@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import PROMPT, SIZE
-from references import SEED, load_plain
+from references import SEED, frames_of, load_plain
 from torch import nn
 
 from fastvideo_lightning import VideoGenerator, VideoModule
@@ -126,13 +126,7 @@ def plain_frames(folder, kind: str) -> np.ndarray:
     )
     pipeline = load_plain(folder, expects_image=False)
     pipeline.transformer = model
-    output = pipeline(
-        prompt=PROMPT,
-        generator=torch.Generator("cpu").manual_seed(SEED),
-        output_type="pil",
-        **SAMPLING,
-    )
-    return np.stack([np.asarray(frame) for frame in output.frames[0]])
+    return frames_of(pipeline, SAMPLING)
 
 
 @pytest.mark.parametrize(

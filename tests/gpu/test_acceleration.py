@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import PROMPT
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from references import SEED, load_plain
+from references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import (
     HostResidentStrategy,
@@ -30,13 +30,7 @@ SETTINGS = {**SAMPLING, "guidance_scale": 3.0}
 def plain_frames(folder, change) -> np.ndarray:
     pipeline = load_plain(folder, expects_image=False, dtype=DTYPES, device="cuda")
     change(pipeline)
-    output = pipeline(
-        prompt=PROMPT,
-        generator=torch.Generator("cpu").manual_seed(SEED),
-        output_type="pil",
-        **SETTINGS,
-    )
-    return np.stack([np.asarray(frame) for frame in output.frames[0]])
+    return frames_of(pipeline, SETTINGS)
 
 
 def check_frames(folder, expected: np.ndarray, *, skippable: bool, cache: str) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import PROMPT, SIZE
 from loras import write_lora
-from references import SEED, load_plain
+from references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
@@ -60,13 +60,7 @@ def plain_frames(folder, loras, dtype, on_host) -> dict[str, np.ndarray]:
             pipeline.transformer.get_submodule(on_host).to("cpu")
         change(pipeline, *loras)
         pipeline.transformer.to("cuda")
-        output = pipeline(
-            prompt=PROMPT,
-            generator=torch.Generator("cpu").manual_seed(SEED),
-            output_type="pil",
-            **SAMPLING,
-        )
-        frames[step] = np.stack([np.asarray(frame) for frame in output.frames[0]])
+        frames[step] = frames_of(pipeline, SAMPLING)
     return frames
 
 

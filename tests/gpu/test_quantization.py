@@ -1,16 +1,12 @@
 """On a GPU, too: quantized weights make what they make in plain diffusers, and stream."""
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
-from references import SEED, load_plain
+from checkpoints import SIZE
+from references import check_frames, frames_of, load_plain
 
 from fastvideo_lightning import (
-    HostResidentStrategy,
-    PredictLoop,
-    PromptDataset,
     VideoModule,
 )
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
@@ -42,29 +38,10 @@ def load(folder, config, *, device: str = "cpu"):
     return pipeline
 
 
-def frames_of(pipeline) -> np.ndarray:
-    output = pipeline(
-        prompt=PROMPT,
-        generator=torch.Generator("cpu").manual_seed(SEED),
-        output_type="pil",
-        **SAMPLING,
-    )
-    return np.stack([np.asarray(frame) for frame in output.frames[0]])
-
-
-def check_frames(module: VideoModule, placement: str, expected: np.ndarray) -> None:
+def check(module: VideoModule, placement: str, expected: np.ndarray) -> None:
     """Compare two videos of a placed module with what is expected."""
     callbacks = [PLACEMENTS[placement](), Resident("text_encoder"), Resident("vae")]
-    fabric = L.Fabric(
-        accelerator="cuda", devices=1, strategy=HostResidentStrategy(), callbacks=callbacks
-    )
-    fabric.launch()
-    fabric.setup(module)
-    prompts = PromptDataset([PROMPT], seed=SEED, **SAMPLING)
-    for _ in range(2):
-        (video,) = PredictLoop(fabric).run(module, prompts, return_predictions=True)
-        assert np.array_equal(video.frames, expected)
-    fabric.call("teardown")
+    check_frames(module, callbacks, expected, SAMPLING, accelerator="cuda")
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -75,8 +52,8 @@ def test_torchaos_weights_make_the_frames_of_plain_diffusers(dtype, placement, c
 
     folder = checkpoint("t2v")
     config = TorchAoConfig(getattr(kinds, QUANTIZATIONS[dtype])())
-    expected = frames_of(load(folder, config).to("cuda"))
-    check_frames(VideoModule.from_pretrained(folder, dtype=dtype), placement, expected)
+    expected = frames_of(load(folder, config).to("cuda"), SAMPLING)
+    check(VideoModule.from_pretrained(folder, dtype=dtype), placement, expected)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -91,8 +68,8 @@ def test_4_bits_of_bitsandbytes_make_the_frames_of_plain_diffusers(placement, ch
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    expected = frames_of(load(folder, config, device="cuda"))
-    check_frames(VideoModule.from_pipeline(load(folder, config)), placement, expected)
+    expected = frames_of(load(folder, config, device="cuda"), SAMPLING)
+    check(VideoModule.from_pipeline(load(folder, config)), placement, expected)
 
 
 def test_8_bits_of_bitsandbytes_are_refused_by_name(checkpoint):

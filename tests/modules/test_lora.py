@@ -10,7 +10,7 @@ import pytest
 import torch
 from checkpoints import PROMPT, SIZE
 from loras import write_lora
-from references import SEED, load_plain
+from references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
@@ -90,13 +90,7 @@ def expected(checkpoint, loras) -> dict[str, np.ndarray]:
     frames = {}
     for step, (_, change) in STEPS.items():
         change(pipeline, *loras)
-        output = pipeline(
-            prompt=PROMPT,
-            generator=torch.Generator("cpu").manual_seed(SEED),
-            output_type="pil",
-            **SAMPLING,
-        )
-        frames[step] = np.stack([np.asarray(frame) for frame in output.frames[0]])
+        frames[step] = frames_of(pipeline, SAMPLING)
     return frames
 
 
@@ -170,13 +164,7 @@ def test_layers_that_peft_itself_injects_make_the_same(set_up, memory, is_used, 
             make_frames(fabric, module)
         inject(module.get_submodule("transformer"), kind)
         inject(plain.transformer, kind)
-        output = plain(
-            prompt=PROMPT,
-            generator=torch.Generator("cpu").manual_seed(SEED),
-            output_type="pil",
-            **SAMPLING,
-        )
-        expected = np.stack([np.asarray(frame) for frame in output.frames[0]])
+        expected = frames_of(plain, SAMPLING)
         assert np.array_equal(make_frames(fabric, module), expected), kind
         streaming.attachments[0].engine.check()
         fabric.call("teardown")

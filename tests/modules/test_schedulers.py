@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import PROMPT, SIZE
-from references import SEED, load_plain
+from references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import SamplingParams, VideoGenerator
 from fastvideo_lightning.callbacks import LayerwiseOffload
@@ -25,13 +25,7 @@ def plain_frames(folder, name: str, **changes) -> np.ndarray:
     config = pipeline.scheduler.config
     pipeline.scheduler = getattr(diffusers, name).from_config(config, **changes)
     torch.manual_seed(SEED)
-    output = pipeline(
-        prompt=PROMPT,
-        generator=torch.Generator("cpu").manual_seed(SEED),
-        output_type="pil",
-        **SAMPLING,
-    )
-    return np.stack([np.asarray(frame) for frame in output.frames[0]])
+    return frames_of(pipeline, SAMPLING)
 
 
 @pytest.fixture(scope="module")
