@@ -240,7 +240,8 @@ def _denoise(
         total += share * max(once, copy)
         moved += round(share * places[size.fqn].streamed_bytes)
         kind = kind if once >= copy else "link"
-    reserved: float = stays + peak + ahead
+    compiling = max((work.compiling_bytes for work in works.values()), default=0)
+    reserved: float = stays + peak + ahead + compiling
     reserved += min(SPLIT * peak, MOST_SPLIT * (reserved + WORKSPACE_BYTES))
     return clock.stage("denoise", reserved, compute, link, total, kind, moved)
 

@@ -53,6 +53,7 @@ class Work:
         num_exposed: Of kernels too small to hide the launch of the next.
         cached_bytes: What each of diffusers' caches would keep on the device from call to call.
         kept_bytes: What does stay there, by the flags.
+        compiling_bytes: What the allocator still holds of a compilation at the first call.
     """
 
     activation_bytes: int = 0
@@ -64,6 +65,7 @@ class Work:
     num_exposed: int = 0
     cached_bytes: Mapping[str, int] = field(default_factory=dict)
     kept_bytes: int = 0
+    compiling_bytes: int = 0
 
 
 @dataclass(frozen=True)

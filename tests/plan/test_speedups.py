@@ -16,22 +16,24 @@ from fastvideo_lightning.plan.measure import measure_components
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.speedups import under_flags
 from fastvideo_lightning.plan.subject import Subject
-from tests.plan.measured import COMPILED, RESIDENT, WORKSPACES_GB
+from tests.plan.measured import COMPILED, COMPILING_GB, RESIDENT, WORKSPACES_GB
 
 
-@pytest.mark.parametrize(("frames", "resident_blocks", "step_ms", "reserved_gb"), COMPILED)
+@pytest.mark.parametrize(
+    ("frames", "resident_blocks", "compiles", "step_ms", "reserved_gb"), COMPILED
+)
 def test_a_compiled_step_is_predicted_as_near_as_another(
-    frames, resident_blocks, step_ms, reserved_gb, wan
+    frames, resident_blocks, compiles, step_ms, reserved_gb, wan
 ):
     params = SamplingParams(height=480, width=832, num_frames=frames, num_inference_steps=1)
     subject = Subject.of(wan("wan-1.3b"), params.merge(guidance_scale=1.0))
     denoiser = tuple(s for s in subject.components if s.role is Role.DENOISER)
     config = OffloadConfig(compile=True, dit_layerwise_offload=resident_blocks is not RESIDENT)
     stage = predict(replace(subject, components=denoiser), config, find_card("H100")).stages[1]
-    assert stage.time_s * 1e3 == pytest.approx(step_ms, rel=0.15)
-    measured_gb = reserved_gb + (0 if resident_blocks is RESIDENT else WORKSPACES_GB)
-    # What compiling itself left behind is in one of these rows: 1.7 % more than planned.
-    assert 0.98e9 * measured_gb <= stage.reserved_bytes <= 1.1e9 * measured_gb
+    if step_ms is not None:
+        assert stage.time_s * 1e3 == pytest.approx(step_ms, rel=0.15)
+    measured_gb = reserved_gb + WORKSPACES_GB + (0 if compiles else COMPILING_GB)
+    assert measured_gb * 1e9 <= stage.reserved_bytes <= 1.1e9 * measured_gb
 
 
 def storages() -> dict[int, int]:
