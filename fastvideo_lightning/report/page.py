@@ -28,7 +28,7 @@ _TEMPLATE = """{% macro table(one) %}
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto;
        padding: 0 1rem; }
-svg { width: 100%; height: auto; }
+svg { width: 100%; min-width: 44rem; height: auto; }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
 th { border-bottom: 2px solid #888; font-weight: 600; }
@@ -42,7 +42,7 @@ summary { cursor: pointer; }
 <h1>What the run did</h1>
 <ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>
 {% if error %}<p class="error">The run ended early: {{ error }}</p>{% endif %}
-{{ picture }}
+<div class="wide">{{ picture }}</div>
 {% for video in videos %}
 <h2>{{ video.prompt }}</h2>
 {{ table(video.stages) }}
