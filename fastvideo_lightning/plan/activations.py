@@ -54,7 +54,8 @@ def _dtypes(module: VideoModule, fqn: str) -> Callable[[str], torch.dtype]:
     def dtype_of(name: str) -> torch.dtype:
         source = module.weight_sources.get(f"{fqn}.{name}")
         weight = module.get_submodule(fqn).get_parameter(name)
-        dtype = source.accelerator_dtype if weight.is_meta and source else weight.dtype
+        # Not the weight's own, which is another where it is computed on a CPU.
+        dtype = source.accelerator_dtype if source else weight.dtype
         return dtype if dtype.is_floating_point and dtype.itemsize > 1 else torch.bfloat16
 
     return dtype_of

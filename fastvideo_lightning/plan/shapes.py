@@ -12,7 +12,7 @@ _OF_TEXT = re.compile(r"\.attn2\.(to|add)_[kv](_proj)?\.weight$")
 def itemsizes(module: VideoModule, fqn: str) -> list[int]:
     """Bytes per element of a component's first floating-point weight on a GPU."""
     for name, weight in module.get_submodule(fqn).named_parameters(prefix=fqn):
-        if weight.is_meta and name in module.weight_sources:
+        if name in module.weight_sources:
             return [module.weight_sources[name].accelerator_dtype.itemsize]
         if weight.is_floating_point():
             return [weight.element_size()]

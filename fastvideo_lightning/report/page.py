@@ -35,6 +35,7 @@ th { border-bottom: 2px solid #888; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; }
 .wide { overflow-x: auto; }
 .error { color: #a00; }
+h2 { overflow-wrap: anywhere; }
 summary { cursor: pointer; }
 </style>
 </head>

@@ -43,7 +43,7 @@ def make_page(studio: Studio) -> gr.Blocks:
         plan, report = gr.HTML(elem_id="plan"), gr.HTML(elem_id="report")
         shown = [last_id, gr.State(), status, make, stop, video, report]
         _wire(page, Session(studio), fields, shown)
-        _show_plan(page, Session(studio), fields, plan)
+        _show_plan(page, make, Session(studio), fields, plan)
     return page
 
 
@@ -64,13 +64,16 @@ def _wire(page: gr.Blocks, session: Session, fields: list[Any], shown: list[Any]
     stop.click(session.cancel, job_id, None, concurrency_limit=None, **_QUIET)
 
 
-def _show_plan(page: gr.Blocks, session: Session, fields: list[Any], plan: gr.HTML) -> None:
-    """Show what goes where for the sizes in the form, whenever one of them changes."""
+def _show_plan(
+    page: gr.Blocks, make: gr.Button, session: Session, fields: list[Any], plan: gr.HTML
+) -> None:
+    """Show what goes where for the sizes in the form: when one is changed, and of what is made."""
 
     async def on_change(*values: Any) -> str:
         return await session.plan(values)
 
     page.load(on_change, fields, plan, **_QUIET)
+    make.click(on_change, fields, plan, **_QUIET)
     for field in [*fields[4:10], fields[-1]]:  # sizes, steps, guidance, budget
         for leaves in (field.blur, field.submit):
             leaves(on_change, fields, plan, **_QUIET)

@@ -25,6 +25,9 @@ from fastvideo_lightning.serve.queue import JobQueue
 from fastvideo_lightning.serve.watch import JobWatch
 from fastvideo_lightning.serve.words import explain
 
+_FOR_A_GPU = (
+    "A plan for a GPU. This machine has none: everything is computed on the CPU, where weights lie."
+)
 _HINTS = {
     "fps": f"1 to {MAX_FPS}",
     "guidance_scale": "1 turns it off",
@@ -145,7 +148,8 @@ class Studio:
             TypeError, ValueError, OSError: As `check`, but for the prompt.
         """
         self.limits.check(request.params)
-        return plan_text(self._plan(request))
+        text = plan_text(self._plan(request))
+        return f"{_FOR_A_GPU}\n\n{text}" if self.model.device_type == "cpu" else text
 
     def submit(self, request: Request) -> Job:
         """Check a request and queue it.

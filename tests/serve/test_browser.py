@@ -109,6 +109,7 @@ def test_a_visitor_makes_a_video_and_the_page_asks_no_other_server(visitor, outp
     visitor.fill("width", "48")
     visitor.press("make")
     assert "48x64, 17 frames at 8 fps, seed 1024" in visitor.wait_for("Done")
+    wait_until(lambda: "48x64, 17 frames, 8 steps" in visitor.find("#plan")[0].text)
     with av.open(output / "a_blue_square_moves_up.mp4") as container:
         assert (container.streams.video[0].width, container.streams.video[0].frames) == (48, 17)
 

@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import av
 import pytest
+import torch
 from waiting import wait_until
 
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.plan import make_plan
+from fastvideo_lightning.plan.show import plan_text
 from fastvideo_lightning.serve.images import WantedImages
 from fastvideo_lightning.serve.jobs import Job, JobState, Request
 from fastvideo_lightning.serve.queue import FullQueueError
@@ -89,6 +92,16 @@ REFUSED = [
 def test_what_cannot_be_made_is_refused_before_it_is_queued(studio, changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         studio.submit(ask(**changes))
+
+
+def test_a_plan_is_for_a_gpu_also_where_the_model_is_placed_on_a_cpu(studio) -> None:
+    request = ask(num_inference_steps=8)
+    end_of(studio, studio.submit(request))
+    assert not next(studio.module.transformer.parameters()).is_meta, "placed on the CPU"
+    assert studio.module.transformer.dtype is torch.float32
+    text = studio.plan(request)
+    assert text.startswith("A plan for a GPU. This machine has none")
+    assert plan_text(make_plan("tiny-shapes", request.params)) in text
 
 
 def test_a_full_queue_takes_no_more_until_one_has_gone(studio) -> None:
