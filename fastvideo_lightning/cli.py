@@ -56,9 +56,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     failure: Exception
     try:
         return cli.main(arguments, prog_name=COMMAND, standalone_mode=False) or 0
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
         if _should_show(KeyboardInterrupt()):
-            click.echo("Stopped.", err=True)
+            notes = getattr(stop.__cause__ or stop, "__notes__", ())  # click wraps it
+            click.echo(" ".join(["Stopped.", *notes]), err=True)
         return STOPPED
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

@@ -178,5 +178,8 @@ def test_debug_shows_the_traceback_of_both_kinds_of_error(calls, capsys, monkeyp
 def test_ctrl_c_ends_with_130_and_no_traceback(calls, capsys, monkeypatch):
     monkeypatch.setattr(RecordedGenerator, "generate_video", refuse(KeyboardInterrupt()))
     assert run(["generate", "--prompt", "a"]) == 130
-    assert read_errors(capsys) == ["", "Stopped."]  # the terminal's line holds ^C
+    assert read_errors(capsys) == [
+        "",  # the terminal's line holds ^C
+        "Stopped. The video was not made. Run the same command again to make it.",
+    ]
     assert calls[-1] == ("close",)

@@ -52,6 +52,8 @@ A YAML file for --config holds option names and values, one a line, as in `num-f
 typed wins over the file.
 """
 
+_AGAIN = "The video was not made. Run the same command again to make it."
+
 
 @dataclass(frozen=True)
 class Request:
@@ -143,8 +145,9 @@ def _make_video(request: Request) -> None:
     try:
         with waiting("loading libraries"):
             generator = _open(request)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if request.prompts is None:
+            stop.add_note(_AGAIN)
             raise
         say("Stopped before a video was begun. Run the same command again to make them.")
         raise click.exceptions.Exit(STOPPED) from None
@@ -159,12 +162,16 @@ def _make_video(request: Request) -> None:
             _make_batch(generator, request, request.prompts)
             return
         assert request.prompt is not None
-        video = generator.generate_video(
-            request.prompt,
-            output_path=choices["output_path"],
-            save_video=choices["save_video"],
-            **request.params.given(),
-        )
+        try:
+            video = generator.generate_video(
+                request.prompt,
+                output_path=choices["output_path"],
+                save_video=choices["save_video"],
+                **request.params.given(),
+            )
+        except KeyboardInterrupt as stop:
+            stop.add_note(_AGAIN)
+            raise
     if is_first_process():
         _report(video)
 
