@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fastvideo_lightning.sharing import Replica
 from fastvideo_lightning.strategies.context import ContextParallel, HasDenoisers
-from fastvideo_lightning.strategies.launching import GuardedLauncher
+from fastvideo_lightning.strategies.launching import GuardedLauncher, report_failures
 from fastvideo_lightning.strategies.precision import check_precision
 from fastvideo_lightning.strategies.sharding import shard_denoiser
 
@@ -65,6 +65,8 @@ class FSDPInferenceStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
+        if self.world_size > 1:
+            report_failures(self.global_rank)
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Shard the module's denoisers, in place, and read this rank's parts.

@@ -9,6 +9,8 @@ the cause. Then the main thread is asked to end as by SIGTERM, so that it can ti
 that waits for the dead does not hear that, and the process is ended by force.
 Ctrl-C is no failure: it reaches all processes, and where one has ended by it, the others get some
 seconds to do the same. The start of the process group, for one, does not hear it.
+Where the first process ends by itself, the others may still have work of their own, and get time
+for it: little where it has ended by `sys.exit` with a code, for then it has given up.
 """
 
 import _thread
@@ -21,8 +23,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from fastvideo_lightning.strategies.failures import Failure, read_failures
 
@@ -31,6 +35,7 @@ _LISTEN_S = 1.5  # for what other processes have to say
 _CAUSE_S = 5.0  # for a process that has failed to be gone
 _TIDY_S = 3.0  # for a main thread to end by itself
 _LAST_S = 20.0  # for the other processes, after the first has ended without a failure
+_AFTER_EXIT_S = 5.0  # for the other processes, after the first has ended with a code
 _STOP_S = 5.0  # for a main thread to end by Ctrl-C, once another process has
 _INTERRUPTED = 128 + signal.SIGINT
 _STOPPED = (-signal.SIGINT, _INTERRUPTED)
@@ -66,10 +71,13 @@ class RankGuard(threading.Thread):
         self._is_told = False
         self._is_stopped = False
         self._show = sys.excepthook
+        self._exit = sys.exit
+        self._exit_code: object = None
 
     def start(self) -> None:
         """Begin to watch; to be called in the main thread."""
         sys.excepthook = self._on_uncaught
+        sys.exit = self._on_exit
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         super().start()
@@ -129,20 +137,17 @@ class RankGuard(threading.Thread):
         if self._failed_here.is_set():
             cause = self._find_cause()
             until = time.monotonic() + _TIDY_S * self._is_stopped  # Ctrl-C reached them too
-            while self._count_alive() and time.monotonic() < until:
+            while self._find_alive() and time.monotonic() < until:
                 time.sleep(_POLL_S / 4)
             self._end_children()
             if not self._is_told:
                 self._leave(cause)
-        until = time.monotonic() + _LAST_S
-        while self._count_alive():
+        code = self._exit_code
+        until = time.monotonic() + (_AFTER_EXIT_S if code else _LAST_S)
+        while alive := self._find_alive():
             if time.monotonic() > until:
-                rank = next(r for r, child in self._children.items() if child.poll() is None)
-                self._end_children()
-                reason = (
-                    f"it ended while rank {rank} was at work, and {_LAST_S:.0f} s later still was"
-                )
-                self._leave(Failure(False, 0.0, self._rank, reason))
+                status = code & 0xFF if isinstance(code, int) else int(code is not None)
+                self._leave_behind(alive[0], status)
             time.sleep(_POLL_S / 4)
         if self._find_dead() and not self._is_told:
             self.join()  # it ends the process
@@ -153,6 +158,11 @@ class RankGuard(threading.Thread):
     ) -> None:
         if self.note(error):
             self._show(kind, error, trace)
+
+    def _on_exit(self, code: object = None, /) -> NoReturn:
+        """Note the code that this process is to end with, which `finish` is not told."""
+        self._exit_code = code
+        self._exit(code)  # type: ignore[arg-type]
 
     def _find_dead(self) -> bool:
         """Whether another process has failed, as far as this one sees by itself."""
@@ -183,8 +193,8 @@ class RankGuard(threading.Thread):
             failures.setdefault(self._first_rank, gone)
         return min(failures.values(), default=None)
 
-    def _count_alive(self) -> int:
-        return sum(child.poll() is None for child in self._children.values())
+    def _find_alive(self) -> list[int]:
+        return [rank for rank, child in self._children.items() if child.poll() is None]
 
     def _end_children(self) -> None:
         for stop, seconds in (("terminate", _TIDY_S), ("kill", _TIDY_S)):
@@ -196,14 +206,23 @@ class RankGuard(threading.Thread):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(max(until - time.monotonic(), 0.0))
 
-    def _leave(self, cause: Failure | None) -> None:
+    def _leave_behind(self, rank: int, code: int) -> None:
+        """End the others, of which `rank` is at work or waits for this process, and then it."""
+        self._end_children()
+        own = Failure.of_exit(self._rank, code)
+        if not code:
+            reason = f"it ended while rank {rank} was at work, and {_LAST_S:.0f} s later still was"
+            own = replace(own, reason=reason)
+        self._leave(own, code=code or 1)
+
+    def _leave(self, cause: Failure | None, *, code: int = 1) -> None:
         """End the process at once; the first process to come here speaks for all."""
         if cause is not None and self._speaks():
             sys.stdout.flush()
             print(cause.line, file=sys.stderr, flush=True)
         if self._children or os.getppid() != self._parent:
             shutil.rmtree(self._folder, ignore_errors=True)
-        os._exit(1)
+        os._exit(code)
 
     def _speaks(self) -> bool:
         if self._children:

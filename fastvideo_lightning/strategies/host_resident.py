@@ -19,7 +19,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from fastvideo_lightning.sharing import Replica
 from fastvideo_lightning.strategies.context import ContextParallel
-from fastvideo_lightning.strategies.launching import GuardedLauncher
+from fastvideo_lightning.strategies.launching import GuardedLauncher, report_failures
 from fastvideo_lightning.strategies.precision import check_precision
 
 T = TypeVar("T")
@@ -86,6 +86,7 @@ class HostResidentStrategy(ParallelStrategy):
         self.cluster_environment.set_world_size(self._processes_in_all)
         rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
         if self.world_size > 1:
+            report_failures(self.global_rank)
             backend = self._process_group_backend or _get_default_process_group_backend_for_device(
                 self.root_device
             )

@@ -12,11 +12,12 @@ from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessS
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 
 from fastvideo_lightning.strategies.guard import RankGuard
+from fastvideo_lightning.strategies.reporting import RankReporter
 
 _FOLDER = "FASTVIDEO_LIGHTNING_RANKS"
 """Environment variable: where the processes of a node tell each other why they failed."""
 
-_guard: RankGuard | None = None
+_guard: RankGuard | RankReporter | None = None
 
 
 class GuardedLauncher(_SubprocessScriptLauncher):
@@ -69,7 +70,15 @@ def note_failure(error: BaseException, *, is_told: bool = False) -> bool:
     return _guard is None or _guard.note(error, is_told=is_told)
 
 
-def _start_guard(guard: RankGuard) -> None:
+def report_failures(rank: int) -> None:
+    """Have this process say why it fails, unless it guards the others or is guarded.
+
+    For ranks that torchrun, `fabric run` or SLURM has started.
+    """
+    _start_guard(RankReporter(rank))
+
+
+def _start_guard(guard: RankGuard | RankReporter) -> None:
     global _guard
     if _guard is None:  # a second Fabric of this process finds the processes started
         _guard = guard

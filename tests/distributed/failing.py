@@ -24,7 +24,8 @@ def main(num_processes: int, folder: Path) -> None:
     fabric = L.Fabric(
         accelerator=accelerator, devices=num_processes, strategy=HostResidentStrategy()
     )
-    fabric.launch()
+    if not os.environ.get("LT_CLI_USED"):  # `fabric run` has launched already
+        fabric.launch()
     rank = fabric.global_rank
     note = {"pid": os.getpid(), "port": int(os.environ["MASTER_PORT"])}
     (folder / f"{rank}.json").write_text(json.dumps(note))
@@ -32,6 +33,8 @@ def main(num_processes: int, folder: Path) -> None:
     if rank == settings["rank"]:
         time.sleep(1)  # the others are at work by then
         (folder / "failed_at").write_text(str(time.time()))
+        if settings["how"] == "return":
+            return
         fail(settings["how"])
     if settings["others"] == "wait":
         fabric.barrier()
