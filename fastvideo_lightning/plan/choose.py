@@ -37,18 +37,35 @@ class BudgetTooSmallError(ValueError):
     Attributes:
         smallest_bytes: What the smallest set takes.
         smallest: That set.
+
+    Args:
+        budget_bytes: The budget.
+        smallest: The smallest set that keeps the flags that were given.
+        machine: The hardware; None where there is no telling how much memory it has.
+        otherwise: What else would help, as the end of a sentence.
     """
 
-    def __init__(self, budget_bytes: float, smallest: Prediction) -> None:
+    def __init__(
+        self,
+        budget_bytes: float,
+        smallest: Prediction,
+        machine: Machine | None = None,
+        otherwise: str = "",
+    ) -> None:
         self.smallest_bytes = smallest.reserved_bytes
         self.smallest = smallest
         gib = round_up(self.smallest_bytes)
         stage = max(smallest.stages, key=lambda stage: stage.reserved_bytes).name
         super().__init__(
             f"gpu_memory_budget={budget_bytes / GIB:.4g} is too small: the smallest possible is "
-            f"{gib} GiB, which the {stage} stage takes. Pass gpu_memory_budget={gib}, or a "
-            "smaller height, width or num_frames."
+            f"{gib} GiB, which the {stage} stage takes. Pass "
+            + (f"gpu_memory_budget={gib}, or " if _has(machine, self.smallest_bytes) else "")
+            + f"a smaller height, width or num_frames{otherwise}."
         )
+
+
+def _has(machine: Machine | None, size_bytes: int) -> bool:
+    return machine is None or size_bytes <= machine.memory_bytes
 
 
 def choose(
@@ -75,9 +92,27 @@ def choose(
     ]
     fitting = [each for each in found if each.reserved_bytes <= budget_bytes]
     if not fitting:
-        raise BudgetTooSmallError(budget_bytes, smallest_of(found))
+        raise BudgetTooSmallError(
+            budget_bytes,
+            smallest_of(found),
+            machine,
+            _what_binds(subject, given, machine, budget_bytes),
+        )
     best = min(fitting, key=_rank)
     return best if machine is not None else predict(subject, best.config, None)
+
+
+def _what_binds(
+    subject: Subject, given: OffloadConfig, machine: Machine | None, budget_bytes: float
+) -> str:
+    """Say which of the user's flags are in the way, where something fits without them."""
+    binding = [f"{name}={getattr(given, name)}" for name in CHOSEN if name in given.given]
+    others = {name: getattr(given, name) for name in given.given if name not in CHOSEN}
+    freest = find_smallest(subject, OffloadConfig(**others), machine)
+    if not binding or freest.reserved_bytes > budget_bytes:
+        return ""
+    gib = round_up(freest.reserved_bytes)
+    return f", or leave out {', '.join(binding)}: without, {gib} GiB are enough"
 
 
 def choose_tighter(

@@ -49,7 +49,8 @@ def make_plan(
 
     Raises:
         BudgetTooSmallError: If nothing fits; names the smallest possible budget.
-        ValueError: If the card is unknown, `auto` is asked for where there is no GPU, or FSDP.
+        ValueError: If the card is unknown or smaller than the budget, `auto` is asked for where
+            there is no GPU, or FSDP.
     """
     if isinstance(model, VideoModule):
         module, called = model, type(model.pipeline).__name__
@@ -110,18 +111,28 @@ def find_budget(
         is_here: Whether it is this machine's, whose free memory can be asked for.
 
     Raises:
-        ValueError: If `auto` is asked for and there is no device to ask.
+        ValueError: If the machine has less, or `auto` is asked for and there is no device to ask.
     """
     if budget_gib is None:
         return None
     if budget_gib != "auto":
-        return round(float(budget_gib) * GIB)
+        return _check_size(float(budget_gib), machine)
     if is_here and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return round((free + torch.cuda.memory_reserved()) * _AUTO_SHARE)
     if machine is None:
         raise ValueError(
             "gpu_memory_budget='auto' asks how much GPU memory is free, and this machine has no "
-            "GPU. Pass a number of GiB, or the name of a card."
+            'GPU. Pass a number of GiB, or name a card, such as plan --gpu "RTX 4090".'
         )
     return machine.memory_bytes - _CONTEXT_BYTES
+
+
+def _check_size(budget_gib: float, machine: Machine | None) -> int:
+    budget_bytes = round(budget_gib * GIB)
+    if machine is not None and budget_bytes > machine.memory_bytes:
+        raise ValueError(
+            f"gpu_memory_budget={budget_gib:g} is more than all memory of the {machine.name}, "
+            f"{machine.memory_bytes / GIB:.1f} GiB. Pass gpu_memory_budget=auto, or less."
+        )
+    return budget_bytes

@@ -61,6 +61,14 @@ def seconds(time_s: float | None) -> str:
     return f"{time_s:.0f}" if time_s >= 100 else f"{time_s:.2f}"
 
 
+def _long(time_s: float) -> str:
+    """A time with its unit, and from two minutes on as one says it."""
+    if time_s < 120:
+        return f"{seconds(time_s)} s"
+    hours, minutes = divmod(round(time_s / 60), 60)
+    return f"{seconds(time_s)} s ({f'{hours} h ' if hours else ''}{minutes} min)"
+
+
 def _headline(plan: "Plan") -> str:
     request = plan.subject.request
     video = f"{request.width}x{request.height}, {request.num_frames} frames"
@@ -116,7 +124,7 @@ def _closing_lines(plan: "Plan", unit: Unit) -> list[str]:
     ]
     if plan.time_s is not None:
         lines.append(
-            f"Time: {seconds(plan.time_s)} s a video, {seconds(plan.step_s)} s a denoising step."
+            f"Time: {_long(plan.time_s)} a video, {seconds(plan.step_s)} s a denoising step."
         )
     else:
         lines.append("No times: there is no GPU here that is known.")

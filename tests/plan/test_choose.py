@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from fastvideo_lightning import OffloadConfig, SamplingParams
@@ -84,6 +86,39 @@ def test_an_impossible_budget_names_the_smallest_and_that_one_works(wan):
     assert plan.reserved_bytes <= smallest * GIB
     with pytest.raises(BudgetTooSmallError):
         make_plan(wan("wan-14b"), VIDEO, budget_gib=smallest - 0.1, card="H100")
+
+
+def test_a_budget_beyond_the_card_is_refused_and_none_is_named_that_it_has_not(wan):
+    with pytest.raises(ValueError, match="more than all memory of the RTX 3060, 11.6 GiB"):
+        make_plan(wan("wan-14b"), VIDEO, budget_gib=12, card="RTX 3060")
+    make_plan(wan("wan-14b"), VIDEO, budget_gib=11.6, card="RTX 3060")
+    make_plan(wan("wan-14b"), VIDEO, budget_gib=12)  # of no known card
+    flags = {"dit_layerwise_offload": False}
+    with pytest.raises(BudgetTooSmallError, match="stage takes. Pass a smaller height, width or"):
+        make_plan(wan("wan-14b"), VIDEO, budget_gib=3, card="RTX 3060", flags=flags)
+
+
+def test_flags_that_are_in_the_way_are_named_with_what_is_enough_without(wan):
+    flags = {"dit_layerwise_offload": False, "vae_tiling": False, "compile": True}
+    with pytest.raises(BudgetTooSmallError) as caught:
+        make_plan(wan("wan-14b"), VIDEO, budget_gib=12, card="H100", flags=flags)
+    _, _, said = str(caught.value).partition(
+        "or leave out dit_layerwise_offload=False, vae_tiling=False: without, "
+    )
+    enough = float(said.partition(" GiB are enough")[0])
+    plan = make_plan(wan("wan-14b"), VIDEO, budget_gib=enough, card="H100", flags={"compile": True})
+    assert plan.reserved_bytes <= enough * GIB
+    with pytest.raises(BudgetTooSmallError) as caught:
+        make_plan(wan("wan-14b"), VIDEO, budget_gib=1, card="H100", flags=flags)
+    assert "leave out" not in str(caught.value), "nothing fits without them either"
+
+
+def test_a_long_time_is_said_in_hours_and_minutes_too(wan):
+    text = str(make_plan(wan("wan-14b"), SamplingParams(num_frames=81), card="T4"))
+    times = re.search(r"Time: (\d+) s \((\d+) h (\d+) min\) a video", text)
+    seconds, hours, minutes = times.groups()
+    assert abs(int(seconds) - 3600 * int(hours) - 60 * int(minutes)) <= 31
+    assert "(" not in str(make_plan(wan("wan-1.3b"), VIDEO, card="H100")).split("Time:")[1]
 
 
 def test_tiles_are_taken_only_where_nothing_fits_without(wan):
