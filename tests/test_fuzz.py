@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recorders import record_calls
 
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest
-from fastvideo_lightning.cli import generate, run
+from fastvideo_lightning.cli import cli, generate, run
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.naming import give_name
 from fastvideo_lightning.prompt_files import read_prompt_file
@@ -79,6 +79,31 @@ def test_any_words_end_with_a_video_or_one_line(place, words):
 def test_any_value_of_an_option_ends_with_a_video_or_one_line(place, option, value):
     words = [f"{option}={value}"]
     check_run(place, ["generate", "--output-path", "out", "--prompt", "a", *words], known=())
+
+
+# A wrong option at the end keeps `serve` from starting, and `pack` from writing a real checkpoint.
+OTHERS = {
+    "plan": [],
+    "models": ["--zzz"],
+    "serve": ["--zzz"],
+    "pack": ["./none", "out"],
+}
+WORDS = {
+    name: [opt for param in cli.commands[name].params for opt in param.opts if opt.startswith("--")]
+    for name in OTHERS
+}
+
+
+@given(
+    command=st.sampled_from(sorted(OTHERS)),
+    value=texts | scalars.map(str) | st.sampled_from(["auto", "12", "RTX 4090", "tiny-shapes"]),
+    data=st.data(),
+)
+def test_any_value_after_any_other_command_ends_with_an_answer_or_one_line(
+    place, command, value, data
+):
+    option = data.draw(st.sampled_from(WORDS[command]).filter(lambda word: word != "--debug"))
+    check_run(place, [command, f"{option}={value}", *OTHERS[command]], known=())
 
 
 options = st.sampled_from([str(param.name) for param in generate.params if param.name])
