@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from fastvideo_lightning.modules import VideoModule
 
 
-def check_attention_backend(backend: str | None) -> None:
-    """Refuse an attention backend that diffusers does not have or cannot run here.
+def check_attention_backend(backend: str | None, *, context_parallel: int = 1) -> None:
+    """Refuse an attention backend that diffusers does not have, or cannot run here or divided.
 
     Raises:
-        ValueError: Names the nearest, or what it lacks.
+        ValueError: Names the nearest, what it lacks, or those that processes can share.
     """
     if backend is None:
         return
@@ -24,6 +24,14 @@ def check_attention_backend(backend: str | None) -> None:
         near = nearest_name(backend, known)
         hint = f"Did you mean {near}?" if near else f"Known are: {', '.join(sorted(known))}."
         raise ValueError(f"attention_backend={backend!r}: diffusers has none of this name. {hint}")
+    able: set[str] = dispatch._AttentionBackendRegistry._supports_context_parallel
+    if context_parallel > 1 and backend not in able:
+        raise ValueError(
+            f"attention_backend={backend!r} cannot be combined with "
+            f"context_parallel={context_parallel}: diffusers divides attention among processes "
+            f"only with {', '.join(sorted(able))}. Pass attention_backend='native', or another of "
+            "these, or context_parallel=1."
+        )
     try:
         check: Any = dispatch._check_attention_backend_requirements
         check(dispatch.AttentionBackendName(backend))

@@ -69,7 +69,8 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         config = config or OffloadConfig()
         self._accelerator = check_devices(num_gpus, accelerator)
         self._num_gpus = num_gpus
-        check_attention_backend(config.attention_backend)
+        backend, context_parallel = config.attention_backend, config.context_parallel
+        check_attention_backend(backend, context_parallel=context_parallel)
         check_context(module, config.context_parallel, num_gpus)
         module.context_parallel = config.context_parallel
         on_gpu = self._accelerator != "cpu"

@@ -110,3 +110,15 @@ def test_the_command_refuses_them_too_as_the_users_mistake():
     result = CliRunner().invoke(cli, ["generate", *options, "--dtype", "int8"])
     assert result.exit_code == 2
     assert "cannot be combined with --use-fsdp-inference" in result.output
+
+
+@pytest.mark.parametrize("backend", ["_native_math", "flex", "xformers", "sage_varlen"])
+def test_an_attention_that_cannot_be_divided_is_refused_before_a_weight_is_read(backend):
+    flags = {"attention_backend": backend, "context_parallel": 2}
+    with pytest.raises(ValueError, match="cannot be combined") as caught:
+        VideoGenerator.from_pretrained(accelerator="cpu", num_gpus=2, **flags)
+    refused, _, rest = str(caught.value).partition(": diffusers divides attention among processes ")
+    assert refused == f"attention_backend={backend!r} cannot be combined with context_parallel=2"
+    able = rest.removeprefix("only with ").partition(". Pass attention_backend='native'")[0]
+    assert {"native", "flash", "sage"} <= set(able.split(", "))
+    assert backend not in able.split(", ")

@@ -8,7 +8,7 @@ import numpy as np
 from torch.distributed.tensor import DTensor
 
 from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator, weights
-from fastvideo_lightning.callbacks import VideoWriter
+from fastvideo_lightning.callbacks import LayerwiseOffload, VideoWriter
 
 
 def main(num_processes: int, folder: Path) -> None:
@@ -47,6 +47,7 @@ def make_one(
             "repeats": bool(np.array_equal(again.frames, video.frames)),
             "tokens": sorted(tokens),
             **measure(generator.module),
+            **measure_streams(generator._fabric),
         }
 
 
@@ -99,7 +100,20 @@ def measure(module) -> dict:
                 sizes["other"] += weight.nbytes
         if hasattr(denoiser, "_get_fsdp_state"):
             kept += len(denoiser._get_fsdp_state()._comm_ctx.post_forward_order)
-    return {**sizes, "kept_forwards": kept}
+    weights = [w for fqn in module.denoisers for w in module.get_submodule(fqn).parameters()]
+    trained = sum(weight.requires_grad for weight in weights)
+    return {**sizes, "kept_forwards": kept, "trained": trained}
+
+
+def measure_streams(fabric) -> dict:
+    """Return the bytes of the units that stream, and how many of them this rank holds."""
+    found = [c for c in fabric._callbacks if isinstance(c, LayerwiseOffload)]
+    engine = found[0].attachments[0].engine if found else None  # one for all units of a module
+    units = [] if engine is None else [unit for unit in engine.units if not unit.transient]
+    return {
+        "held": sum(unit.slab.size_bytes for unit in units),
+        "streamed": sum(unit.size_bytes for unit in units),
+    }
 
 
 def make_many(folder: Path, prompts: list, options: dict) -> tuple[int, list[int]]:

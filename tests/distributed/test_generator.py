@@ -38,9 +38,12 @@ class Way(NamedTuple):
 WAYS = {
     "fsdp": Way(2, FSDP, ["t2v", "two_experts", "ti2v", "i2v_clip"]),
     "streamed": Way(2, {"shard_transport": "gather"}, ["two_experts", "i2v_clip"]),
-    "context": Way(2, {"context_parallel": 2}, ["t2v", "ti2v"]),
+    "context": Way(2, {"context_parallel": 2, "attention_backend": "native"}, ["t2v", "ti2v"]),
     "fsdp-context": Way(4, {**FSDP, "context_parallel": 2}, ["two_experts"]),
+    "fsdp-4": Way(4, FSDP, ["t2v"]),
+    "streamed-4": Way(4, {"shard_transport": "gather", "host_memory": "pageable"}, ["t2v"]),
 }
+QUANTIZED = ["int8", "fp8"]
 ADAPTED = ["fsdp", "streamed", "context"]
 EACH_CASE = [(name, case) for name, way in WAYS.items() for case in way.cases]
 
@@ -59,7 +62,7 @@ def world(checkpoint, images, lora, tmp_path_factory):
     done = {}
 
     def run(name):
-        size = WAYS[name].num_processes
+        size = WAYS[name].num_processes if name in WAYS else 2
         if size not in done:
             folder = tmp_path_factory.mktemp("world")
             ways = {
@@ -81,6 +84,14 @@ def world(checkpoint, images, lora, tmp_path_factory):
                 ways |= {
                     f"lora-{way}": {"flags": WAYS[way].flags, "cases": {}, "lora": adapted}
                     for way in ADAPTED
+                }
+                sampling = {"prompt": PROMPTS[0], "num_inference_steps": 2}
+                ways |= {
+                    dtype: {
+                        "flags": {"shard_transport": "gather", "dtype": dtype},
+                        "cases": {"tiny-shapes": ("tiny-shapes", sampling)},
+                    }
+                    for dtype in QUANTIZED
                 }
             settings = {"options": {"accelerator": "cpu"}, "ways": ways, "prompts": PROMPTS}
             done[size] = folder, run_script("generator_world.py", size, folder, settings)
@@ -119,11 +130,18 @@ def test_each_rank_holds_and_reads_its_part_alone(world, name, case):
     _, ranks = world(name)
     for report in ranks:
         assert report[case]["other"] == 0
+        assert report[case]["trained"] == 0
         assert report[case]["read"] == report[case]["local"]
         # Rows that do not divide go to the first ranks: their part is a little larger.
         assert abs(report[case]["local"] / report[case]["whole"] - 1 / len(ranks)) < 0.1
         assert report[case]["kept_forwards"] == 0  # for a backward that never comes
     assert sum(report[case]["local"] for report in ranks) == ranks[0][case]["whole"]
+
+
+def test_each_of_four_ranks_that_stream_holds_its_part_alone(world):
+    _, ranks = world("streamed-4")
+    for report in ranks:
+        assert 0 < report["t2v"]["held"] <= report["t2v"]["streamed"] / 4 + 4096
 
 
 @pytest.mark.parametrize(("name", "case"), EACH_CASE)
@@ -162,5 +180,16 @@ def test_a_lora_comes_and_goes_on_all_ranks_as_on_one(world, checkpoint, images,
     for rank in range(2):
         frames = np.load(folder.parent / f"lora-{way}" / f"lora-{rank}.npy")
         for mine, expected in zip(frames, (before, adapted, before), strict=True):
-            # Where a weight begins in memory decides a CPU's last bit, and FSDP moves them.
-            assert np.abs(mine - expected).max() <= (way != "streamed")
+            assert np.abs(mine - expected).max() <= (WAYS[way].context > 1)
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+def test_quantized_weights_stream_in_parts_and_make_the_frames_of_one_process(world, dtype):
+    folder, ranks = world(dtype)
+    with VideoGenerator.from_pretrained(accelerator="cpu", dtype=dtype) as generator:
+        expected = generator.generate_video(
+            PROMPTS[0], num_inference_steps=2, save_video=False
+        ).frames
+    for rank, report in enumerate(ranks):
+        assert np.array_equal(np.load(folder / f"tiny-shapes-{rank}.npy"), expected)
+        assert report["tiny-shapes"]["held"] <= report["tiny-shapes"]["streamed"] / 2 + 4096
