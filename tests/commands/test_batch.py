@@ -105,6 +105,20 @@ def test_what_ends_a_batch_is_told_beside_what_was_made(calls, capsys, monkeypat
     ]
 
 
+def test_of_a_folder_that_was_removed_no_video_is_said_to_be_there(calls, capsys, monkeypatch):
+    Path("p.txt").write_text("a\nb")
+    error = StorageError("'there' was removed while videos were being made. Run the same again.")
+    stop = stop_after_one(error)
+
+    def remove(batch):
+        os.rmdir("there")
+        yield from stop(batch)
+
+    monkeypatch.setattr(RecordedBatch, "__iter__", remove)
+    assert run(["generate", "--prompts", "p.txt", "--output-path", "there"]) == 1
+    assert "Stopped: 0 of 2 videos are in there." in capsys.readouterr().err
+
+
 def test_failures_are_counted_and_end_with_one(calls, capsys, monkeypatch):
     Path("p.txt").write_text("a\nb")
     monkeypatch.setattr(RecordedBatch, "__iter__", stop_after_one(None))
