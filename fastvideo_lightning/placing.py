@@ -14,6 +14,7 @@ from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.placements import make_placements
 from fastvideo_lightning.plan import BudgetTooSmallError, Plan, make_plan
+from fastvideo_lightning.plan.planning import find_budget
 from fastvideo_lightning.plan.predict import Prediction
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Placing:
         self._on_gpu = on_gpu
         self._num_processes = num_processes
         self._callbacks: list[object] = []
+        self._budget_gib: float | None = None  # what `auto` means, once several ranks have agreed
         self._ceiling_bytes: int | None = None
         self._is_whole = True  # False where memory ran out while weights were placed
         self._turn_off: Callable[[], None] = lambda: None
@@ -70,7 +72,13 @@ class Placing:
         """
         if self.given.gpu_memory_budget is None or not self._on_gpu:
             return None
-        plan = make_plan(self.module, params, flags=self.given)
+        plan = make_plan(
+            self.module,
+            params,
+            flags=self.given,
+            budget_gib=self._budget_gib,
+            num_gpus=self._num_processes,
+        )
         if self._ceiling_bytes is not None and plan.reserved_bytes > self._ceiling_bytes:
             ceiling_gib = self._ceiling_bytes / _GIB
             with suppress(BudgetTooSmallError):
@@ -85,6 +93,7 @@ class Placing:
             params: The first video; None for one that the model makes by default.
             at: Where among Fabric's callbacks.
         """
+        self._agree(fabric)
         try:
             self.plan = self.plan_for(params or SamplingParams())
         except ValueError as error:
@@ -173,6 +182,20 @@ class Placing:
     def _end(self) -> None:
         for callback in self._callbacks:
             callback.teardown()  # type: ignore[attr-defined]
+
+    def _agree(self, fabric: "L.Fabric") -> None:
+        """Plan for what is free on the fullest GPU: ranks must place alike, and at the same time.
+
+        Each would otherwise find another amount, and place anew for another video than the others.
+        """
+        is_auto = self.given.gpu_memory_budget == "auto"
+        if is_auto and self._on_gpu and self._num_processes > 1:
+            free = find_budget("auto", None, is_here=True)
+            assert free is not None
+            mine = torch.tensor(float(free), dtype=torch.float64, device=fabric.device)
+            least = fabric.all_reduce(mine, reduce_op="min")
+            assert isinstance(least, torch.Tensor)
+            self._budget_gib = least.item() / _GIB
 
     def _num_pixels(self, params: SamplingParams) -> int:
         filled = self.module.fill_sampling(params)

@@ -1,13 +1,21 @@
 """A budget kept by the generator. There is no GPU here: weights are placed as on one."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import PROMPT, SIZE
 
-from fastvideo_lightning import SamplingParams, VideoGenerator, make_plan
+from fastvideo_lightning import (
+    OffloadConfig,
+    SamplingParams,
+    VideoGenerator,
+    VideoModule,
+    make_plan,
+    placing,
+)
 from fastvideo_lightning.callbacks import MemoryBudget
 from fastvideo_lightning.placing import Placing
 from fastvideo_lightning.plan import BudgetTooSmallError, find_card, planning
@@ -46,6 +54,29 @@ def test_the_plan_is_what_is_placed_and_the_pixels_are_the_same(checkpoint, capl
     assert [budget.budget_gib for budget in budgets] == [4]
     assert np.array_equal(video.frames, expected.frames)
     assert "Planned for 4 GiB: dit_layerwise_offload=False" in caplog.text
+
+
+@pytest.mark.parametrize("free_elsewhere_gib", [3, 8])
+def test_several_ranks_plan_for_what_is_free_on_the_fullest_gpu(
+    checkpoint, monkeypatch, free_elsewhere_gib
+):
+    gib = 1 << 30
+    monkeypatch.setattr(placing, "find_budget", lambda *_, **__: 4 * gib)
+    elsewhere = torch.tensor(free_elsewhere_gib * gib, dtype=torch.float64)
+
+    def all_reduce(mine, *, reduce_op):
+        assert reduce_op == "min"
+        return torch.minimum(mine, elsewhere)
+
+    fabric = SimpleNamespace(  # of another rank there is only what it would say
+        device=torch.device("cpu"), all_reduce=all_reduce, broadcast=lambda x: x, _callbacks=[]
+    )
+    module = VideoModule.from_pretrained(checkpoint("t2v"), device_type="cpu")
+    made = Placing(module, OffloadConfig(gpu_memory_budget="auto"), on_gpu=True, num_processes=2)
+    made.begin(fabric, SamplingParams(**SIZE), at=0)
+    assert made.plan.budget_bytes == min(4, free_elsewhere_gib) * gib
+    assert made.plan_for(SamplingParams(**SIZE)).budget_bytes == made.plan.budget_bytes
+    assert "num_gpus=2: the GPU memory is that of each GPU" in made.plan.notes[-2]
 
 
 def test_flags_that_were_passed_stay_as_they_are(checkpoint):

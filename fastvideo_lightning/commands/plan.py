@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastvideo_lightning.plan import Plan
 
 _NAMES = {"model", "revision", "variant", "allow_pickle", "dtype", "height", "width", "num_frames"}
-_NAMES |= {"num_inference_steps", "guidance_scale", "image_path", *FLAGS} - {"on_oom"}
+_NAMES |= {"num_gpus", "num_inference_steps", "guidance_scale", "image_path", *FLAGS} - {"on_oom"}
 _EXAMPLES = """\b
 Examples:
   fastvideo-lightning plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpu "RTX 4090"
@@ -82,6 +82,12 @@ def _make(
     if gpu:
         find_card(gpu)  # before seconds of imports
     find_folder(typed.get("model", "tiny-shapes"), revision=typed.get("revision"))
+    num_gpus = typed.get("num_gpus", config.context_parallel)
+    if num_gpus % config.context_parallel:
+        raise ValueError(
+            f"context_parallel={config.context_parallel} does not divide num_gpus={num_gpus}. "
+            f"Pass num_gpus={-(-num_gpus // config.context_parallel) * config.context_parallel}."
+        )
     import torch
 
     from fastvideo_lightning.plan import make_plan
@@ -94,5 +100,12 @@ def _make(
     budget = config.gpu_memory_budget or ("auto" if known else None)
     name = str(typed.get("model", "tiny-shapes"))
     return make_plan(
-        module, params, budget_gib=budget, card=gpu, flags=config, name=name, dtype=dtype
+        module,
+        params,
+        budget_gib=budget,
+        card=gpu,
+        flags=config,
+        name=name,
+        dtype=dtype,
+        num_gpus=num_gpus,
     )

@@ -27,6 +27,25 @@ def make_notes(subject: Subject, prediction: Prediction, machine: Machine | None
     return notes
 
 
+def notes_on_gpus(num_gpus: int, prediction: Prediction, machine: Machine | None) -> list[str]:
+    """Return a sentence for each thing that several GPUs change of the plan for one of them."""
+    if num_gpus == 1:
+        return []
+    config = prediction.config
+    notes = [f"num_gpus={num_gpus}: the GPU memory is that of each GPU"]
+    if machine is not None and config.context_parallel == 1:
+        notes[0] += f", the time that of {num_gpus} videos, one on each"
+    notes[0] += "."
+    if config.dit_layerwise_offload:
+        notes.append(
+            f"The {num_gpus} GPUs hold the streamed blocks once in a machine's host memory"
+            + (", and where the link decides they take less time than this." if machine else ".")
+        )
+    if config.context_parallel == 1:
+        notes.append(f"For one video sooner: context_parallel={num_gpus}.")
+    return notes
+
+
 def _on_pixels(config: OffloadConfig) -> list[str]:
     if config.vae_tiling:
         return ["The VAE decodes in tiles, which changes pixels slightly."]

@@ -7,7 +7,7 @@ from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.choose import CHOSEN, round_up
 from fastvideo_lightning.plan.machine import GIB, Machine
-from fastvideo_lightning.plan.notes import make_notes
+from fastvideo_lightning.plan.notes import make_notes, notes_on_gpus
 from fastvideo_lightning.plan.predict import Prediction, predict
 from fastvideo_lightning.plan.subject import Subject
 
@@ -28,6 +28,7 @@ class Plan:
         machine: The hardware; None where memory alone is known.
         budget_bytes: Device memory that may be reserved; None where no budget was given.
         smallest_bytes: The smallest budget that is possible under the user's flags.
+        num_gpus: GPUs that share the prompts; the plan is for each of them.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Plan:
     machine: Machine | None
     budget_bytes: int | None
     smallest_bytes: int
+    num_gpus: int = 1
 
     @property
     def config(self) -> OffloadConfig:
@@ -55,7 +57,7 @@ class Plan:
     @property
     def command_line(self) -> str:
         """The flags as one types them."""
-        words = []
+        words = [f"--num-gpus {self.num_gpus}"] if self.num_gpus > 1 else []
         for name, value in self.flags.items():
             stem = name.replace("_", "-")
             if isinstance(value, bool):
@@ -88,7 +90,8 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What the plan changes of the pixels, and what it leaves out, in sentences."""
-        return make_notes(self.subject, self.prediction, self.machine)
+        notes = make_notes(self.subject, self.prediction, self.machine)
+        return [*notes, *notes_on_gpus(self.num_gpus, self.prediction, self.machine)]
 
     def under(self, config: OffloadConfig) -> Prediction:
         """Predict the same video under other flags."""
@@ -101,6 +104,7 @@ class Plan:
             "machine": None if self.machine is None else asdict(self.machine),
             "budget_bytes": self.budget_bytes,
             "smallest_budget_gib": round_up(self.smallest_bytes),
+            "num_gpus": self.num_gpus,
             "request": asdict(self.subject.request),
             "components": [asdict(part) for part in self.prediction.components],
             "stages": [asdict(stage) for stage in self.prediction.stages],

@@ -33,6 +33,7 @@ def make_plan(
     machine: Machine | None = None,
     name: str | None = None,
     dtype: str = "auto",
+    num_gpus: int = 1,
 ) -> Plan:
     """Plan what goes where; reads headers and no weight, and needs no GPU.
 
@@ -46,6 +47,7 @@ def make_plan(
         machine: The hardware, in place of `card` and of what is found here.
         name: What the plan calls the model; by default what was passed, or its pipeline.
         dtype: What a model that is named would be loaded with, as in `VideoModule.from_pretrained`.
+        num_gpus: GPUs that share the prompts; the plan is for each of them.
 
     Raises:
         BudgetTooSmallError: If nothing fits; names the smallest possible budget.
@@ -74,7 +76,8 @@ def make_plan(
         chosen = predict(subject, given, machine)
     else:
         chosen = choose(subject, given, machine, budget_bytes)
-    return Plan(name or called, subject, chosen, machine, budget_bytes, smallest.reserved_bytes)
+    smallest_bytes = smallest.reserved_bytes
+    return Plan(name or called, subject, chosen, machine, budget_bytes, smallest_bytes, num_gpus)
 
 
 def open_headers(model: str | PathLike[str], *, dtype: str = "auto", **loading: Any) -> VideoModule:

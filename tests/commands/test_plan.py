@@ -45,6 +45,28 @@ def test_json_has_the_same_and_flags_that_are_given_are_kept(folder, capsys):
     assert [stage["name"] for stage in plan["stages"]] == ["encode", "denoise", "decode"]
 
 
+def test_several_gpus_are_in_the_plan_and_in_what_to_type(folder, capsys):
+    arguments = ["--gpu", "RTX 4090", "--num-gpus", "2"]
+    plan = json.loads(plan_of(capsys, "--model", folder, *SIZE, *arguments, "--json"))
+    assert plan["num_gpus"] == 2
+    assert plan["command_line"].startswith("--num-gpus 2 ")
+    notes = " ".join(plan["notes"])
+    assert "num_gpus=2: the GPU memory is that of each GPU, the time that of 2 videos" in notes
+    assert "For one video sooner: context_parallel=2." in notes
+    streamed = plan_of(capsys, "--model", folder, *SIZE, *arguments, "--dit-layerwise-offload")
+    assert "The 2 GPUs hold the streamed blocks once" in streamed
+    for context, notes_it in ((2, True), (1, False)):
+        text = plan_of(
+            capsys, "--model", folder, *SIZE, *arguments, f"--context-parallel={context}"
+        )
+        assert ("planned as if each GPU made the whole" in text) is notes_it
+
+
+def test_context_parallel_that_does_not_divide_the_gpus_is_refused(folder, capsys):
+    assert run(["plan", "--model", folder, "--num-gpus", "2", "--context-parallel", "3"]) == 2
+    assert "--context-parallel 3 does not divide --num-gpus 2." in read_errors(capsys)[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
