@@ -73,15 +73,13 @@ def test_the_command_prints_one_path_and_one_line_about_it(tmp_path):
 
 
 # As the page about offloading has them, but for the import, the model and the accelerator.
-SINGLE = """
+EXAMPLE = """
 from fastvideo_lightning import VideoGenerator
 
 generator = VideoGenerator.from_pretrained(
     "tiny-shapes",
     accelerator="cpu",
-    num_gpus=1,
-    # Recommended for single GPU
-    dit_layerwise_offload=True,
+    OWN
     # Enable if OOM happens
     vae_cpu_offload=True,
     image_encoder_cpu_offload=True,
@@ -90,30 +88,14 @@ generator = VideoGenerator.from_pretrained(
     pin_cpu_memory=True,
 )
 
-prompt = "A curious raccoon peers through a vibrant field of yellow sunflowers."
-video = generator.generate_video(prompt, output_path="output/", save_video=True)
-"""
-SEVERAL = """
-from fastvideo_lightning import VideoGenerator
-
-generator = VideoGenerator.from_pretrained(
-    "tiny-shapes",
-    accelerator="cpu",
-    num_gpus=2,
-    # Recommended for multi-GPU
-    use_fsdp_inference=True,
-    dit_layerwise_offload=False,
-    dit_cpu_offload=False,
-    # Enable if OOM happens
-    vae_cpu_offload=True,
-    image_encoder_cpu_offload=True,
-    text_encoder_cpu_offload=True,
-    pin_cpu_memory=True,
-)
-
 prompt = "A majestic lion strides across the golden savanna."
 video = generator.generate_video(prompt, output_path="output/", save_video=True)
 """
+SINGLE = EXAMPLE.replace("OWN", "num_gpus=1, dit_layerwise_offload=True,")
+SEVERAL = EXAMPLE.replace(
+    "OWN",
+    "num_gpus=2, use_fsdp_inference=True, dit_layerwise_offload=False, dit_cpu_offload=False,",
+)
 
 
 @pytest.mark.parametrize("text", [SINGLE, SEVERAL], ids=["one", "several"])
@@ -124,23 +106,38 @@ def test_the_pages_examples_run_as_they_are_typed(tmp_path, text):
     assert count_frames(video) == 17
 
 
-def test_two_nodes_of_torchrun_share_one_model_and_one_prompt(tmp_path):
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=two"]
-    command += [str(EXAMPLES / "multi_gpu_fsdp.py"), "tiny-shapes", "a lion"]
+        return free.getsockname()[1]
+
+
+def by_torchrun():
+    """Return what to type on each of two machines, and what else stands in their environment."""
+    command = ["-m", "torch.distributed.run", "--nnodes=2", "--local-addr=127.0.0.1"]
+    command += ["--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=two"]
+    return [([*command, f"--rdzv-endpoint=127.0.0.1:{free_port()}"], {})] * 2
+
+
+def by_slurm():
+    """Return the same as `srun --nodes=2 --ntasks-per-node=1` has it; without SLURM's nodes."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "lion", "SLURM_NTASKS": "2", "SLURM_NNODES": "2"}
+    job |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0", "MASTER_PORT": str(free_port())}
+    return [([], {**job, "SLURM_PROCID": n, "SLURM_NODEID": n}) for n in "01"]
+
+
+@pytest.mark.parametrize("start", [by_torchrun, by_slurm])
+def test_two_nodes_share_one_model_and_one_prompt(tmp_path, start):
     nodes = [
         subprocess.Popen(
-            [*command[:4], "--local-addr=127.0.0.1", *command[4:]],
+            [sys.executable, *command, EXAMPLES / "multi_gpu_fsdp.py", "tiny-shapes", "a lion"],
             cwd=tmp_path,
-            env=environment(TMPDIR=str(tmp_path)),
+            env=environment(TMPDIR=str(tmp_path), **variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(2)
+        for command, variables in start()
     ]
     said = [node.communicate(timeout=200) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said[0][1][-3000:]
