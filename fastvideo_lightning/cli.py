@@ -57,7 +57,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         return cli.main(arguments, prog_name=COMMAND, standalone_mode=False) or 0
     except (click.Abort, KeyboardInterrupt) as stop:
-        if _should_show(KeyboardInterrupt()):
+        if _is_cause(KeyboardInterrupt()) and is_first_process():
             notes = getattr(stop.__cause__ or stop, "__notes__", ())  # click wraps it
             click.echo(" ".join(["Stopped.", *notes]), err=True)
         return STOPPED
@@ -75,19 +75,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         notes = map(in_command_words, getattr(error, "__notes__", ()))
         lines = [*_in_two_lines(in_command_words(text), hint), *notes]
         failure, code = error, FAILED
-    if not _should_show(failure, is_told=code == WRONG_CHOICE):
-        return code
-    if "--debug" in arguments:
+    is_cause, shows = _is_cause(failure, is_told=code == WRONG_CHOICE), is_first_process()
+    if "--debug" in arguments and is_cause and (shows or code == FAILED):
         traceback.print_exception(failure)
-    click.echo("\n".join(["Error: " + lines[0], *lines[1:]]), err=True)
+    if is_cause and shows:
+        click.echo("\n".join(["Error: " + lines[0], *lines[1:]]), err=True)
     return code
 
 
-def _should_show(failure: BaseException, *, is_told: bool = False) -> bool:
-    """Whether this process is the one to show a failure, of several that make the videos."""
+def _is_cause(failure: BaseException, *, is_told: bool = False) -> bool:
+    """Tell the others that this process fails; whether it is not for another's failure."""
     launching = sys.modules.get("fastvideo_lightning.strategies.launching")
-    is_cause = launching is None or launching.note_failure(failure, is_told=is_told)
-    return is_cause and is_first_process()
+    return launching is None or launching.note_failure(failure, is_told=is_told)
 
 
 def _explain_click(error: click.ClickException) -> list[str]:

@@ -80,7 +80,7 @@ def test_all_end_within_30_s_and_the_last_line_says_which_and_why(
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 FABRIC_RUN = ("-m", "lightning.fabric.cli", "--accelerator=cpu", "--devices=2", "--main-port=29431")
 GENERATE = ("generate", "--prompts", "prompts.txt", "--num-inference-steps=1", "--num-gpus=2")
-GENERATE += ("--accelerator=cpu", "--shard-transport=gather")
+GENERATE += ("--accelerator=cpu", "--shard-transport=gather", "--debug")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,7 @@ def test_all_end_within_30_s_and_the_rank_is_named_however_they_were_started(
         assert (reason or "Signal 9 (SIGKILL)") in cause
     else:
         assert said.splitlines()[-1].startswith(f"Error: rank {rank} failed: ")
+        assert ("in predict_step" in said) is (how == "raise")  # the traceback, whichever rank's
 
 
 @pytest.mark.parametrize("others", ["wait", "work", "start"])
