@@ -221,9 +221,32 @@ def test_a_lora_after_an_exception_in_a_block_is_right(set_up, checkpoint, loras
     assert np.array_equal(make_frames(fabric, module), expected["one"])
 
 
+@pytest.mark.parametrize("memory", ["mapped", "pinned"])
+@pytest.mark.parametrize("state", ["prefetching", "resident"])
+def test_a_lora_that_comes_while_a_block_is_on_the_device_is_right(
+    set_up, state, memory, checkpoint, loras, expected
+) -> None:
+    streaming = LayerwiseOffload("transformer", host_memory=memory)
+    fabric, module = set_up(checkpoint("t2v"), [streaming])
+    make_frames(fabric, module)
+    engine = streaming.attachments[0].engine
+    unit = engine.units[0]
+    engine.prefetch(unit)
+    if state == "resident":
+        engine.wait(unit)
+    assert unit.state.name.lower() == state
+    module.load_lora(loras[0], weight=0.7)
+    assert np.array_equal(make_frames(fabric, module), expected["one"])
+    engine.check()
+
+
 def test_an_expert_of_its_own_takes_a_lora(set_up, checkpoint, loras) -> None:
-    _, module = set_up(checkpoint("two_experts"), [])
+    placements = [LayerwiseOffload("transformer"), LayerwiseOffload("transformer_2")]
+    fabric, module = set_up(checkpoint("two_experts"), placements)
+    plain = load_plain(checkpoint("two_experts"), expects_image=False)
+    plain.load_lora_weights(loras[0], load_into_transformer_2=True)
     module.load_lora(loras[0], denoiser="transformer_2")
+    assert np.array_equal(make_frames(fabric, module), frames_of(plain, SAMPLING))
     named = [fqn for fqn, _ in module.named_parameters() if "lora_" in fqn]
     assert named
     assert all(fqn.startswith("transformer_2.") for fqn in named)
