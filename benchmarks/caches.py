@@ -1,6 +1,6 @@
 """Step-skipping caches and attention backends on a streamed denoiser, beside plain diffusers.
 
-    python -m benchmarks.caches --model wan-1.3b --frames 1,17 --out OUT
+    python -m benchmarks.caches --model wan-1.3b --frames 1,17
 
 A denoiser with random weights takes the steps of a video under each cache and each backend of
 diffusers': resident, as diffusers loads it; streamed; and streamed so that blocks which the cache
@@ -23,6 +23,7 @@ from diffusers import (
 )
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
+from benchmarks import options
 from benchmarks.checkpoints import write_transformer
 from benchmarks.machine import (
     Deadline,
@@ -31,7 +32,7 @@ from benchmarks.machine import (
     measure_link_rate,
     synchronize,
 )
-from benchmarks.options import Names, step_options
+from benchmarks.options import Names
 from benchmarks.row_table import Row, RowTable
 from benchmarks.shapes import make_inputs, make_transformer
 from fastvideo_lightning.callbacks import LayerwiseOffload
@@ -201,7 +202,13 @@ def measure_all(
 
 
 @click.command()
-@step_options
+@options.model()
+@options.frames("1,17")
+@options.size()
+@options.limit(75.0)
+@options.folder
+@options.output
+@options.name()
 @click.option("--steps", default=10, help="Of one video.")
 @click.option(
     "--settings",
@@ -213,22 +220,22 @@ def main(
     model: str,
     frames: tuple[int, ...],
     size: tuple[int, int],
-    seconds: float,
-    weights: Path,
-    out: Path,
+    limit_s: float,
+    folder: Path,
+    output: Path,
     name: str | None,
     steps: int,
     settings: tuple[str, ...],
 ) -> None:
     """Measure setting after setting and write JSON and a Markdown page after each row."""
-    deadline, device = Deadline(seconds), find_device()
-    denoisings = make_denoisings(model, weights, steps, device)
+    deadline, device = Deadline(limit_s), find_device()
+    denoisings = make_denoisings(model, folder, steps, device)
     facts = {
         **{"model": model, "size": "x".join(map(str, size)), "steps": steps},
         **describe_machine(device),
         "link_gb_per_s": measure_link_rate(device) / 1e9,
     }
-    path = out / f"{name or f'caches-{model}'}.json"
+    path = output / f"{name or f'caches-{model}'}.json"
     table = RowTable(path, f"Caches and attention backends, {model}", facts)
     for count in frames:
         for kind, row in measure_all(denoisings, settings, count, size, deadline):

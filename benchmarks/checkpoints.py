@@ -8,7 +8,6 @@ by side in the folder and are linked into the checkpoints, so that two of them s
 
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from benchmarks import options
 from benchmarks.random_weights import Shape, write_random_weights
 from benchmarks.shapes import CONFIGS, transformer_shapes
 
@@ -137,11 +137,9 @@ def _link(source: Path, target: Path) -> None:
 
 
 @click.command()
-@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b")
+@options.model()
 @click.option("--experts", is_flag=True, help="Two of them, with a boundary between.")
-@click.option(
-    "--folder", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "random-wan"
-)
+@options.folder
 def main(model: str, experts: bool, folder: Path) -> None:
     """Write a checkpoint and say how fast it went."""
     started = time.monotonic()

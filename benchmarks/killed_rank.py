@@ -21,13 +21,12 @@ import click
 import psutil
 import torch
 
+from benchmarks import options
 from benchmarks.checkpoints import PROMPT, write_pipeline
 from benchmarks.machine import describe_machine, find_device
 from benchmarks.row_table import Row, RowTable
-from benchmarks.shapes import CONFIGS
 from fastvideo_lightning import VideoGenerator
 
-RESULTS = Path(__file__).parent / "results"
 KILLED_AT_STEP = 2
 PATIENCE_S = 60.0
 """How long the survivors may take before they are ended from outside; far past what is allowed."""
@@ -115,17 +114,17 @@ def is_past(note: Path, seconds: float) -> bool:
 
 @click.command()
 @click.option("--processes", default=2, show_default=True)
-@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-14b", show_default=True)
+@options.model("wan-14b")
 @click.option("--frames", default=17, show_default=True)
-@click.option("--size", default="480x832", show_default=True, help="Height and width.")
-@click.option("--folder", type=click.Path(path_type=Path), default=tempfile.gettempdir())
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@options.size()
+@options.folder
+@options.output
 @click.option("--run", type=(int, click.Path(path_type=Path)), hidden=True)
 def main(
     processes: int,
     model: str,
     frames: int,
-    size: str,
+    size: tuple[int, int],
     folder: Path,
     output: Path,
     run: tuple[int, Path] | None,
@@ -135,7 +134,7 @@ def main(
         rank, into = run
         make_videos(json.loads((into / "settings.json").read_text()), rank, into)
         return
-    height, width = (int(side) for side in size.split("x"))
+    height, width = size
     sampling = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": 10}
     settings = {"checkpoint": str(write_pipeline(model, folder)), "sampling": sampling}
     settings["processes"] = processes

@@ -29,6 +29,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from benchmarks import options
 from benchmarks.machine import (
     Deadline,
     describe_machine,
@@ -40,13 +41,12 @@ from benchmarks.machine import (
 )
 from benchmarks.row_table import Row, RowTable
 from benchmarks.setup_parts import Parts, connect
-from benchmarks.shapes import CONFIGS, RandomWan, make_inputs, make_transformer, weight_bytes
+from benchmarks.shapes import RandomWan, make_inputs, make_transformer, weight_bytes
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.strategies.context import ContextParallel
 from fastvideo_lightning.strategies.sharding import shard_denoiser
 
-RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("mode", "frames", "step_ms", "reserved_gb", "host_gb", "setup_s", "difference")
 ALONE = "streamed-one"
 Held = tuple[int, int]  # bytes of host memory of a process's own, and of files that it maps
@@ -213,25 +213,20 @@ def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
 
 @click.command()
 @click.option("--processes", default=2, show_default=True)
-@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b", show_default=True)
-@click.option("--frames", default="1,17,81", show_default=True)
-@click.option("--size", default="480x832", show_default=True, help="Height and width.")
+@options.model()
+@options.frames()
+@options.size()
 @click.option("--modes", default="all", show_default=True, help="`resident,fsdp+context`, ...")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--limit-s", default=540.0, show_default=True, help="Begin no mode after it.")
-@click.option("--name", help="Of the files; by default `multi-gpu-` and the model.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    default=Path(tempfile.gettempdir()) / "random-wan",
-    help="Where the checkpoint of random weights is kept.",
-)
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@options.limit(540.0)
+@options.name()
+@options.folder
+@options.output
 def main(
     processes: int,
     model: str,
-    frames: str,
-    size: str,
+    frames: tuple[int, ...],
+    size: tuple[int, int],
     modes: str,
     rounds: int,
     limit_s: float,
@@ -244,14 +239,13 @@ def main(
     chosen = every if modes == "all" else modes.split(",")
     if unknown := [mode for mode in chosen if mode not in every]:
         raise click.BadParameter(f"no mode {unknown[0]!r}; there are {', '.join(every)}")
-    height, width = (int(side) for side in size.split("x"))
-    facts = {"model": model, "size": [height, width], "rounds": rounds, "processes": processes}
+    facts = {"model": model, "size": list(size), "rounds": rounds, "processes": processes}
     path = output / f"{name or f'multi-gpu-{model}'}.json"
     table = RowTable(path, f"{processes} GPUs, {model}", facts)
     settings = {
         "model": model,
-        "frames": [int(count) for count in frames.split(",")],
-        "size": (height, width),
+        "frames": frames,
+        "size": size,
         "rounds": rounds,
         "folder": folder,
         "deadline": Deadline(limit_s),

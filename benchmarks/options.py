@@ -1,4 +1,4 @@
-"""The options that benchmarks of a Wan transformer's steps have in common."""
+"""The options that benchmarks have in common."""
 
 import tempfile
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from benchmarks.shapes import CONFIGS
 
 RESULTS = Path(__file__).parent / "results"
 PATH = click.Path(path_type=Path)
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Numbers(click.ParamType):
@@ -47,22 +48,48 @@ class Names(click.ParamType):
         return names
 
 
-def step_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options: which model, how large a video, how long, and where it lies."""
-    options = [
-        click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b"),
-        click.option("--frames", type=Numbers(","), default="1,17", help="Of the videos."),
-        click.option("--size", type=Numbers("x"), default="480x832", help="Height and width."),
-        click.option("--seconds", default=75.0, help="After which to begin no row."),
-        click.option(
-            "--weights",
-            type=PATH,
-            default=Path(tempfile.gettempdir()) / "random-wan",
-            help="Where the weights are kept.",
-        ),
-        click.option("--out", type=PATH, default=RESULTS, help="Where the results go."),
-        click.option("--name", default=None, help="Of the result files."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+def model(default: str = "wan-1.3b") -> Option:
+    """Which shape of model."""
+    known = click.Choice(sorted(CONFIGS))
+    return click.option("--model", type=known, default=default, show_default=True)
+
+
+def frames(default: str = "1,17,81") -> Option:
+    """How long the videos are."""
+    return click.option(
+        "--frames", type=Numbers(","), default=default, show_default=True, help="Of the videos."
+    )
+
+
+def size(default: str = "480x832", *, flag: str = "--size", of: str = "") -> Option:
+    """How large the videos are."""
+    text = f"Height and width{of}."
+    return click.option(flag, type=Numbers("x"), default=default, show_default=True, help=text)
+
+
+def limit(default: float) -> Option:
+    """How long the benchmark may take: it ends by itself and leaves what it has."""
+    return click.option(
+        "--limit-s", default=default, show_default=True, help="Begin nothing after it."
+    )
+
+
+def folder(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where checkpoints of random weights are kept from one benchmark to the next."""
+    return click.option(
+        "--folder",
+        type=PATH,
+        default=Path(tempfile.gettempdir()) / "random-wan",
+        show_default=True,
+        help="Of the checkpoints of random weights; up to 40 GB for wan-14b.",
+    )(command)
+
+
+def output(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where results go."""
+    return click.option("--output", type=PATH, default=RESULTS, show_default=True)(command)
+
+
+def name(default: str | None = None) -> Option:
+    """What the files of results are called, without their endings."""
+    return click.option("--name", default=default, show_default=True, help="Of the result files.")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks import options
 from benchmarks.machine import Deadline, describe_machine, find_device
 from benchmarks.plan_decoding import measure_decoding
 from benchmarks.plan_report import make_table
@@ -64,36 +65,35 @@ class Results:
 
 @click.command()
 @click.option("--models", default="wan-14b,wan-1.3b", show_default=True)
-@click.option("--frames", default="81,17,1", show_default=True)
+@options.frames("81,17,1")
 @click.option("--budgets", default="3,8,16,24,40", show_default=True, help="GiB.")
-@click.option("--size", default="480x832", show_default=True)
+@options.size()
 @click.option(
     "--decoding/--no-decoding", default=True, show_default=True, help="The VAE, after a model."
 )
-@click.option("--seconds", default=215.0, show_default=True, help="To end after.")
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@options.limit(215.0)
+@options.output
 def main(
     models: str,
-    frames: str,
+    frames: tuple[int, ...],
     budgets: str,
-    size: str,
+    size: tuple[int, int],
     decoding: bool,
-    seconds: float,
+    limit_s: float,
     output: Path,
 ) -> None:
     """Measure and write `plan.json` and `plan.md`."""
-    deadline, device = Deadline(seconds), find_device()
-    height, width = (int(side) for side in size.split("x"))
+    deadline, device = Deadline(limit_s), find_device()
     machine = probe(device) if device.type == "cuda" else find_card("H100")
     table = match_card(machine.name)
-    results = Results({**describe_machine(device), "size": size, "machine": vars(machine)}, output)
-    lengths = [int(count) for count in frames.split(",")]
+    sides = "x".join(map(str, size))
+    results = Results({**describe_machine(device), "size": sides, "machine": vars(machine)}, output)
     limits = [float(budget) for budget in budgets.split(",")]
-    where = ((height, width), machine, table, device, deadline)
+    where = (size, machine, table, device, deadline)
     for name in models.split(","):
         with find_folder(name) as folder:
             steps = Steps(name, folder, *where)
-            results.add(steps.measure(steps.list_places(lengths, limits)))
+            results.add(steps.measure(steps.list_places(frames, limits)))
         if decoding:
             results.add(measure_decoding(*where))
             decoding = False

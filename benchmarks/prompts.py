@@ -19,13 +19,11 @@ from typing import Any
 import click
 import torch
 
+from benchmarks import options
 from benchmarks.checkpoints import PROMPT, write_pipeline
 from benchmarks.machine import describe_machine, find_device
 from benchmarks.row_table import Row, RowTable
-from benchmarks.shapes import CONFIGS
 from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def make_videos(settings: dict[str, Any], num_gpus: int, into: Path) -> None:
@@ -75,13 +73,13 @@ def summarize(into: Path, sizes: list[int], count: int) -> list[Row]:
 
 @click.command()
 @click.option("--processes", default="1,2", show_default=True)
-@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b", show_default=True)
+@options.model()
 @click.option("--count", default=8, show_default=True, help="Prompts.")
 @click.option("--steps", default=10, show_default=True)
 @click.option("--frames", default=17, show_default=True)
-@click.option("--size", default="480x832", show_default=True, help="Height and width.")
-@click.option("--folder", type=click.Path(path_type=Path), default=tempfile.gettempdir())
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@options.size()
+@options.folder
+@options.output
 @click.option("--run", type=(int, click.Path(path_type=Path)), hidden=True)
 def main(
     processes: str,
@@ -89,7 +87,7 @@ def main(
     count: int,
     steps: int,
     frames: int,
-    size: str,
+    size: tuple[int, int],
     folder: Path,
     output: Path,
     run: tuple[int, Path] | None,
@@ -99,7 +97,7 @@ def main(
         num_gpus, into = run
         make_videos(json.loads((into / "settings.json").read_text()), num_gpus, into)
         return
-    height, width = (int(side) for side in size.split("x"))
+    height, width = size
     shape = {"height": height, "width": width, "num_frames": frames}
     settings = {
         "checkpoint": str(write_pipeline(model, folder)),

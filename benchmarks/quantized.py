@@ -1,6 +1,6 @@
 """A quantized denoiser beside the plain one: step time, bytes on the link, and what it changes.
 
-    python -m benchmarks.quantized --model wan-1.3b --frames 1,17 --out OUT
+    python -m benchmarks.quantized --model wan-1.3b --frames 1,17
 
 Steps are those of a Wan transformer with random weights: resident, streamed, streamed within a CUDA
 graph and streamed with compiled blocks, in bf16 and in each quantized kind. Each output is compared
@@ -20,6 +20,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
+from benchmarks import options
 from benchmarks.checkpoints import write_transformer
 from benchmarks.machine import (
     Deadline,
@@ -30,7 +31,7 @@ from benchmarks.machine import (
     synchronize,
     time_steps,
 )
-from benchmarks.options import Names, step_options
+from benchmarks.options import Names
 from benchmarks.row_table import Row, RowTable
 from benchmarks.shapes import make_inputs
 from fastvideo_lightning import VideoGenerator
@@ -165,7 +166,13 @@ def choose_ways(ways: tuple[str, ...], device: torch.device) -> tuple[str, ...]:
 
 
 @click.command()
-@step_options
+@options.model()
+@options.frames("1,17")
+@options.size()
+@options.limit(75.0)
+@options.folder
+@options.output
+@options.name()
 @click.option("--kinds", type=Names(KINDS), default=",".join(KINDS), help="Of weights.")
 @click.option("--ways", type=Names(tuple(WAYS)), default=",".join(WAYS), help="To run them.")
 @click.option("--videos/--no-videos", default=True, help="Measure what the kinds change.")
@@ -173,32 +180,32 @@ def main(
     model: str,
     frames: tuple[int, ...],
     size: tuple[int, int],
-    seconds: float,
-    weights: Path,
-    out: Path,
+    limit_s: float,
+    folder: Path,
+    output: Path,
     name: str | None,
     kinds: tuple[str, ...],
     ways: tuple[str, ...],
     videos: bool,
 ) -> None:
     """Measure kind after kind and write JSON and a Markdown page after each row."""
-    deadline, device = Deadline(seconds), find_device()
+    deadline, device = Deadline(limit_s), find_device()
     facts = {"model": model, "size": "x".join(map(str, size)), **describe_machine(device)}
     facts["link_gb_per_s"] = measure_link_rate(device) / 1e9
-    path = out / f"{name or f'quantized-{model}'}.json"
+    path = output / f"{name or f'quantized-{model}'}.json"
     table = RowTable(path, f"Quantized weights, {model}", facts)
     if videos:
         plain = make_videos("auto")
         for kind in [kind for kind in kinds if kind in QUANTIZATIONS]:
             table.add("videos", compare_videos(plain, kind))
-    folder = weights / f"{model}-transformer"
-    write_transformer(model, weights, folder)
+    target = folder / f"{model}-transformer"
+    write_transformer(model, folder, target)
     for kind in kinds:
         if not deadline.allows(0):
             click.echo(f"no time is left for {kind}", err=True)
             break
         started = time.monotonic()
-        module = load(folder, kind, device)
+        module = load(target, kind, device)
         click.echo(f"{kind}: loaded in {time.monotonic() - started:.0f} s", err=True)
         expected: dict[int, torch.Tensor] = {}
         for way in choose_ways(ways, device):

@@ -8,13 +8,13 @@ on disk under a cap of device memory, equal to those without one. ``flat``: many
 """
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks import options
 from benchmarks.checkpoints import BOUNDARY_RATIO, write_pipeline
 from benchmarks.encoding import measure_encoding
 from benchmarks.machine import Deadline, describe_machine, find_device, measure_link_rate
@@ -23,7 +23,6 @@ from benchmarks.shapes import CONFIGS
 from benchmarks.stage_report import make_page
 from benchmarks.whole_videos import measure_caps, measure_flatness
 
-RESULTS = Path(__file__).parent / "results"
 PARTS = ("encode", "moments", "caps", "flat")
 CAPS_GIB = {17: 8.0, 81: 12.0}
 
@@ -43,43 +42,37 @@ class Report:
 
 
 @click.command()
-@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-14b", show_default=True)
+@options.model("wan-14b")
 @click.option("--small-model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b")
 @click.option("--parts", default="all", show_default=True, help=f"Of {', '.join(PARTS)}.")
-@click.option("--size", default="480x832", show_default=True, help="Height and width.")
-@click.option("--small-size", default="256x256", show_default=True, help="Of the many videos.")
+@options.size()
+@options.size("256x256", flag="--small-size", of=" of the many videos")
 @click.option("--videos", default=50, show_default=True, help="How many of them.")
-@click.option("--frames", default=None, help="In place of 17 and 81.")
-@click.option("--budget-s", default=3600.0, show_default=True, help="After which to begin no part.")
-@click.option("--name", default="stages", show_default=True, help="Of the result files.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    default=Path(tempfile.gettempdir()) / "random-wan",
-    help="Where the checkpoints are kept; 40 GB for wan-14b.",
-)
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@options.frames(",".join(map(str, CAPS_GIB)))
+@options.limit(3600.0)
+@options.name("stages")
+@options.folder
+@options.output
 def main(
     model: str,
     small_model: str,
     parts: str,
-    size: str,
-    small_size: str,
+    size: tuple[int, int],
+    small_size: tuple[int, int],
     videos: int,
-    frames: str | None,
-    budget_s: float,
+    frames: tuple[int, ...],
+    limit_s: float,
     name: str,
     folder: Path,
     output: Path,
 ) -> None:
     """Measure part after part and write JSON and a Markdown page after each."""
-    deadline, device = Deadline(budget_s), find_device()
+    deadline, device = Deadline(limit_s), find_device()
     chosen = list(PARTS) if parts == "all" else parts.split(",")
     if unknown := [part for part in chosen if part not in PARTS]:
         raise click.BadParameter(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     output.mkdir(parents=True, exist_ok=True)
     report = Report(output / f"{name}.json", {"model": model, **describe_machine(device)})
-    counts = [int(count) for count in frames.split(",")] if frames else list(CAPS_GIB)
     for part in chosen:
         if not deadline.allows(0):
             click.echo(f"no time is left for {part}", err=True)
@@ -90,9 +83,9 @@ def main(
             report.add(part, link | measure_encoding(_checkpoint(model, folder), device))
         elif part == "moments":
             experts = _checkpoint(model, folder, boundary_ratio=BOUNDARY_RATIO)
-            report.add(part, measure_moments(experts, num_frames=counts[0], **_sides(size)))
+            report.add(part, measure_moments(experts, num_frames=frames[0], **_sides(size)))
         elif part == "caps":
-            caps = {count: CAPS_GIB.get(count, max(CAPS_GIB.values())) for count in counts}
+            caps = {count: CAPS_GIB.get(count, max(CAPS_GIB.values())) for count in frames}
             rows: list[dict[str, Any]] = []
             for row in measure_caps(_checkpoint(model, folder), caps, **_sides(size)):
                 rows.append(row)
@@ -112,9 +105,8 @@ def _checkpoint(model: str, folder: Path, *, boundary_ratio: float | None = None
     return path
 
 
-def _sides(size: str) -> dict[str, int]:
-    height, width = size.split("x")
-    return {"height": int(height), "width": int(width)}
+def _sides(size: tuple[int, int]) -> dict[str, int]:
+    return dict(zip(("height", "width"), size, strict=True))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ written after every number of frames, so that a run that is cut off leaves them.
 
 import json
 import statistics
-import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import torch
 
+from benchmarks import options
 from benchmarks.contenders import Contender
 from benchmarks.machine import (
     Deadline,
@@ -27,9 +28,8 @@ from benchmarks.machine import (
 )
 from benchmarks.modes import MODES
 from benchmarks.report import write_report
-from benchmarks.shapes import CONFIGS, make_transformer, streamed_bytes, weight_bytes
+from benchmarks.shapes import make_transformer, streamed_bytes, weight_bytes
 
-RESULTS = Path(__file__).parent / "results"
 SLOWEST_SETUP_BYTES_PER_S = 5e8
 
 
@@ -50,7 +50,7 @@ class Race:
     def __init__(
         self,
         model_name: str,
-        counts: list[int],
+        counts: Sequence[int],
         folder: Path,
         path: Path,
         *,
@@ -138,47 +138,40 @@ def choose_modes(modes: str) -> list[str]:
 
 
 @click.command()
-@click.option("--model", "model_name", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b")
-@click.option("--frames", default="1,17,81", show_default=True)
-@click.option("--size", default="480x832", show_default=True, help="Height and width.")
+@options.model()
+@options.frames()
+@options.size()
 @click.option("--modes", default="streamed-mapped,resident", show_default=True, help="Or `all`.")
-@click.option("--name", default=None, help="Of the result files.")
+@options.name()
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--mode-s", default=12.0, show_default=True, help="Seconds of a mode's rounds.")
-@click.option("--budget-s", default=3600.0, show_default=True, help="Seconds after which to stop.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    default=Path(tempfile.gettempdir()) / "random-wan",
-    help="Where the checkpoint of random weights is kept; 28.6 GB for wan-14b.",
-)
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@options.limit(3600.0)
+@options.folder
+@options.output
 def main(
-    model_name: str,
-    frames: str,
-    size: str,
+    model: str,
+    frames: tuple[int, ...],
+    size: tuple[int, int],
     modes: str,
     name: str | None,
     rounds: int,
     mode_s: float,
-    budget_s: float,
+    limit_s: float,
     folder: Path,
     output: Path,
 ) -> None:
     """Measure and write JSON, a Markdown table and a plot."""
-    deadline, chosen = Deadline(budget_s), choose_modes(modes)
+    deadline, chosen = Deadline(limit_s), choose_modes(modes)
     output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{name or f'streaming-{model_name}'}.json"
-    counts = [int(count) for count in frames.split(",")]
-    height, width = (int(side) for side in size.split("x"))
+    path = output / f"{name or f'streaming-{model}'}.json"
     started = time.monotonic()
     race = Race(
-        model_name,
-        counts,
+        model,
+        frames,
         folder,
         path,
         rounds=rounds,
-        size=(height, width),
+        size=size,
         mode_s=mode_s,
         deadline=deadline,
     )

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import click
 import torch
 
+from benchmarks import options
 from benchmarks.contenders import Contender
 from benchmarks.machine import find_device
-from benchmarks.shapes import CONFIGS, make_inputs
+from benchmarks.shapes import make_inputs
 
 JOIN_US = 20.0  # kernels closer than this are drawn as one bar
 
@@ -130,26 +131,20 @@ def _overlap(span: Span, others: Iterable[Span]) -> float:
 
 
 @click.command()
-@click.option("--model", type=click.Choice(sorted(CONFIGS)), default="wan-1.3b", show_default=True)
+@options.model()
 @click.option("--frames", default=17, show_default=True)
-@click.option("--size", default="480x832", show_default=True, help="Height and width.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    default=Path(tempfile.gettempdir()) / "random-wan",
-    help="Where the checkpoint is.",
-)
+@options.size()
+@options.folder
 @click.option("--trace", type=click.Path(path_type=Path), help="Draw this one; record none.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("streaming-trace.png"))
 def main(
-    model: str, frames: int, size: str, folder: Path, trace: Path | None, output: Path
+    model: str, frames: int, size: tuple[int, int], folder: Path, trace: Path | None, output: Path
 ) -> None:
     """Record two streamed steps and draw them."""
     with tempfile.TemporaryDirectory() as kept:
         if trace is None:
-            height, width = (int(side) for side in size.split("x"))
             trace = Path(kept) / "trace.json"
-            record(model, frames, (height, width), folder, trace)
+            record(model, frames, size, folder, trace)
         timeline = read_timeline(trace)
     if not timeline.copies or not timeline.kernels:
         raise click.ClickException("the trace holds no copies or no kernels: it needs a GPU")

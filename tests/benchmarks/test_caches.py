@@ -12,7 +12,7 @@ from benchmarks.caches import main
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("caches")
     options = ["--model", "wan-tiny", "--frames", "1", "--size", "64x64", "--steps", "8"]
-    where = ["--weights", str(folder / "weights"), "--out", str(folder)]
+    where = ["--folder", str(folder / "weights"), "--output", str(folder)]
     outcome = CliRunner().invoke(main, options + where, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     page = (folder / "caches-wan-tiny.md").read_text()
@@ -37,8 +37,8 @@ def test_every_cache_makes_the_same_and_copies_less_where_blocks_are_skipped(res
 
 
 def test_without_time_it_leaves_rows_out(tmp_path):
-    options = ["--model", "wan-tiny", "--size", "64x64", "--seconds", "0"]
-    where = ["--weights", str(tmp_path / "weights"), "--out", str(tmp_path)]
+    options = ["--model", "wan-tiny", "--size", "64x64", "--limit-s", "0"]
+    where = ["--folder", str(tmp_path / "weights"), "--output", str(tmp_path)]
     outcome = CliRunner().invoke(main, options + where, catch_exceptions=False)
     assert outcome.exit_code == 0
     assert not (tmp_path / "caches-wan-tiny.json").exists()

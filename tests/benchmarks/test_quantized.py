@@ -13,7 +13,7 @@ def test_every_kind_is_measured_and_moves_fewer_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "PROMPTS", benchmark.PROMPTS[:1])
     options = ["--model", "wan-tiny", "--frames", "1,5", "--size", "64x64"]
     options += ["--ways", "resident,streamed"]
-    where = ["--weights", str(tmp_path / "weights"), "--out", str(tmp_path)]
+    where = ["--folder", str(tmp_path / "weights"), "--output", str(tmp_path)]
     outcome = CliRunner().invoke(benchmark.main, options + where, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     facts = json.loads((tmp_path / "quantized-wan-tiny.json").read_text())

@@ -45,7 +45,7 @@ def test_the_table_names_the_bound_and_what_other_links_would_do(results):
 
 
 def test_a_run_out_of_time_leaves_its_first_party_and_ends(tmp_path, results):
-    options = ["--model", "wan-tiny", "--frames", "1", "--modes", "all", "--budget-s", "0.01"]
+    options = ["--model", "wan-tiny", "--frames", "1", "--modes", "all", "--limit-s", "0.01"]
     options += ["--size", "64x64", "--folder", str(results), "--output", str(tmp_path)]
     outcome = CliRunner().invoke(main, options, catch_exceptions=False)
     assert outcome.exit_code == 0
