@@ -8,6 +8,8 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
+from fastvideo_lightning.modules.signature import CallSignature
+
 VIDEO_FIELDS = ("frames", "video")
 IMAGE_FIELDS = ("images", "image")
 
@@ -21,12 +23,27 @@ UNUSABLE = {
 
 def find_video_pipelines() -> dict[str, Any]:
     """Return the pipeline classes whose calls return a video, by name in alphabetical order."""
-    return _find_pipelines(VIDEO_FIELDS)
+    return {name: kind for name, kind in _find_pipelines() if makes_video(kind)}
 
 
 def find_image_pipelines() -> dict[str, Any]:
     """Return the pipeline classes whose calls return pictures, by name in alphabetical order."""
-    return _find_pipelines(IMAGE_FIELDS)
+    return {
+        name: kind
+        for name, kind in _find_pipelines()
+        if returns(kind, IMAGE_FIELDS) and not makes_video(kind)
+    }
+
+
+def makes_video(pipeline_class: Any) -> bool:
+    """Whether the call of a pipeline makes a video.
+
+    Its output has frames; or it has pictures, and the call takes how many frames they shall be.
+    """
+    if returns(pipeline_class, VIDEO_FIELDS):
+        return True
+    counts = CallSignature(pipeline_class).argument_for("num_frames") is not None
+    return counts and returns(pipeline_class, IMAGE_FIELDS)
 
 
 def returns(pipeline_class: Any, names: tuple[str, ...]) -> bool:
@@ -47,17 +64,15 @@ def declared_models(pipeline_class: Any) -> dict[str, list[Any]]:
     return found
 
 
-def _find_pipelines(names: tuple[str, ...]) -> dict[str, Any]:
+def _find_pipelines() -> Iterator[tuple[str, Any]]:
     import diffusers
 
-    found = {}
     for name in sorted(diffusers.__all__ if hasattr(diffusers, "__all__") else dir(diffusers)):
         if not name.endswith("Pipeline") or "Modular" in name:
             continue
         kind = getattr(diffusers, name)
-        if issubclass(kind, diffusers.DiffusionPipeline) and returns(kind, names):
-            found[name] = kind
-    return found
+        if issubclass(kind, diffusers.DiffusionPipeline):
+            yield name, kind
 
 
 def _outputs_of(pipeline_class: Any) -> Iterator[Any]:

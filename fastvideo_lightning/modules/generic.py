@@ -5,7 +5,7 @@ from typing import Any
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.base import VideoModule
-from fastvideo_lightning.modules.catalog import VIDEO_FIELDS, returns
+from fastvideo_lightning.modules.catalog import makes_video
 from fastvideo_lightning.modules.media import check_media, load_media
 from fastvideo_lightning.modules.signature import CallSignature
 
@@ -69,7 +69,7 @@ class GenericModule(VideoModule):
     @property
     def file_suffix(self) -> str:
         """What a file of what the pipeline makes ends in: `.mp4`, or `.png` for a picture."""
-        return ".mp4" if returns(self._pipeline, VIDEO_FIELDS) else ".png"
+        return ".mp4" if makes_video(self._pipeline) else ".png"
 
     @property
     def signature(self) -> CallSignature:

@@ -9,6 +9,9 @@ from torch import nn
 
 from fastvideo_lightning.components import is_diffusers_model
 
+# What encoders call the pictures they look at; the latter is Stable Diffusion's safety checker.
+_PICTURES = ("pixel_values", "clip_input")
+
 
 class Role(Enum):
     """The part a model plays in a pipeline; offloading is chosen by it.
@@ -50,7 +53,7 @@ def role_of(model_class: type) -> Role | None:
     if hasattr(model_class, "check_text_safety"):  # Cosmos': a package of its own
         return Role.GUARD
     main_input = getattr(model_class, "main_input_name", None)
-    if main_input == "pixel_values":
+    if main_input in _PICTURES:
         return Role.IMAGE_ENCODER
     return Role.TEXT_ENCODER if main_input is not None else None
 

@@ -64,8 +64,11 @@ class StepWatch:
                 # Before the hooks that bring the weights in: the step has started by then.
                 handle = denoiser.register_forward_pre_hook(start, prepend=True)
                 stack.callback(handle.remove)
-            if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
+            parameters = inspect.signature(pipeline.__call__).parameters
+            if "callback_on_step_end" in parameters:
                 yield {"callback_on_step_end": self._on_step_end}
+            elif "callback" in parameters:  # what it was before
+                yield {"callback": self._on_callback}
             elif getattr(pipeline, "scheduler", None) is not None:
                 stack.enter_context(
                     _after_each_call(pipeline.scheduler, "step", self._on_scheduler_step)
@@ -91,6 +94,9 @@ class StepWatch:
     ) -> dict[str, Any]:
         self._end_step(tensors.get("latents"))
         return {}
+
+    def _on_callback(self, step: int, timestep: Any, latents: object) -> None:
+        self._end_step(latents)
 
     def _on_scheduler_step(self, output: Any) -> None:
         self._end_step(output[0] if isinstance(output, tuple) else output.prev_sample)

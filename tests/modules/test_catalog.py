@@ -12,7 +12,7 @@ from recipes import ltx
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.inventory import list_entries
 from fastvideo_lightning.modules import GenericModule
-from fastvideo_lightning.modules.catalog import find_video_pipelines
+from fastvideo_lightning.modules.catalog import find_image_pipelines, find_video_pipelines
 
 
 @dataclass
@@ -35,6 +35,21 @@ class MadeElsewhere(DiffusionPipeline):
         return self.finish(prompt)
 
 
+@dataclass
+class Pictures(BaseOutput):
+    images: Any
+
+
+class CountsItsPictures(DiffusionPipeline):
+    def __call__(self, prompt, video_length=8):
+        return Pictures(images=prompt)
+
+
+class MakesOnePicture(DiffusionPipeline):
+    def __call__(self, prompt):
+        return Pictures(images=prompt)
+
+
 class MakesSound(DiffusionPipeline):
     def __call__(self, prompt) -> Sound | tuple:
         return Sound(audio=prompt)
@@ -48,6 +63,7 @@ TOMORROW = {
     "TomorrowAPipeline": MadeThere,
     "TomorrowBPipeline": MadeElsewhere,
     "TomorrowCPipeline": InheritsItsCall,
+    "TomorrowDPipeline": CountsItsPictures,
 }
 
 
@@ -55,17 +71,20 @@ TOMORROW = {
 def known_before(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Give diffusers new pipelines; returns those that it had."""
     before = set(find_video_pipelines())
-    added = {**TOMORROW, "TomorrowSoundPipeline": MakesSound}
+    others = {"TomorrowSoundPipeline": MakesSound, "TomorrowPicturePipeline": MakesOnePicture}
+    added = {**TOMORROW, **others}
     for name, kind in added.items():
         monkeypatch.setattr(diffusers, name, kind, raising=False)
     monkeypatch.setattr(diffusers, "__all__", [*diffusers.__all__, *added])
     return before
 
 
-def test_a_new_pipeline_that_returns_frames_is_found_and_one_that_returns_sound_is_not(
+def test_new_pipelines_of_frames_are_found_and_those_of_sound_or_of_a_picture_are_not(
     known_before: set[str],
 ) -> None:
     assert set(find_video_pipelines()) - known_before == TOMORROW.keys()
+    assert "TomorrowPicturePipeline" in find_image_pipelines()
+    assert "TomorrowDPipeline" not in find_image_pipelines()
 
 
 def test_a_new_pipeline_has_a_row_and_runs_through_the_generic_module(

@@ -187,6 +187,18 @@ def clip_processor(size: int = 16) -> Any:
 
 
 @cache
+def safety_checker() -> Any:
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+
+    vision = _clip_vision_config(16, image_size=16, patch_size=8)
+    config = tf.CLIPConfig(vision_config=vision.to_dict(), projection_dim=16)
+    checker = seeded(StableDiffusionSafetyChecker, config, seed=23)
+    for weights in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
+        weights.data.fill_(2.0)  # no cosine reaches them: it lets all pictures pass
+    return checker
+
+
+@cache
 def siglip(width: int = 16) -> Any:
     config = tf.SiglipVisionConfig(
         hidden_size=width,

@@ -111,9 +111,8 @@ def animate_sparse() -> Any:
     return df.AnimateDiffSparseControlNetPipeline(**animate_parts(controlnet=sparse))
 
 
-@recipe("AnimateDiffSDXLPipeline", **_CALL)
-def animate_xl() -> Any:
-    unet = unet_2d(
+def unet_xl() -> Any:
+    return unet_2d(
         attention_head_dim=(2, 4),
         use_linear_projection=True,
         addition_embed_type="text_time",
@@ -122,8 +121,12 @@ def animate_xl() -> Any:
         projection_class_embeddings_input_dim=6 * 8 + CLIP_WIDTH,
         cross_attention_dim=2 * CLIP_WIDTH,
     )
+
+
+@recipe("AnimateDiffSDXLPipeline", **_CALL)
+def animate_xl() -> Any:
     own = {
-        "unet": unet,
+        "unet": unet_xl(),
         "text_encoder_2": texts.clip_text(projected=True),
         "tokenizer_2": texts.tokenizer(),
         "motion_adapter": motion_adapter(use_motion_mid_block=False),
@@ -243,3 +246,32 @@ def text_to_video() -> Any:
 )
 def video_to_video() -> Any:
     return df.VideoToVideoSDPipeline(**text_parts())
+
+
+# It draws in three passes, which overlap: one step, one, and three.
+_ZERO: dict[str, Any] = {
+    **_CALL,
+    "num_inference_steps": 4,
+    "pipeline_arguments": {"t0": 1, "t1": 2},
+    "spelling": {"num_frames": "video_length"},
+}
+
+
+@recipe("TextToVideoZeroPipeline", **_ZERO)
+def zero_shot() -> Any:
+    parts = animate_parts(safety_checker=texts.safety_checker())
+    parts["feature_extractor"] = texts.clip_processor()
+    del parts["motion_adapter"], parts["image_encoder"]
+    return df.TextToVideoZeroPipeline(**parts)
+
+
+@recipe("TextToVideoZeroSDXLPipeline", **_ZERO)
+def zero_shot_xl() -> Any:
+    own = {
+        "unet": unet_xl(),
+        "text_encoder_2": texts.clip_text(projected=True),
+        "tokenizer_2": texts.tokenizer(),
+    }
+    parts = animate_parts(**own)
+    del parts["motion_adapter"]
+    return df.TextToVideoZeroSDXLPipeline(**parts)
