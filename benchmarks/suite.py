@@ -78,7 +78,7 @@ PARTS: dict[str, Part] = {
     ),
     "prompts": Part("prompts", "--model wan-1.3b", 400, 2, without=("limit_s",)),
     "killed-rank": Part("killed_rank", "--model wan-14b", 240, 2, without=("limit_s",)),
-    "14b-17": streaming("wan-14b", 17, OURS, 240),
+    "14b-17": streaming("wan-14b", 17, f"{OURS},streamed-three-slots,{GRAPHED}", 300),
     "14b-1": streaming("wan-14b", 1, f"{OURS},{GRAPHED}", 240),
     "14b-81": streaming("wan-14b", 81, "resident,streamed-mapped", 300),
     "1.3b-1": streaming("wan-1.3b", 1, f"{OURS},{GRAPHED}", 120),
