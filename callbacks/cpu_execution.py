@@ -12,7 +12,8 @@ class CPUExecution(Placement):
     """Keeps the target's weights on the host and computes it there.
 
     Inputs are brought to the CPU and results to the device; the device never holds a weight. The
-    dtype is the one that the component has in a run on the device.
+    dtype is the one that the component has in a run on the device. Of a transformers model inside
+    of it, which a pipeline may call by itself, inputs are brought alike and results stay.
 
     Args:
         target: FQN of a component, such as ``"text_encoder"``.
@@ -29,3 +30,7 @@ class CPUExecution(Placement):
                 outputs_to=device,
             )
         )
+        for name, part in target.named_children():
+            if hasattr(part, "main_input_name"):
+                fqn, cpu = f"{self.target}.{name}", torch.device("cpu")
+                attachment.handles.extend(hook_calls(part, fqn, inputs_to=cpu))

@@ -69,6 +69,12 @@ def find_cached(hub_id: str, *, revision: str | None = None) -> Path | None:
 def check_index(folder: Path) -> None:
     """Raise CheckpointError where a folder has no index, and so is no pipeline."""
     if not (folder / INDEX).is_file():
+        if (folder / "modular_model_index.json").is_file():
+            raise CheckpointError(
+                f"{folder} is a modular pipeline, whose parts may lie anywhere. Load it in Python, "
+                "by diffusers' ModularPipeline, and pass it to VideoModule.from_pipeline(...): "
+                "docs/models.md shows how."
+            )
         raise CheckpointError(
             f"{folder} is no diffusers pipeline: it has no model_index.json. Pass the folder that "
             "holds model_index.json, or a hub id ending in -Diffusers."

@@ -248,7 +248,7 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, L.LightningModule):
         self._watch = StepWatch(self._announce, params.num_inference_steps or 1)
         denoisers = map(self.get_submodule, self.denoisers)
         scheduled, pipeline = chosen_scheduler(self._pipeline, params), self._pipeline
-        with scheduled, guided(pipeline, params.guidance_scale), guards_at_rest(pipeline):
+        with scheduled, guided(pipeline, params), guards_at_rest(pipeline):
             pipeline = self.pipeline_for(params)
             with self._watch.watch(pipeline, denoisers) as watching:
                 output = pipeline(

@@ -8,9 +8,10 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
+from fastvideo_lightning.modules.modular import blocks_of, is_modular
 from fastvideo_lightning.modules.signature import CallSignature
 
-VIDEO_FIELDS = ("frames", "video")
+VIDEO_FIELDS = ("frames", "video", "videos")
 IMAGE_FIELDS = ("images", "image")
 
 # Pipelines that cannot run with the installed libraries, and why.
@@ -48,6 +49,8 @@ def makes_video(pipeline_class: Any) -> bool:
 
 def returns(pipeline_class: Any, names: tuple[str, ...]) -> bool:
     """Whether the call of a pipeline makes an output that has one of the fields."""
+    if is_modular(pipeline_class):
+        return any(output.name in names for output in blocks_of(pipeline_class).outputs)
     return any(
         field.name in names for kind in _outputs_of(pipeline_class) for field in fields(kind)
     )
@@ -56,7 +59,13 @@ def returns(pipeline_class: Any, names: tuple[str, ...]) -> bool:
 def declared_models(pipeline_class: Any) -> dict[str, list[Any]]:
     """Return the model classes that each component of a pipeline may have, by component."""
     found = {}
-    for name, hint in get_type_hints(pipeline_class.__init__).items():
+    if is_modular(pipeline_class):
+        hints = {
+            part.name: part.type_hint for part in blocks_of(pipeline_class).expected_components
+        }
+    else:
+        hints = get_type_hints(pipeline_class.__init__)
+    for name, hint in hints.items():
         kinds = get_args(hint) or (hint,)
         models = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, nn.Module)]
         if models:
@@ -68,10 +77,11 @@ def _find_pipelines() -> Iterator[tuple[str, Any]]:
     import diffusers
 
     for name in sorted(diffusers.__all__ if hasattr(diffusers, "__all__") else dir(diffusers)):
-        if not name.endswith("Pipeline") or "Modular" in name:
+        if not name.endswith("Pipeline"):
             continue
         kind = getattr(diffusers, name)
-        if issubclass(kind, diffusers.DiffusionPipeline):
+        blocks = is_modular(kind) and kind.default_blocks_name is not None
+        if blocks or issubclass(kind, diffusers.DiffusionPipeline):
             yield name, kind
 
 

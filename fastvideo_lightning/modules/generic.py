@@ -7,6 +7,7 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.base import VideoModule
 from fastvideo_lightning.modules.catalog import makes_video
 from fastvideo_lightning.modules.media import check_media, load_media
+from fastvideo_lightning.modules.pipelines import GUIDERS
 from fastvideo_lightning.modules.signature import CallSignature
 
 # These are used around the call, not in it.
@@ -77,4 +78,4 @@ class GenericModule(VideoModule):
         return CallSignature(self._pipeline)
 
     def _is_guided(self, setting: str) -> bool:
-        return setting == "guidance_scale" and hasattr(self._pipeline, "guider")
+        return hasattr(self._pipeline, GUIDERS.get(setting, setting))

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.modular import ReturnsOutputs, hide_bars, is_modular
+
 # A diffusers pipeline. What one holds differs by class, so diffusers has no types for it.
 Pipeline = Any
 
@@ -26,7 +29,8 @@ class _Placed:
 def _placed_class(pipeline_class: Any) -> Any:
     # The same name and module as diffusers' own: model_index.json and type checks go by them.
     names = {"__module__": pipeline_class.__module__, "__doc__": pipeline_class.__doc__}
-    return type(pipeline_class.__name__, (_Placed, pipeline_class), names)
+    mixed = (_Placed, ReturnsOutputs) if is_modular(pipeline_class) else (_Placed,)
+    return type(pipeline_class.__name__, (*mixed, pipeline_class), names)
 
 
 def place_pipeline(pipeline: Pipeline, device: torch.device) -> Pipeline:
@@ -40,19 +44,28 @@ def place_pipeline(pipeline: Pipeline, device: torch.device) -> Pipeline:
         kind: Any = type(pipeline)
         placed.__class__ = _placed_class(kind)
     placed.execution_device = device
+    if is_modular(placed):
+        placed._blocks = copy.deepcopy(placed._blocks)  # what is set on them stays ours
+        hide_bars(placed._blocks)
     placed.set_progress_bar_config(disable=True)  # the callbacks show progress
     return placed
 
 
+# The components of a pipeline that guide, by the setting that is their strength.
+GUIDERS = {"guidance_scale": "guider", "guidance_scale_2": "guider_2"}
+
+
 @contextmanager
-def guided(pipeline: Pipeline, guidance_scale: float | None) -> Iterator[None]:
-    """Run with the strength of the pipeline's guider, where it has one, and put it back."""
-    guider = getattr(pipeline, "guider", None)
-    if guider is None or guidance_scale is None:
-        yield
-        return
-    pipeline.guider = guider.new(guidance_scale=guidance_scale)
+def guided(pipeline: Pipeline, params: SamplingParams) -> Iterator[None]:
+    """Run with the strengths of the pipeline's guiders, where it has any, and put them back."""
+    before = {}
+    for setting, name in GUIDERS.items():
+        guider, strength = getattr(pipeline, name, None), getattr(params, setting)
+        if guider is not None and strength is not None:
+            before[name] = guider
+            setattr(pipeline, name, guider.new(guidance_scale=strength))
     try:
         yield
     finally:
-        pipeline.guider = guider
+        for name, guider in before.items():
+            setattr(pipeline, name, guider)

@@ -39,11 +39,16 @@ def read_output(output: Any, pipeline: Pipeline) -> Result:
         pixels = pixels[0]
     check_frames(pixels)
     audio = _first(output, _AUDIO_FIELDS)
-    return Result(as_uint8(pixels), None if audio is None else _as_audio(audio, pipeline))
+    if audio is None:
+        return Result(as_uint8(pixels))
+    rate = _first(output, ("sampling_rate",)) or _rate_of(pipeline)
+    return Result(as_uint8(pixels), _as_audio(audio, rate))
 
 
 def _first(output: Any, names: tuple[str, ...]) -> Any:
     """Return the one of the fields that this output has, or None."""
+    if isinstance(output, dict):  # as most outputs of diffusers are
+        return next((output[name] for name in names if output.get(name) is not None), None)
     known = [field.name for field in fields(output)]
     return next((getattr(output, name) for name in names if name in known), None)
 
@@ -65,11 +70,15 @@ def _as_array(visual: Any) -> np.ndarray:
     return np.asarray(visual)
 
 
-def _as_audio(audio: Any, pipeline: Pipeline) -> Audio:
+def _rate_of(pipeline: Pipeline) -> int:
+    """Return the sampling rate of the sound that a pipeline makes."""
+    config = getattr(getattr(pipeline, "vocoder", None), "config", {})
+    return int(config.get("output_sampling_rate") or pipeline.audio_sample_rate)
+
+
+def _as_audio(audio: Any, rate: int) -> Audio:
     """Turn `[batch, channels, samples]` or `[batch, samples]` into one sound."""
     if isinstance(audio, torch.Tensor):
         audio = audio.float().cpu().numpy()
     samples = np.atleast_2d(np.asarray(audio[0], dtype=np.float32))
-    config = getattr(getattr(pipeline, "vocoder", None), "config", {})
-    rate = config.get("output_sampling_rate") or pipeline.audio_sample_rate
-    return Audio(samples=samples, sampling_rate=int(rate))
+    return Audio(samples=samples, sampling_rate=rate)

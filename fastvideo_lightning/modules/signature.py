@@ -5,6 +5,7 @@ from typing import Any
 
 from fastvideo_lightning.config import SamplingParams, nearest_name
 from fastvideo_lightning.modules.inputs import needed_inputs
+from fastvideo_lightning.modules.modular import call_parameters
 from fastvideo_lightning.modules.pipelines import Pipeline
 
 # What pipelines call a setting, by our name for it; the other settings bear our name.
@@ -32,7 +33,7 @@ class CallSignature:
 
     def __init__(self, pipeline: Pipeline) -> None:
         kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-        parameters = inspect.signature(pipeline.__call__).parameters
+        parameters = call_parameters(pipeline)
         self._parameters = {n: p for n, p in parameters.items() if p.kind not in kinds}
 
     def argument_for(self, setting: str) -> str | None:

@@ -1,6 +1,5 @@
 """When each denoising step starts and ends, seen from outside the pipeline."""
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
@@ -9,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fastvideo_lightning.modules.finite import LatentsWatch
+from fastvideo_lightning.modules.modular import call_parameters
 from fastvideo_lightning.modules.pipelines import Pipeline
 
 # Called with the name of a moment, the step and the number of steps.
@@ -64,7 +64,7 @@ class StepWatch:
                 # Before the hooks that bring the weights in: the step has started by then.
                 handle = denoiser.register_forward_pre_hook(start, prepend=True)
                 stack.callback(handle.remove)
-            parameters = inspect.signature(pipeline.__call__).parameters
+            parameters = call_parameters(pipeline)
             if "callback_on_step_end" in parameters:
                 yield {"callback_on_step_end": self._on_step_end}
             elif "callback" in parameters:  # what it was before
@@ -114,16 +114,22 @@ class StepWatch:
 
 @contextmanager
 def _after_each_call(owner: object, name: str, then: Callable[[Any], None]) -> Iterator[None]:
-    """Have `then` see the result of every call of a method, until the context ends."""
-    method = getattr(owner, name)
+    """Have `then` see the result of every call of a method, until the context ends.
 
-    def called(*args: Any, **kwargs: Any) -> Any:
-        result = method(*args, **kwargs)
-        then(result)
+    The owner's class changes, not the owner: pipelines copy their scheduler, and a copy must not
+    call the original's method.
+    """
+    kind = type(owner)
+
+    def called(self: object, *args: Any, **kwargs: Any) -> Any:
+        result = getattr(kind, name)(self, *args, **kwargs)
+        if self is owner:
+            then(result)
         return result
 
-    setattr(owner, name, called)
+    names = {name: called, "__module__": kind.__module__}
+    owner.__class__ = type(kind.__name__, (kind,), names)
     try:
         yield
     finally:
-        delattr(owner, name)
+        owner.__class__ = kind

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
+from fastvideo_lightning.offload import hooks
 from fastvideo_lightning.strategies import HostResidentStrategy
 from tests.toys import OnMeta, make_toy, sample
 
@@ -52,6 +53,20 @@ class Pipe(nn.Module):
 
 def make_callbacks():
     return [LayerwiseOffload("transformer.blocks"), CPUExecution("encoder"), ModelOffload("vae")]
+
+
+def test_a_model_inside_of_one_computed_on_the_cpu_may_be_called_by_itself(monkeypatch):
+    pipe, moved = Pipe(), []
+    pipe.encoder.inner = nn.Linear(16, 16)
+    pipe.encoder.inner.main_input_name = "input_ids"
+    monkeypatch.setattr(hooks, "move_inputs", lambda args, kwargs, device: moved.append(device))
+    callback = CPUExecution("encoder")
+    callback.attach(pipe, "cpu")
+    pipe.encoder.inner(torch.ones(1, 16))
+    assert moved == [torch.device("cpu")]
+    callback.detach()
+    pipe.encoder.inner(torch.ones(1, 16))
+    assert len(moved) == 1
 
 
 def test_all_placements_together_equal_the_plain_module_and_restore_it():

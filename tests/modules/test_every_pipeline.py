@@ -26,6 +26,9 @@ _UNWATCHED = {
     # Flex attention cannot be traced while kernels are watched.
     "AnyFlowFARPipeline",
     "Kandinsky6SRPipeline",
+    "LTX25ModularPipeline",
+    "WanAnimate2DistilledModularPipeline",
+    "WanAnimate2ModularPipeline",
     "LTX2VideoDiffusionDecodePipeline",
     # They cast their VAE, which reads it where it waits: on the host.
     "AnimateDiffVideoToVideoPipeline",

@@ -124,7 +124,7 @@ def test_the_strength_of_a_guider_is_set_for_the_call_alone():
     from fastvideo_lightning.modules.pipelines import guided
 
     before = module.pipeline.guider
-    with guided(module.pipeline, 7.0):
+    with guided(module.pipeline, SamplingParams(guidance_scale=7.0)):
         assert module.pipeline.guider.guidance_scale == 7.0
     assert module.pipeline.guider is before
     assert before.guidance_scale == 2.0

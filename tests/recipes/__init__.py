@@ -12,6 +12,8 @@ from recipes import (  # noqa: F401  (each enters its recipes)
     ltx,
     ltx2,
     mochi,
+    modular,
+    modular_only,
     others,
     pictures,
     unets,

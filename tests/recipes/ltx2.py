@@ -24,7 +24,7 @@ _RATE = {"fps": "frame_rate"}
 
 
 @cache
-def vae() -> Any:
+def vae(**config: Any) -> Any:
     return seeded(
         df.AutoencoderKLLTX2Video,
         std=None,
@@ -42,6 +42,7 @@ def vae() -> Any:
         timestep_conditioning=False,
         patch_size=1,
         patch_size_t=1,
+        **config,
     )
 
 
@@ -198,11 +199,17 @@ def upsampler() -> Any:
     num_inference_steps=None,
     pipeline_arguments={"latents": _noise(1, 8, 1, 1, 1)},
 )
-def diffusion_decoder() -> Any:
-    model = seeded(
+def diffusion_decode() -> Any:
+    return df.LTX2VideoDiffusionDecodePipeline(
+        diffusion_decoder=diffusion_decoder(), scheduler=df.FlowMatchEulerDiscreteScheduler()
+    )
+
+
+def diffusion_decoder(latent_channels: int = 8) -> Any:
+    return seeded(
         df.LTX2VideoDiffusionDecoderModel,
         out_channels=3,
-        latent_channels=8,
+        latent_channels=latent_channels,
         patch_size=2,
         decoder_head_dim=16,
         decoder_stage_channels=(64, 32, 16, 16, 16),
@@ -214,9 +221,6 @@ def diffusion_decoder() -> Any:
         decoder_t_emb_dim=32,
         spatial_compression_ratio=16,
         temporal_compression_ratio=8,
-    )
-    return df.LTX2VideoDiffusionDecodePipeline(
-        diffusion_decoder=model, scheduler=df.FlowMatchEulerDiscreteScheduler()
     )
 
 

@@ -60,6 +60,9 @@ def run_plain(pipeline: Any, recipe: Recipe, media: Media) -> Run:
     pipeline.set_progress_bar_config(disable=True)
     takes_prompt = "prompt" in inspect.signature(pipeline.__call__).parameters
     arguments = recipe.plain(media, _load)
+    if hasattr(pipeline, "blocks"):  # a modular one
+        takes_prompt = "prompt" in pipeline.blocks.input_names
+        arguments["output"] = pipeline.blocks.output_names
     torch.manual_seed(SEED)  # a few pipelines draw some of their noise without the generator
     with recorded(pipeline) as steps, torch.no_grad():
         output = pipeline(
