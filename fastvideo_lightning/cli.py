@@ -6,7 +6,6 @@ about the model before a weight is read. stdout gets the path of the video and n
 
 import errno
 import io
-import re
 import signal
 import sys
 import traceback
@@ -22,6 +21,7 @@ from fastvideo_lightning.commands.pack import pack
 from fastvideo_lightning.commands.plan import plan
 from fastvideo_lightning.commands.probe import probe
 from fastvideo_lightning.commands.serve import serve
+from fastvideo_lightning.explanations import explain, in_two_lines
 from fastvideo_lightning.messages import is_first_process, show_own_log
 from fastvideo_lightning.options import COMMAND, in_command_words
 
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return WRONG_CHOICE
     except click.ClickException as error:
-        failure, code, lines = error, WRONG_CHOICE, _explain_click(error)
+        failure, code, lines = error, WRONG_CHOICE, explain(error, cli, arguments)
     except Exception as error:
         says_enough = isinstance(error, RuntimeError | ValueError | OSError) and str(error)
         text = str(error) if says_enough else f"{type(error).__name__}: {error}"
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             hint = "Free some space and run the same command again."
         notes = map(in_command_words, getattr(error, "__notes__", ()))
-        lines = [*_in_two_lines(in_command_words(text), hint), *notes]
+        lines = [*in_two_lines(in_command_words(text), hint), *notes]
         failure, code = error, FAILED
     is_cause, shows = _is_cause(failure, is_told=code == WRONG_CHOICE), is_first_process()
     if "--debug" in arguments and is_cause and (shows or code == FAILED):
@@ -87,38 +87,6 @@ def _is_cause(failure: BaseException, *, is_told: bool = False) -> bool:
     """Tell the others that this process fails; whether it is not for another's failure."""
     launching = sys.modules.get("fastvideo_lightning.strategies.launching")
     return launching is None or launching.note_failure(failure, is_told=is_told)
-
-
-def _explain_click(error: click.ClickException) -> list[str]:
-    asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-    see_help = f"See {asked if ' ' in asked else f'{COMMAND} generate'} --help."
-    if asked == f"{COMMAND} generate" and "unexpected extra argument" in error.message:
-        see_help = (
-            'A prompt stands in quotes, after its option: --prompt "a red circle moves right".'
-        )
-    if not isinstance(error, click.NoSuchOption):
-        return [*_in_two_lines(error.format_message(), see_help), *getattr(error, "further", ())]
-    name = error.option_name
-    of_generate = [opt for param in generate.params for opt in (*param.opts, *param.secondary_opts)]
-    is_group = error.ctx is not None and error.ctx.command is cli
-    if is_group and name in of_generate:
-        return [f"no such option: {name}", f"Say first what to do: {COMMAND} generate {name} ..."]
-    near = _nearest_option(name, error)
-    return [f"no such option: {name}", f"Did you mean {near}?" if near else see_help]
-
-
-def _nearest_option(name: str, error: click.NoSuchOption) -> str | None:
-    """Return the option that was meant: one that ends as `--steps` does, or looks most like it."""
-    params = error.ctx.command.params if error.ctx is not None else []
-    longer = [opt for param in params for opt in param.opts if opt.endswith(f"-{name[2:]}")]
-    return next(iter([*longer, *(error.possibilities or ())]), None)
-
-
-def _in_two_lines(text: str, otherwise: str) -> list[str]:
-    """Split into what is wrong and what to type; `otherwise` is the second line where none is."""
-    line, *_ = text.strip().splitlines() or [""]
-    what, *suggestion = re.split(r"(?<=[.?!]) (?=[A-Z])", line, maxsplit=1)
-    return [what, *(suggestion or [otherwise])]
 
 
 def main() -> None:

@@ -45,9 +45,12 @@ WRONG = [
     (["--fps", "999"], "--fps must be a whole number, 1 to 240, got 999.", "--fps 16"),
     (["--seed", "-1"], "--seed must be", "--seed 1024"),
     (["--guidance-scale", "nan"], "--guidance-scale must be a finite", "--guidance-scale 5.0"),
-    (["--seed", "x"], "Invalid value for '--seed': 'x'", "--help"),
-    (["--dtype", "int4"], "Invalid value for '--dtype': 'int4'", "--help"),
-    (["--num-gpus", "0"], "Invalid value for '--num-gpus': 0", "--help"),
+    (["--seed", "x"], "Invalid value for '--seed': 'x'", "Pass one such as --seed 1024."),
+    (["--dtype", "int4"], "Invalid value for '--dtype': 'int4'", "Did you mean --dtype int8?"),
+    (["--dtype", "float16"], "Invalid value for '--dtype': 'float16'", "you mean --dtype fp16?"),
+    (["--cache", "best"], "Invalid value for '--cache': 'best'", "Pass --cache first-block."),
+    (["--num-gpus", "0"], "Invalid value for '--num-gpus': 0", "such as --num-gpus 1."),
+    (["--gpu-memory-budget", "x"], "Invalid value for '--gpu-memory-budget'", "-budget 12"),
     (["--prompt", " "], "--prompt is empty: got ' '.", '"a red circle moves right"'),
     (["--image-path", "no.png"], "--image-path: there is no file 'no.png'.", "image file"),
     (["--config", "no.yaml"], "--config no.yaml cannot be read: No such file", "YAML file"),
@@ -61,7 +64,8 @@ WRONG = [
     (["--revision", "x"], "--revision 'x' is for models from the hub", "Leave revision out"),
     (["--lora", "no.safetensors"], "Invalid value for '--lora': There is no LoRA", "Pass a"),
     (["stray"], "Got unexpected extra argument (stray)", "in quotes, after its option: --prompt"),
-    (["--seed"], "Option '--seed' requires an argument.", "--help"),
+    (["--seed"], "Option '--seed' requires an argument.", "Pass one such as --seed 1024."),
+    (["--variant"], "Option '--variant' requires an argument.", "See fastvideo-lightning generate"),
 ]
 
 
@@ -78,6 +82,21 @@ def test_a_wrong_choice_is_one_line_and_a_suggestion(
     assert lines[0].startswith(f"Error: {first}")
     assert second in lines[1]
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("words", "second"),
+    [
+        (["plan", "--gpu"], 'Pass one such as --gpu "RTX 4090".'),
+        (["plan", "--variant"], "See fastvideo-lightning plan --help."),
+        (["serve", "--port", "x"], "Pass one such as --port 7860."),
+        (["serve", "--host"], "See fastvideo-lightning serve --help."),
+        (["pack"], "See fastvideo-lightning pack --help."),
+    ],
+)
+def test_what_to_type_is_of_the_command_that_was_typed(words, second, capsys):
+    assert run(words) == 2
+    assert read_errors(capsys)[1] == second
 
 
 def test_what_can_be_known_at_once_is_told_before_an_import_of_seconds(tmp_path):

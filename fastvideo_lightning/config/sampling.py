@@ -143,7 +143,7 @@ _PATHS = (
     ("last_image_path", "an image", "image.png"),
     ("video_path", "a video", "video.mp4"),
 )
-_EXAMPLES = {
+EXAMPLES = {
     "height": 480,
     "width": 832,
     "num_frames": 81,
@@ -160,5 +160,5 @@ _EXAMPLES = {
 def _refusal(name: str, wanted: str, value: object) -> str:
     return (
         f"{name} must be {wanted}, got {value!r}. "
-        f"Pass one such as {name}={_EXAMPLES[name]}, or leave it out for the default."
+        f"Pass one such as {name}={EXAMPLES[name]}, or leave it out for the default."
     )

@@ -1,0 +1,92 @@
+"""What the parser of the command refused, in two lines: what is wrong, and what to type."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import click
+
+from fastvideo_lightning.config.sampling import EXAMPLES
+from fastvideo_lightning.options import COMMAND
+
+# Values as one types them, by option.
+_TYPED = {
+    "prompt": '"a red circle moves right"',
+    "prompts": "prompts.txt",
+    "gpu": '"RTX 4090"',
+    "gpu_memory_budget": 12,
+    "num_gpus": 1,
+    "context_parallel": 2,
+    "dit_resident_blocks": 10,
+    "port": 7860,
+    "max_side": 832,
+    "max_frames": 81,
+    "max_steps": 50,
+    "max_queue": 4,
+    **EXAMPLES,
+}
+
+
+def explain(error: click.ClickException, group: click.Group, arguments: Sequence[str]) -> list[str]:
+    """Return lines for an error of click: the first without its "Error: ".
+
+    Args:
+        error: What click raised.
+        group: The command with all its subcommands.
+        arguments: What was typed: some errors do not know of which command they are.
+    """
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command if context is not None else None
+    if command is None or command is group:
+        typed = next((word for word in arguments if word in group.commands), None)
+        command = group.commands[typed] if context is None and typed else command
+    named = "generate" if command is None or command is group else command.name
+    see_help = f"See {COMMAND} {named} --help."
+    if isinstance(error, click.NoSuchOption):
+        return _explain_unknown(error, group, see_help)
+    hint = _what_to_type(error, command)
+    return [*in_two_lines(error.format_message(), hint or see_help), *getattr(error, "further", ())]
+
+
+def in_two_lines(text: str, otherwise: str) -> list[str]:
+    """Split into what is wrong and what to type; `otherwise` is the second line where none is."""
+    line, *_ = text.strip().splitlines() or [""]
+    what, *suggestion = re.split(r"(?<=[.?!]) (?=[A-Z])", line, maxsplit=1)
+    return [what, *(suggestion or [otherwise])]
+
+
+def _explain_unknown(error: click.NoSuchOption, group: click.Group, see_help: str) -> list[str]:
+    name = error.option_name
+    params = group.commands["generate"].params
+    of_generate = [opt for param in params for opt in (*param.opts, *param.secondary_opts)]
+    if error.ctx is not None and error.ctx.command is group and name in of_generate:
+        return [f"no such option: {name}", f"Say first what to do: {COMMAND} generate {name} ..."]
+    near = _nearest_option(name, error)
+    return [f"no such option: {name}", f"Did you mean {near}?" if near else see_help]
+
+
+def _nearest_option(name: str, error: click.NoSuchOption) -> str | None:
+    """Return the option that was meant: one that ends as `--steps` does, or looks most like it."""
+    params = error.ctx.command.params if error.ctx is not None else []
+    longer = [opt for param in params for opt in param.opts if opt.endswith(f"-{name[2:]}")]
+    return next(iter([*longer, *(error.possibilities or ())]), None)
+
+
+def _what_to_type(error: click.ClickException, command: click.Command | None) -> str | None:
+    """A value that an option takes, where one was missing or of the wrong kind."""
+    if "unexpected extra argument" in error.message and command and command.name == "generate":
+        return f"A prompt stands in quotes, after its option: --prompt {_TYPED['prompt']}."
+    name = getattr(error, "option_name", None)
+    param = getattr(error, "param", None)
+    if param is None and command is not None:
+        param = next((each for each in command.params if name in each.opts), None)
+    if param is None or not param.opts[0].startswith("--"):
+        return None
+    option, kind = param.opts[0], param.type
+    if isinstance(kind, click.Choice):
+        got = re.match(r"'([^']*)'", error.message)
+        names = [str(choice).replace("_", "-") for choice in kind.choices]
+        near = get_close_matches(got[1].lower(), names, 1, cutoff=0.5) if got else []
+        return f"Did you mean {option} {near[0]}?" if near else f"Pass {option} {names[0]}."
+    example = _TYPED.get(param.name or "")
+    return f"Pass one such as {option} {example}." if example is not None else None
