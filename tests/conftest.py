@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -26,6 +27,17 @@ def _environment_of_its_own() -> Iterator[None]:
     """
     with mock.patch.dict(os.environ):
         yield
+
+
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Let this process and those that it starts hear SIGINT.
+
+    A shell without job control has what it starts by `pytest &` ignore it, and so their children.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -223,10 +223,9 @@ def test_the_module_form_is_the_same_command(tmp_path):
 
 
 ENDLESS = """
-import signal, time
+import time
 import numpy as np
 from fastvideo_lightning import cli, output
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell put us behind
 from fastvideo_lightning.commands import generate
 def encode(frames, path, *_):
     path.write_bytes(b"half")
@@ -240,7 +239,7 @@ cli.main()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_no_half_file_and_no_empty_one(tmp_path, number, code):
+def test_a_signal_leaves_no_half_file_and_no_empty_one(tmp_path, hears_ctrl_c, number, code):
     words = [sys.executable, "-c", ENDLESS, "generate", "--prompt", "a"]
     with subprocess.Popen(
         words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

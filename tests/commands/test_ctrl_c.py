@@ -33,13 +33,10 @@ STAGES = {
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """A folder with three prompts, and a Ctrl-C that arrives also where a shell put us behind."""
+def folder(tmp_path, monkeypatch, hears_ctrl_c):
+    """A folder with three prompts."""
     monkeypatch.chdir(tmp_path)
     Path("p.txt").write_text("\n".join(PROMPTS))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("stage", STAGES)

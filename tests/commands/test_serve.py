@@ -72,7 +72,9 @@ def test_a_file_of_options_counts_and_what_is_typed_wins(monkeypatch, capsys, tm
 
 
 @pytest.mark.slow
-def test_the_command_says_where_the_page_is_and_ctrl_c_leaves_nothing_behind(tmp_path) -> None:
+def test_the_command_says_where_the_page_is_and_ctrl_c_leaves_nothing_behind(
+    tmp_path, hears_ctrl_c
+) -> None:
     pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[serve]'")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

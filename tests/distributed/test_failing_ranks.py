@@ -130,7 +130,9 @@ def test_all_end_within_30_s_and_the_rank_is_named_however_they_were_started(
 
 
 @pytest.mark.parametrize("others", ["wait", "work", "start"])
-def test_ctrl_c_ends_all_at_once_wherever_they_are_and_leaves_nothing(tmp_path, others):
+def test_ctrl_c_ends_all_at_once_wherever_they_are_and_leaves_nothing(
+    tmp_path, hears_ctrl_c, others
+):
     settings = {"rank": 1, "how": "interrupt", "others": others}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     command = [sys.executable, str(HERE / "failing.py"), "2", str(tmp_path)]
