@@ -10,11 +10,14 @@ that waits for the dead does not hear that, and the process is ended by force.
 Ctrl-C is no failure: it reaches all processes, and where one has ended by it, the others get some
 seconds to do the same. The start of the process group, for one, does not hear it.
 Where the first process ends by itself, the others may still have work of their own, and get time
-for it: little where it has ended by `sys.exit` with a code, for then it has given up.
+for it: little where it has ended by `sys.exit` with a code or by a `SystemExit`, for then it has
+given up. Nobody is told what a `SystemExit` carries; that there was one shows in the outermost call
+of the main thread, which has not come to its return then.
 """
 
 import _thread
 import contextlib
+import dis
 import os
 import shutil
 import signal
@@ -25,7 +28,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 from fastvideo_lightning.strategies.failures import Failure, read_failures
@@ -72,7 +75,8 @@ class RankGuard(threading.Thread):
         self._is_stopped = False
         self._show = sys.excepthook
         self._exit = sys.exit
-        self._exit_code: object = None
+        self._exit_codes: list[object] = []
+        self._outermost = _find_outermost_call()
 
     def start(self) -> None:
         """Begin to watch; to be called in the main thread."""
@@ -142,12 +146,11 @@ class RankGuard(threading.Thread):
             self._end_children()
             if not self._is_told:
                 self._leave(cause)
-        code = self._exit_code
-        until = time.monotonic() + (_AFTER_EXIT_S if code else _LAST_S)
+        own = self._find_own_end()
+        until = time.monotonic() + (_LAST_S if own is None else _AFTER_EXIT_S)
         while alive := self._find_alive():
             if time.monotonic() > until:
-                status = code & 0xFF if isinstance(code, int) else int(code is not None)
-                self._leave_behind(alive[0], status)
+                self._leave_behind(alive[0], own)
             time.sleep(_POLL_S / 4)
         if self._find_dead() and not self._is_told:
             self.join()  # it ends the process
@@ -161,7 +164,7 @@ class RankGuard(threading.Thread):
 
     def _on_exit(self, code: object = None, /) -> NoReturn:
         """Note the code that this process is to end with, which `finish` is not told."""
-        self._exit_code = code
+        self._exit_codes.append(code)
         self._exit(code)  # type: ignore[arg-type]
 
     def _find_dead(self) -> bool:
@@ -206,13 +209,25 @@ class RankGuard(threading.Thread):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(max(until - time.monotonic(), 0.0))
 
-    def _leave_behind(self, rank: int, code: int) -> None:
+    def _find_own_end(self) -> int | None:
+        """The code by which the main thread has given up, 1 where only that is known, or None."""
+        last = self._outermost
+        if dis.opname[last.f_code.co_code[last.f_lasti]].startswith("RETURN_"):
+            return None
+        if not self._exit_codes:
+            return 1
+        code = self._exit_codes[-1]
+        return (code & 0xFF if isinstance(code, int) else int(code is not None)) or None
+
+    def _leave_behind(self, rank: int, code: int | None) -> None:
         """End the others, of which `rank` is at work or waits for this process, and then it."""
         self._end_children()
-        own = Failure.of_exit(self._rank, code)
-        if not code:
+        own = Failure.of_exit(self._rank, code or 0)
+        if code is None:
             reason = f"it ended while rank {rank} was at work, and {_LAST_S:.0f} s later still was"
             own = replace(own, reason=reason)
+        elif not self._exit_codes:
+            own = replace(own, reason="it ended by SystemExit")
         self._leave(own, code=code or 1)
 
     def _leave(self, cause: Failure | None, *, code: int = 1) -> None:
@@ -235,3 +250,10 @@ class RankGuard(threading.Thread):
             return False
         time.sleep(_LISTEN_S)  # the other processes end meanwhile
         return True
+
+
+def _find_outermost_call() -> FrameType:
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+    return frame

@@ -19,7 +19,8 @@ def main(num_processes: int, folder: Path) -> None:
     if settings["others"] == "start" and os.environ.get("LOCAL_RANK", "0") != "0":
         (folder / "starting").write_text(str(os.getpid()))
         time.sleep(60)  # the first process waits for this one in the start of the process group
-    guard._LAST_S = 2.0
+    if settings["how"] == "return":
+        guard._LAST_S = 2.0
     accelerator = settings.get("accelerator", "cpu")
     fabric = L.Fabric(
         accelerator=accelerator, devices=num_processes, strategy=HostResidentStrategy()
@@ -52,6 +53,10 @@ def fail(how: str) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     if how == "exit":
         sys.exit(3)
+    if how == "system-exit":
+        raise SystemExit
+    if how == "system-exit-3":
+        raise SystemExit(3)
     if how == "interrupt":
         os.killpg(os.getpgid(0), signal.SIGINT)  # as a terminal does
         time.sleep(5)

@@ -20,6 +20,7 @@ BROKEN = "ValueError: the third block is broken"
 KILLED = "it was killed by SIGKILL, as the system does when memory runs out"
 GONE = "it is gone without a word, as if killed"
 EXITED = "it ended with exit code 3"
+GIVEN_UP = "it ended by SystemExit"
 LEFT = "it ended while rank 1 was at work, and 2 s later still was"
 NO_MEMORY = "Tried to allocate 2.00 GiB."
 MEMORY = f"OutOfMemoryError: CUDA out of memory. {NO_MEMORY}"
@@ -42,6 +43,8 @@ def is_alive(pid):
         pytest.param(3, 0, "kill", "work", GONE, id="the-first-killed-while-others-work"),
         pytest.param(2, 1, "exit", "wait", EXITED, id="an-exit"),
         pytest.param(2, 0, "exit", "work", EXITED, id="an-exit-of-the-first"),
+        pytest.param(2, 0, "system-exit", "wait", GIVEN_UP, id="a-bare-exit-of-the-first"),
+        pytest.param(2, 0, "system-exit-3", "work", GIVEN_UP, id="a-raised-exit-of-the-first"),
         pytest.param(2, 0, "return", "work", LEFT, id="an-end-of-the-first"),
     ],
 )
@@ -67,7 +70,7 @@ def test_all_end_within_30_s_and_the_last_line_says_which_and_why(
     while any(is_alive(note["pid"]) for note in notes):
         assert time.time() < deadline
         time.sleep(0.1)
-    assert time.time() < deadline - (18 if how == "exit" else 0)  # who gives up is not waited for
+    assert time.time() < deadline - (18 if "exit" in how else 0)  # who gives up is not waited for
     last_line = (tmp_path / "stderr").read_text().splitlines()[-1]
     assert last_line == f"Error: rank {rank} failed: {reason}"
     if others == "work":
