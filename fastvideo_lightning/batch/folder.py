@@ -92,7 +92,7 @@ class BatchFolder:
                 continue
             done.setdefault(entry.identity, []).append(entry)
         for left in self._partial.iterdir():
-            if left not in self._untold:
+            if left not in self._untold and not left.is_dir():  # a folder is somebody else's
                 left.unlink()
         return done
 

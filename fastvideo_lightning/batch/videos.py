@@ -54,13 +54,17 @@ class VideoBatch(Iterator[GeneratedVideo]):
         self.num_skipped = 0
         self._folder = folder
         self._items = list(prompts)
-        self._entries = {item["index"]: describe(item) for item in self._items}
+        self._entries = _describe_all(self._items, describe)
         self._writer = BatchWriter(folder, self._entries, fail_fast=fail_fast, settings=settings)
         self._setup, self._iterate = setup, iterate
         self._rank = _rank_from_environment()
         if not self._rank:
-            done = folder.open()
-            self._items = self._remaining(done if resume else {}, settings())
+            try:
+                done = folder.open()
+                self._items = self._remaining(done if resume else {}, settings())
+            except BaseException:
+                folder.close()  # or it stays locked for as long as somebody keeps the error
+                raise
         self.recovered = folder.recovered
         self._of_others: tuple[int, list[Entry]] = (0, [])
         self._videos = self._make()
@@ -147,6 +151,22 @@ class VideoBatch(Iterator[GeneratedVideo]):
         for name, number in unlike.items():
             _log.info(_UNLIKE, number, name, settings[name])
         return remaining
+
+
+def _describe_all(
+    items: list[dict[str, Any]], describe: Callable[[Mapping[str, Any]], Entry]
+) -> dict[int, Entry]:
+    """Describe each prompt; what the model refuses is told with the prompt that asks for it."""
+    entries = {}
+    for item in items:
+        try:
+            entries[item["index"]] = describe(item)
+        except (TypeError, ValueError) as error:
+            if len(items) == 1:
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"Prompt {item['index'] + 1}, {item['prompt']:.40}: {error}") from error
+    return entries
 
 
 def _rank_from_environment() -> int | None:

@@ -138,6 +138,14 @@ def test_a_video_that_a_killed_run_may_not_have_told_of_is_told_of_by_the_next(t
     assert ended.recovered == []
 
 
+def test_what_somebody_else_keeps_in_a_folder_of_ours_is_in_nobodys_way(tmp_path):
+    theirs = tmp_path / ".partial" / "theirs" / "file"
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    assert write_batch(tmp_path, 1) == 1
+    assert theirs.exists()
+
+
 def test_pictures_are_kept_as_png(tmp_path):
     folder = BatchFolder(tmp_path, suffix=".png")
     folder.open()

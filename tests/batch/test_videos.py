@@ -179,6 +179,28 @@ def test_wrong_prompts_are_found_before_any_work(generator, tmp_path):
     assert not (tmp_path / "manifest.jsonl").exists()
 
 
+def test_what_the_model_refuses_of_one_prompt_is_told_with_the_prompt(generator, tmp_path):
+    prompts = [PROMPT, {"prompt": "a blue square", "num_frames": 2}]
+    expected = "^Prompt 2, a blue square: num_frames must be 1 plus a multiple of 4"
+    with pytest.raises(ValueError, match=expected):
+        generator.generate_videos(prompts, output_path=tmp_path, **SIZE)
+    with pytest.raises(ValueError, match="^num_frames must be"):
+        generator.generate_videos(prompts[1:], output_path=tmp_path, **SIZE)
+
+
+def test_a_batch_that_cannot_begin_leaves_its_folder_to_the_next(generator, tmp_path, monkeypatch):
+    def fail(self):
+        raise OSError("no more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fastvideo_lightning.batch.manifest.Manifest.read", fail)
+        with pytest.raises(OSError, match="no more") as kept:
+            generator.generate_videos(PROMPTS[:1], output_path=tmp_path, **SIZE)
+    # The error, and with it every local name of the batch that failed, is still held here.
+    assert kept.value is not None
+    assert len(list(generator.generate_videos(PROMPTS[:1], output_path=tmp_path, **SIZE))) == 1
+
+
 def test_another_cache_makes_another_video(generator, tmp_path, monkeypatch):
     def cached(name):
         from dataclasses import replace
