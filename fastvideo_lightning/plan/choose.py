@@ -43,6 +43,7 @@ class BudgetTooSmallError(ValueError):
         smallest: The smallest set that keeps the flags that were given.
         machine: The hardware; None where there is no telling how much memory it has.
         otherwise: What else would help, as the end of a sentence.
+        is_auto: Whether the budget is what was found free.
     """
 
     def __init__(
@@ -51,14 +52,20 @@ class BudgetTooSmallError(ValueError):
         smallest: Prediction,
         machine: Machine | None = None,
         otherwise: str = "",
+        *,
+        is_auto: bool = False,
     ) -> None:
         self.smallest_bytes = smallest.reserved_bytes
         self.smallest = smallest
         gib = round_up(self.smallest_bytes)
         stage = max(smallest.stages, key=lambda stage: stage.reserved_bytes).name
+        budget = f"gpu_memory_budget={budget_bytes / GIB:.4g} is"
+        if is_auto:
+            where = machine.name if machine is not None else "GPU"
+            budget = f"gpu_memory_budget=auto is {budget_bytes / GIB:.4g} GiB on the {where},"
         super().__init__(
-            f"gpu_memory_budget={budget_bytes / GIB:.4g} is too small: the smallest possible is "
-            f"{gib} GiB, which the {stage} stage takes. Pass "
+            f"{budget} too small: the smallest possible is {gib} GiB, "
+            f"which the {stage} stage takes. Pass "
             + (f"gpu_memory_budget={gib}, or " if _has(machine, self.smallest_bytes) else "")
             + f"a smaller height, width or num_frames{otherwise}."
         )
@@ -69,7 +76,12 @@ def _has(machine: Machine | None, size_bytes: int) -> bool:
 
 
 def choose(
-    subject: Subject, given: OffloadConfig, machine: Machine | None, budget_bytes: float
+    subject: Subject,
+    given: OffloadConfig,
+    machine: Machine | None,
+    budget_bytes: float,
+    *,
+    is_auto: bool = False,
 ) -> Prediction:
     """Return the fastest set of flags whose reserved memory stays under a budget.
 
@@ -82,6 +94,7 @@ def choose(
         given: Flags that the user passed (`given.given`) are kept.
         machine: The hardware.
         budget_bytes: Most that may be reserved on the device.
+        is_auto: Whether that is what was found free, which an error says.
 
     Raises:
         BudgetTooSmallError: If nothing fits.
@@ -97,6 +110,7 @@ def choose(
             smallest_of(found),
             machine,
             _what_binds(subject, given, machine, budget_bytes),
+            is_auto=is_auto,
         )
     best = min(fitting, key=_rank)
     return best if machine is not None else predict(subject, best.config, None)

@@ -1,6 +1,7 @@
 """What a plan changes of the pixels, and what it leaves out, in sentences."""
 
 from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.machine import Machine
 from fastvideo_lightning.plan.places import ON_CPU
 from fastvideo_lightning.plan.predict import Prediction
@@ -10,7 +11,7 @@ from fastvideo_lightning.plan.subject import Subject
 def make_notes(subject: Subject, prediction: Prediction, machine: Machine | None) -> list[str]:
     """Return a sentence for each thing that one has to know to read the plan rightly."""
     config = prediction.config
-    notes = [*_on_pixels(config), *_on_speed(config, machine)]
+    notes = [*_on_pixels(config), *_on_experts(subject, config), *_on_speed(config, machine)]
     if not subject.is_known:
         notes.append(
             f"A first guess: {subject.pipeline} is no Wan pipeline, for which the formulas are. "
@@ -50,6 +51,13 @@ def _on_pixels(config: OffloadConfig) -> list[str]:
     if config.vae_tiling:
         return ["The VAE decodes in tiles, which changes pixels slightly."]
     return []
+
+
+def _on_experts(subject: Subject, config: OffloadConfig) -> list[str]:
+    if not (subject.takes_turns and config.dit_layerwise_offload and config.dit_resident_blocks):
+        return []
+    experts = " and ".join(size.fqn for size in subject.by_role(Role.DENOISER))
+    return [f"{experts} take turns: the resident blocks of one take the place of the other's."]
 
 
 def _on_speed(config: OffloadConfig, machine: Machine | None) -> list[str]:

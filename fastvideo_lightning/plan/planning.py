@@ -75,7 +75,8 @@ def make_plan(
     if budget_bytes is None:
         chosen = predict(subject, given, machine)
     else:
-        chosen = choose(subject, given, machine, budget_bytes)
+        is_auto = budget_gib == "auto"
+        chosen = choose(subject, given, machine, budget_bytes, is_auto=is_auto)
     smallest_bytes = smallest.reserved_bytes
     return Plan(name or called, subject, chosen, machine, budget_bytes, smallest_bytes, num_gpus)
 

@@ -98,6 +98,13 @@ def test_a_budget_beyond_the_card_is_refused_and_none_is_named_that_it_has_not(w
         make_plan(wan("wan-14b"), VIDEO, budget_gib=3, card="RTX 3060", flags=flags)
 
 
+def test_a_budget_that_nobody_typed_is_told_as_what_the_card_has_free(wan):
+    flags = {"dit_layerwise_offload": False}
+    said = "^gpu_memory_budget=auto is 10.6 GiB on the RTX 3060, too small: the smallest possible"
+    with pytest.raises(BudgetTooSmallError, match=said):
+        make_plan(wan("wan-14b"), VIDEO, budget_gib="auto", card="RTX 3060", flags=flags)
+
+
 def test_flags_that_are_in_the_way_are_named_with_what_is_enough_without(wan):
     flags = {"dit_layerwise_offload": False, "vae_tiling": False, "compile": True}
     with pytest.raises(BudgetTooSmallError) as caught:

@@ -8,6 +8,7 @@ from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.placements import make_placements
+from fastvideo_lightning.plan import make_plan
 from fastvideo_lightning.plan.measure import measure_components, reserved_bytes
 from fastvideo_lightning.plan.places import (
     ON_CALL,
@@ -103,3 +104,7 @@ def test_resident_blocks_of_experts_that_take_turns_are_counted_once(checkpoint)
         0,
         sum(block.kept_bytes for block in blocks["transformer"]),
     ]
+    video = SamplingParams(num_frames=5, height=32, width=48)
+    plans = [make_plan(module, video, flags={"dit_resident_blocks": n}) for n in (0, 2)]
+    said = ["transformer and transformer_2 take turns" in str(plan) for plan in plans]
+    assert said == [False, True]
