@@ -265,6 +265,7 @@ def test_a_disk_that_fills_up_leaves_no_half_file_and_says_what_to_do(folder, mo
         full.setattr(GeneratedVideo, "save", fill_up)
         with pytest.raises(StorageError, match="No space left on device. Free some space"):
             folder.keep(make_video(0), make_entry(0))
+    assert not list(folder.path.rglob("*.mp4")), "half a file takes the space that is to be freed"
     folder.close()
     assert write_batch(folder.path, 2) == 2
     check_folder(folder.path, 2)
