@@ -71,6 +71,7 @@ def share_streaming(
     engine.store.shards = shards
     if _choose(engine, choice, units, shards) is ShardTransport.GATHER:
         engine.transport = make_gather(engine.device, shards, engine.store)
+        engine.store.brings_parts = True
 
 
 def is_gathered(engine: OffloadEngine) -> bool:

@@ -49,6 +49,7 @@ class GatherStream(CopyStream):
         self.stream.wait_event(ready)  # a gather into the slot that nobody has waited for
         found = self.shared.find(master)
         if found is None:
+            self.shared.store.pin_again(master)
             super().copy(master, slot)
             return
         self.stream.wait_event(free)
@@ -108,6 +109,7 @@ class InlineGather(InlineCopyStream):
         """Copy this rank's parts and join them, chunk by chunk."""
         found = self.shared.find(master)
         if found is None:
+            self.shared.store.pin_again(master)
             super().copy(master, slot)
             return
         for chunk in found.chunks:

@@ -17,6 +17,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -52,6 +53,7 @@ class MappedFile:
         self.users = 0
         self.sharers = 1
         self._chunks: list[torch.Tensor] = []
+        self._is_whole = False
         self._lock = threading.Lock()  # all units of the file register it
         with (at or path).open("rb") as file:
             self.private = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -62,21 +64,39 @@ class MappedFile:
         self._private_address = torch.frombuffer(self.private, dtype=torch.uint8).data_ptr()
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes of the file."""
+        return self.shared.numel()
+
+    @property
     def is_registered(self) -> bool:
-        """Whether the driver knows the shared mapping."""
+        """Whether the driver knows the shared mapping, or what this process copies of it."""
         return bool(self._chunks)
 
-    def register(self) -> None:
+    def register(self, pieces: Sequence[tuple[int, int]] | None = None) -> None:
         """Register the shared mapping with the CUDA driver, read-only.
+
+        Args:
+            pieces: where what to register begins and ends, in pages that no two share; None for
+                all of it. A file of which other pieces are registered is registered as a whole.
 
         Raises:
             RuntimeError: the system refuses. Nothing stays registered then.
         """
         with self._lock:
-            if self.is_registered:
+            if self._is_whole:
                 return
+            if self.is_registered:
+                torch.cuda.synchronize()  # copies from the pieces may be under way
+                self.unregister()
+                pieces = None
+            if pieces is None:
+                chunks = list(self.shared.split(CHUNK_BYTES))
+            else:
+                chunks = [self.shared[begin:end] for begin, end in pieces]
+            self._is_whole = pieces is None
             try:
-                for chunk in self.shared.split(CHUNK_BYTES):
+                for chunk in chunks:
                     register(chunk, _READ_ONLY)
                     self._chunks.append(chunk)
             except RuntimeError:
@@ -85,6 +105,7 @@ class MappedFile:
 
     def unregister(self) -> None:
         """Take back the registration, the last chunk first."""
+        self._is_whole = False
         while self._chunks:
             unregister(self._chunks.pop())
 
@@ -182,6 +203,24 @@ class MappedSlab:
             file.register()
         self._side.pin()
 
+    def pin_again(self) -> None:
+        """Register files as wholes of which this process has registered parts: all is copied now.
+
+        Where the system refuses, copies come from memory that is not registered, and take longer.
+        """
+        with suppress(RuntimeError):
+            for file in self._files.values():
+                if file.is_registered:
+                    file.register()
+
+    def locate(self, part: torch.Tensor) -> tuple[MappedFile, int]:
+        """The file that a segment's bytes lie in, and where they begin there."""
+        for file in self._files.values():
+            begin = part.data_ptr() - file.shared.data_ptr()
+            if 0 <= begin < file.size_bytes:
+                return file, begin
+        raise AssertionError("the part is none of this slab's files")
+
     def is_written(self) -> bool:
         """Whether a tensor was written in place, which the copies would not see."""
         return any(file.is_written(offset, size) for file, offset, size in self._merged_ranges())
@@ -196,7 +235,7 @@ class MappedSlab:
         if self.segments:
             last, start = self.segments[-1]
             begins = last.data_ptr() - file.shared.data_ptr()
-            same_file = 0 <= begins < file.shared.numel()
+            same_file = 0 <= begins < file.size_bytes
             in_chunk = begins // CHUNK_BYTES == (offset + size - 1) // CHUNK_BYTES
             if same_file and in_chunk and offset - begins == slot_offset - start >= last.numel():
                 self.segments[-1] = Segment(file.shared[begins : offset + size], start)

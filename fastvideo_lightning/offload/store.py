@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,8 @@ from fastvideo_lightning.offload.host import HostMaster, HostMemory, HostSlab
 from fastvideo_lightning.offload.joined import JoinedMaster
 from fastvideo_lightning.offload.layout import SlabLayout
 from fastvideo_lightning.offload.mapped import MappedSlab, is_mappable
+from fastvideo_lightning.offload.phases import phase
+from fastvideo_lightning.offload.registration import register_parts
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.shared import Places, sharing
 from fastvideo_lightning.offload.source import WeightSource
@@ -25,6 +27,11 @@ class HostStore:
 
     Args:
         device: the device that they are copied to; only CUDA memory can be registered for.
+
+    Attributes:
+        masters: what it has made and not freed.
+        shards: the ranks that share memory, or None.
+        brings_parts: whether of what they share this process copies its parts alone.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,6 +41,7 @@ class HostStore:
         self._places: Places = {}
         self.masters: list[HostMaster] = []
         self.shards: ShardGroup | None = None
+        self.brings_parts = False
 
     @property
     def size_bytes(self) -> int:
@@ -61,6 +69,7 @@ class HostStore:
         with sharing(self.shards, streamed, self._maps_shared) as self._places:
             try:
                 yield
+                self._pin_parts(streamed)
             finally:
                 self._places = {}
 
@@ -117,6 +126,8 @@ class HostStore:
         """
         if not self._has_driver or kind is HostMemory.PAGEABLE:
             return True
+        if self.brings_parts and master.layout in self._places:
+            return True  # with the other units, when all are there
         kind_of_master = type(_base(master))
         if kind_of_master not in self._refused:
             try:
@@ -127,6 +138,31 @@ class HostStore:
                         self._refused.add(kind_of_master)
                         _warn_of_refusal(master, error)
         return master.pinned or not isinstance(master, MappedSlab)
+
+    def pin_again(self, master: HostMaster) -> None:
+        """All of a master is copied from now on, not this rank's parts alone."""
+        mapped = _base(master)
+        if isinstance(mapped, MappedSlab):
+            mapped.pin_again()
+
+    def _pin_parts(self, units: Sequence["OffloadUnit"]) -> None:
+        """Pin what this rank brings of units that are loaded."""
+        if not (self._has_driver and self.brings_parts):
+            return
+        assert self.shards is not None
+        self._places = {}
+        fits = [unit for unit in units if unit.host_memory is not HostMemory.PAGEABLE]
+        slabs = [unit.slab for unit in fits if isinstance(unit.slab, MappedSlab)]
+        if MappedSlab not in self._refused:
+            with phase("register parts"), suppress(RuntimeError):  # the same is tried below
+                register_parts(
+                    [slab for slab in slabs if slab.is_shared],
+                    rank=self.shards.rank,
+                    num_ranks=self.shards.size,
+                )
+        for unit in fits:
+            if unit.slab is not None and not unit.slab.pinned:
+                unit.pin(self)
 
     def join(self, base: HostMaster, added: HostMaster) -> JoinedMaster:
         """Let two masters be one from here on."""

@@ -123,7 +123,11 @@ class OffloadUnit:
             self.hosts.append(tensor)
         self.sources = []
         self.show_as_host()
-        if not store.pin(self.slab, self.host_memory):
+        self.pin(store)
+
+    def pin(self, store: HostStore) -> None:
+        """Pin the host master; where its file cannot be registered, leave the file."""
+        if self.slab is not None and not store.pin(self.slab, self.host_memory):
             self._move(store)
 
     def unload(self, store: HostStore, *, restore: bool = True) -> None:

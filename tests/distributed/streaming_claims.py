@@ -42,7 +42,7 @@ def joined(callback: LayerwiseOffload) -> int:
 
 def make_kind(kind: str, plain: Toy, path) -> Toy:
     if kind == "memory":
-        return toy_of(len(plain.blocks))
+        return make_toy(len(plain.blocks), width=plain.embed.in_features)
     if kind == "meta":
         return OnMeta(plain)
     rank = dist.get_rank()

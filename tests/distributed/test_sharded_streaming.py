@@ -2,7 +2,7 @@
 
 import pytest
 
-from distributed import adapter_claims, agreement_claims, edit_claims
+from distributed import adapter_claims, agreement_claims, edit_claims, registration_claims
 from distributed import streaming_claims as claims
 from distributed.ranks import World
 
@@ -138,3 +138,33 @@ def test_the_ranks_of_a_node_are_one_group(world: World):
 @pytest.mark.parametrize("who", ["all", "one"])
 def test_adapters_are_each_ranks_own_and_the_blocks_bytes_are_still_shared(world: World, who):
     world.run(adapter_claims.adapters_are_each_ranks_own, who)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "claim",
+    [
+        registration_claims.each_registers_the_pages_of_its_parts,
+        registration_claims.what_is_brought_as_a_whole_is_registered_as_a_whole,
+    ],
+)
+def test_a_rank_registers_what_it_copies(world: World, claim, kind, tmp_path):
+    on_cpu(world).run(claim, kind, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        registration_claims.alone_or_apart_all_is_registered,
+        registration_claims.another_that_copies_all_of_the_file_has_all_registered,
+        registration_claims.where_files_are_refused_each_has_memory_of_its_own,
+    ],
+)
+def test_a_rank_registers_all_of_a_file_or_nothing(world: World, claim, tmp_path):
+    on_cpu(world).run(claim, tmp_path / "model.safetensors")
+
+
+def on_cpu(world: World) -> World:
+    if world.backend == "nccl":
+        pytest.skip("the driver is played; the real one refuses what is wrong by itself")
+    return world
