@@ -74,7 +74,8 @@ ALLOWED = {
     "messages.py": {"click", "options", "rich"},
     "mistakes.py": {"click", "options"},
     "__main__.py": {"cli"},
-    "cli.py": {"", "click", "messages", "options", "commands"},
+    "explanations.py": {"click", "config", "options"},
+    "cli.py": {"", "click", "messages", "options", "explanations", "commands"},
     "plan": {
         *("torch", "diffusers", "rich", "psutil", "platformdirs"),
         *("huggingface_hub", "tqdm"),
