@@ -29,6 +29,9 @@ class RecordedModule:
         self.calls.append(("load", model, options))
         return self
 
+    def check_takes_lora(self):
+        self.calls.append(("check_lora",))
+
     def resolve_sampling(self, params):
         self.calls.append(("resolve", params))
         return params

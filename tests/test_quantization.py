@@ -116,27 +116,28 @@ def torchao():
     return pytest.importorskip("torchao", reason="needs torchao")
 
 
-def plain_frames(folder, kind: str) -> np.ndarray:
+KINDS = {"fp8": "Float8WeightOnlyConfig", "int8": "Int8WeightOnlyConfig"}
+
+
+def plain_quantized(folder, dtype: str):
     import torchao.quantization
     from diffusers import TorchAoConfig, WanTransformer3DModel
 
-    config = TorchAoConfig(getattr(torchao.quantization, kind)())
+    config = TorchAoConfig(getattr(torchao.quantization, KINDS[dtype])())
     model = WanTransformer3DModel.from_pretrained(
         folder, subfolder="transformer", quantization_config=config, torch_dtype=torch.float32
     )
     pipeline = load_plain(folder, expects_image=False)
     pipeline.transformer = model
-    return frames_of(pipeline, SAMPLING)
+    return pipeline
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kind"), [("fp8", "Float8WeightOnlyConfig"), ("int8", "Int8WeightOnlyConfig")]
-)
+@pytest.mark.parametrize("dtype", KINDS)
 def test_frames_of_quantized_weights_are_those_of_plain_diffusers_wherever_they_are(
-    torchao, dtype, kind, checkpoint
+    torchao, dtype, checkpoint
 ) -> None:
     folder = checkpoint("t2v")
-    expected = plain_frames(folder, kind)
+    expected = frames_of(plain_quantized(folder, dtype), SAMPLING)
     for make in (*PLACEMENTS.values(), None):
         with VideoGenerator.from_pretrained(
             folder, accelerator="cpu", dtype=dtype, callbacks=[make()] if make else []
@@ -168,22 +169,49 @@ def test_a_step_copies_half_of_what_bf16_does(torchao, dtype, tmp_path) -> None:
     assert 0.48 < bytes_of[dtype] / bytes_of["bf16"] < 0.56
 
 
-def test_a_lora_goes_around_quantized_weights(torchao, checkpoint, tmp_path) -> None:
+@pytest.mark.parametrize("dtype", KINDS)
+def test_loras_around_quantized_weights_are_those_of_plain_diffusers(
+    torchao, dtype, checkpoint, tmp_path
+) -> None:
     from loras import write_lora
 
-    lora = write_lora(checkpoint("t2v"), tmp_path / "lora", seed=3)
-    frames = []
-    for callbacks in ([], [LayerwiseOffload("transformer")]):
-        with VideoGenerator.from_pretrained(
-            checkpoint("t2v"), accelerator="cpu", dtype="int8", callbacks=callbacks
-        ) as generator:
-            for change in (lambda g: None, lambda g: g.load_lora(lora), lambda g: g.unload_lora()):
-                change(generator)
-                video = generator.generate_video(PROMPT, save_video=False, seed=SEED, **SAMPLING)
-                frames.append(video.frames)
-    for plain, streamed in zip(frames[:3], frames[3:], strict=True):
-        assert np.array_equal(plain, streamed)
-    assert (frames[0] != frames[1]).any()
+    folder, whole = checkpoint("t2v"), ["transformer"]
+    first = write_lora(folder, tmp_path / "first", seed=3)
+    second = write_lora(folder, tmp_path / "second", seed=4, targets=["to_k"])
+    plain, frames = plain_quantized(folder, dtype), []
+    with VideoGenerator.from_pretrained(
+        folder, accelerator="cpu", dtype=dtype, callbacks=[LayerwiseOffload("transformer")]
+    ) as generator:
+
+        def check() -> None:
+            video = generator.generate_video(PROMPT, save_video=False, seed=SEED, **SAMPLING)
+            frames.append(video.frames)
+            assert np.array_equal(video.frames, frames_of(plain, SAMPLING)), len(frames)
+
+        check()
+        for file in (first, second):
+            generator.load_lora(file)
+            plain.load_lora_weights(file, adapter_name=file.name)
+        generator.set_loras({"first": 0.7, "second": -1.0})
+        plain.set_adapters(["first", "second"], [0.7, -1.0])
+        check()
+        generator.unload_lora("second")
+        # Plain diffusers does not fuse once an adapter of other layers was there: it starts anew.
+        plain = plain_quantized(folder, dtype)
+        plain.load_lora_weights(first, adapter_name="first")
+        plain.set_adapters(["first"], [0.7])
+        check()
+        generator.load_lora(second, weight=0.0)  # of layers that the first does not have
+        generator.fuse_lora(scale=0.5)
+        plain.fuse_lora(components=whole, lora_scale=0.5)
+        check()
+        generator.unfuse_lora()
+        plain.unfuse_lora(components=whole)
+        generator.unload_lora()
+        plain.unload_lora_weights()
+        check()
+    pairs = zip(frames, frames[1:], strict=False)
+    assert all((before != after).any() for before, after in pairs)
 
 
 def test_packing_refuses_a_quantized_dtype(checkpoint, tmp_path) -> None:

@@ -195,6 +195,8 @@ def _open(request: Request) -> "VideoGenerator":
             device_type="cpu" if device_type == "cpu" else None,
         )
         module.context_parallel = request.config.context_parallel
+        if "lora" in choices:
+            module.check_takes_lora()
         if request.prompt is not None:
             module.resolve_sampling(request.params)
             warn_of_unknown_words(module.pipeline, [request.prompt])

@@ -1,4 +1,4 @@
-"""Adapters around denoisers that several processes have divided, by FSDP or context parallel."""
+"""Adapters around weights that are divided, by FSDP or context parallel, or quantized."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,3 +49,24 @@ def check_can_fuse(fqn: str, denoiser: nn.Module) -> None:
             f"fuse_lora cannot add to the weights of {fqn}, which FSDP shards. Leave it out: "
             "unfused adapters count as they are."
         )
+
+
+@contextmanager
+def passing_over(denoiser: nn.Module) -> Iterator[None]:
+    """Have layers around torchao's weights pass over what they lack while adapters are fused.
+
+    PEFT's other layers do by themselves; these fail where an adapter has other layers. What is
+    noted as merged is not merged again.
+    """
+    noted: list[tuple[Any, set[str]]] = []
+    layer: Any
+    for layer in denoiser.modules():
+        if hasattr(layer, "get_apply_tensor_subclass"):
+            lacking = set(layer.active_adapters) - layer.lora_A.keys()
+            layer.merged_adapters.extend(lacking)
+            noted.append((layer, lacking))
+    try:
+        yield
+    finally:
+        for layer, lacking in noted:
+            layer.merged_adapters[:] = [n for n in layer.merged_adapters if n not in lacking]

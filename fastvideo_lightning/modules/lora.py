@@ -11,7 +11,12 @@ from typing import Any
 from torch import nn
 
 from fastvideo_lightning.config.lora import find_lora, name_of_lora
-from fastvideo_lightning.modules.divided import check_can_fuse, place_beside_shards, undivided
+from fastvideo_lightning.modules.divided import (
+    check_can_fuse,
+    passing_over,
+    place_beside_shards,
+    undivided,
+)
 
 
 class TakesLora:
@@ -32,6 +37,27 @@ class TakesLora:
         """Weight of each loaded adapter by its name; 0 where it is switched off."""
         loaded = {name for names in _loaded(self.pipeline).values() for name in names}
         return {name: self._lora_weights.get(name, 0.0) for name in sorted(loaded)}
+
+    def check_takes_lora(self) -> None:
+        """Check, before any weight is read, that adapters can be loaded at all.
+
+        Raises:
+            ImportError: If PEFT is not installed.
+            ValueError: If diffusers cannot put layers into the denoiser.
+        """
+        if not _has_peft():
+            raise ImportError(
+                'LoRA needs PEFT. Install it: pip install "fastvideo-lightning[lora]" (or peft).'
+            )
+        models = [self.get_submodule(fqn) for fqn in self.denoisers]  # type: ignore[attr-defined]
+        if not models:
+            raise ValueError(f"{type(self.pipeline).__name__} takes no LoRA: it has no denoiser.")
+        for model in models:
+            if not hasattr(model, "load_lora_adapter"):
+                raise ValueError(
+                    f"{type(self.pipeline).__name__} takes no LoRA: diffusers cannot put layers "
+                    f"into its {type(model).__name__}. Leave it out."
+                )
 
     def load_lora(
         self,
@@ -57,11 +83,12 @@ class TakesLora:
         Raises:
             ImportError: If PEFT is not installed.
             FileNotFoundError: If there is no such file, or none in the folder.
-            ValueError: If the name is taken, the weight not a finite number, the pipeline takes no
+            ValueError: If the name is taken, the weight not a finite number, the denoiser takes no
                 LoRA, or the file is not one for it.
             RuntimeError: If the model's weights have not been read yet.
         """
-        pipeline = _check_pipeline(self.pipeline)
+        self.check_takes_lora()
+        pipeline = self.pipeline
         _check_weight("weight", weight)
         found = find_lora(path)
         name = name or name_of_lora(path if found is None else found)
@@ -76,7 +103,13 @@ class TakesLora:
         before = self.loras
         folder = os.fspath(path) if found is None else str(found.parent)
         with self._undivided():
-            pipeline.load_lora_weights(folder, adapter_name=name, **kwargs)
+            try:
+                pipeline.load_lora_weights(folder, adapter_name=name, **kwargs)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"diffusers cannot load {os.fspath(path)} into {type(pipeline).__name__} "
+                    f"({type(error).__name__}: {error}). Pass one that was made for it."
+                ) from error
         if name not in (names := {n for some in _loaded(pipeline).values() for n in some}):
             raise ValueError(
                 f"{os.fspath(path)} holds no LoRA weights for {type(pipeline).__name__} (loaded "
@@ -121,9 +154,12 @@ class TakesLora:
         """
         self._check_loaded()
         _check_weight("scale", scale)
-        for fqn in self.denoisers:
-            check_can_fuse(fqn, self.get_submodule(fqn))  # type: ignore[attr-defined]
-        self.pipeline.fuse_lora(components=list(_loaded(self.pipeline)), lora_scale=scale)
+        with ExitStack() as passing:
+            for fqn in self.denoisers:
+                denoiser = self.get_submodule(fqn)  # type: ignore[attr-defined]
+                check_can_fuse(fqn, denoiser)
+                passing.enter_context(passing_over(denoiser))
+            self.pipeline.fuse_lora(components=list(_loaded(self.pipeline)), lora_scale=scale)
 
     def unfuse_lora(self) -> None:
         """Take fused adapters out of the weights, up to rounding, as diffusers does."""
@@ -198,18 +234,6 @@ def _loaded(pipeline: Any) -> dict[str, list[str]]:
         return {}
     found: dict[str, list[str]] = pipeline.get_list_adapters()
     return {component: names for component, names in found.items() if names}
-
-
-def _check_pipeline(pipeline: Any) -> Any:
-    if not _has_peft():
-        raise ImportError(
-            'LoRA needs PEFT. Install it: pip install "fastvideo-lightning[lora]" (or peft).'
-        )
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise ValueError(
-            f"{type(pipeline).__name__} takes no LoRA: diffusers has no loader for it."
-        )
-    return pipeline
 
 
 def _has_peft() -> bool:

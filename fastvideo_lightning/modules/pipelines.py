@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.model_lora import LoadsByModel
 from fastvideo_lightning.modules.modular import ReturnsOutputs, hide_bars, is_modular
 
 # A diffusers pipeline. What one holds differs by class, so diffusers has no types for it.
@@ -29,8 +30,11 @@ class _Placed:
 def _placed_class(pipeline_class: Any) -> Any:
     # The same name and module as diffusers' own: model_index.json and type checks go by them.
     names = {"__module__": pipeline_class.__module__, "__doc__": pipeline_class.__doc__}
-    mixed = (_Placed, ReturnsOutputs) if is_modular(pipeline_class) else (_Placed,)
-    return type(pipeline_class.__name__, (*mixed, pipeline_class), names)
+    mixed: list[type] = [_Placed]
+    if is_modular(pipeline_class):
+        mixed.append(ReturnsOutputs)
+    loads = [] if hasattr(pipeline_class, "load_lora_weights") else [LoadsByModel]
+    return type(pipeline_class.__name__, (*mixed, pipeline_class, *loads), names)
 
 
 def place_pipeline(pipeline: Pipeline, device: torch.device) -> Pipeline:
