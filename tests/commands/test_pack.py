@@ -73,7 +73,7 @@ WRONG = [
     (["model", "full"], "The folder full holds what packing did not write.", "Pass a new one."),
     (["nowhere", "out"], "No folder 'nowhere' here", "Pass an existing folder"),
     (["full", "out"], "full is no diffusers pipeline", "Pass the folder"),
-    (["model", "out", "--dtype", "int8"], "Invalid value for '--dtype'", "pack --help"),
+    (["model", "out", "--dtype", "int8"], "Invalid value for '--dtype'", "Pass --dtype auto."),
     (["model", "out", "--variant", "fp8"], "No weights of variant 'fp8'", "Leave variant out"),
     (["model", "out", "--dtyp", "fp16"], "no such option: --dtyp", "Did you mean --dtype?"),
     (["model", "out", "--zzz"], "no such option: --zzz", "See fastvideo-lightning pack --help."),
