@@ -62,3 +62,12 @@ def test_latents_are_read_once_and_only_at_the_end(monkeypatch):
 
 def test_frames_of_numbers_pass():
     check_frames(np.zeros((2, 4, 4, 3), np.float32))
+
+
+def test_one_latent_that_is_no_number_is_enough():
+    watch, latents = LatentsWatch(), torch.zeros(1, 4, 2, 3, 3)
+    watch.note(latents)
+    latents[0, 1, 1, 2, 0] = float("nan")
+    watch.note(latents)
+    with pytest.raises(RuntimeError, match="from denoising step 2 of 2 on"):
+        watch.check(2)
