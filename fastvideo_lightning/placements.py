@@ -52,6 +52,12 @@ def make_placements(
         return [
             _place_denoiser(fqn, module, config, memory, num_processes) for fqn in module.denoisers
         ]
+    if not on_gpu and config.use_fsdp_inference:
+        _say_once(
+            "Running on the CPU: FSDP shards the denoiser in host memory; the other offload flags "
+            "have no effect."
+        )
+        return []
     if not on_gpu:
         _say_once(
             "Running on the CPU: weights stay in host memory and compute there, so the offload "

@@ -120,6 +120,11 @@ def test_encoders_and_vae_follow_their_own_flags_with_fsdp_too(placed, fsdp, fla
         ),
         (
             {**FSDP, "on_gpu": False, "num_processes": 2},
+            "Running on the CPU: FSDP shards the denoiser in host memory; the other offload flags "
+            "have no effect.",
+        ),
+        (
+            {"on_gpu": False},
             "Running on the CPU: weights stay in host memory and compute there, so the offload "
             "flags have no effect.",
         ),
