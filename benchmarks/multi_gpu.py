@@ -9,7 +9,8 @@ the slowest and of the fullest process, host bytes those of all together, a file
 counted once. The difference is that to the first mode's output, the largest over the largest value;
 0 is every bit. Set-up goes from the weights' file to a model that computes; making and connecting
 the groups of processes belongs to launching and is told apart. ``setup`` in the JSON has the parts
-of the first process's set-up, as the package's log names them.
+of the first process's set-up, as the package's log names them, ``link_gb_s`` what the host brings
+to each GPU.
 """
 
 import json
@@ -30,6 +31,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from benchmarks import options
+from benchmarks.links import measure_links
 from benchmarks.machine import (
     Deadline,
     describe_machine,
@@ -191,6 +193,7 @@ def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
     settings["expected"] = torch.load(settings["outputs"]) if settings["outputs"].exists() else {}
     table = settings["table"]
     table.facts["connect_s"] = connect(device)
+    table.facts["link_gb_s"] = measure_links(device)
     table.facts["setup"] = settings["setup"]
     weights = weight_bytes(make_transformer(settings["model"], settings["folder"]))
     table.facts |= {"weight_bytes": weights, **describe_machine(device)}

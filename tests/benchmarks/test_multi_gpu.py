@@ -28,6 +28,8 @@ def test_every_mode_gives_what_the_resident_model_gives_and_the_host_holds_one_c
     run = json.loads((tmp_path / "run-1.3.json").read_text())
     rows = run["rows"]
     assert set(run["setup"]) == set(MODES)
+    assert all(len(run["link_gb_s"][how]) == 2 for how in ("alone", "together"))
+    assert min(min(rates) for rates in run["link_gb_s"].values()) > 0
     assert [row["mode"] for row in rows] == [mode for mode in MODES for _ in range(2)]
     assert all(row["step_ms"] > 0 for row in rows)
     assert all(row["difference"] <= ("context" in row["mode"]) * 1e-2 for row in rows)
