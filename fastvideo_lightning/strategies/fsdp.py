@@ -11,7 +11,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fastvideo_lightning.sharing import Replica
 from fastvideo_lightning.strategies.context import ContextParallel, HasDenoisers
-from fastvideo_lightning.strategies.launching import GuardedLauncher, report_failures
+from fastvideo_lightning.strategies.launching import (
+    GuardedLauncher,
+    leave_group_together,
+    report_failures,
+)
 from fastvideo_lightning.strategies.precision import check_precision
 from fastvideo_lightning.strategies.sharding import shard_denoiser
 
@@ -67,6 +71,7 @@ class FSDPInferenceStrategy(ModelParallelStrategy):
         super().setup_environment()
         if self.world_size > 1:
             report_failures(self.global_rank)
+            leave_group_together()
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Shard the module's denoisers, in place, and read this rank's parts.

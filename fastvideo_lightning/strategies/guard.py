@@ -11,13 +11,14 @@ Ctrl-C is no failure: it reaches all processes, and where one has ended by it, t
 seconds to do the same. The start of the process group, for one, does not hear it.
 Where the first process ends by itself, the others may still have work of their own, and get time
 for it: little where it has ended by `sys.exit` with a code or by a `SystemExit`, for then it has
-given up. Nobody is told what a `SystemExit` carries; that there was one shows in the outermost call
-of the main thread, which has not come to its return then.
+given up.
+NCCL closes a group of processes together: who has come to its end waits for the others, and would
+wait for ever for one that has gone another way. So each says that it has come to its end, and who
+has given up closes nothing and is gone at once.
 """
 
 import _thread
 import contextlib
-import dis
 import os
 import shutil
 import signal
@@ -28,9 +29,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NoReturn
+from types import TracebackType
 
+from fastvideo_lightning.strategies.ending import OwnEnd, leave_at_once
 from fastvideo_lightning.strategies.failures import Failure, read_failures
 
 _POLL_S = 0.2
@@ -42,6 +43,7 @@ _AFTER_EXIT_S = 5.0  # for the other processes, after the first has ended with a
 _STOP_S = 5.0  # for a main thread to end by Ctrl-C, once another process has
 _INTERRUPTED = 128 + signal.SIGINT
 _STOPPED = (-signal.SIGINT, _INTERRUPTED)
+_ENDED = "ended-"
 
 
 class RankGuard(threading.Thread):
@@ -74,14 +76,13 @@ class RankGuard(threading.Thread):
         self._is_told = False
         self._is_stopped = False
         self._show = sys.excepthook
-        self._exit = sys.exit
-        self._exit_codes: list[object] = []
-        self._outermost = _find_outermost_call()
+        self._own_end = OwnEnd()
+        self._has_parted: bool | None = None
 
     def start(self) -> None:
         """Begin to watch; to be called in the main thread."""
         sys.excepthook = self._on_uncaught
-        sys.exit = self._on_exit
+        self._own_end.watch()
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         super().start()
@@ -130,14 +131,22 @@ class RankGuard(threading.Thread):
         self._failed_here.set()
         return cause is None or cause.rank == self._rank
 
-    def finish(self) -> None:
-        """At the end of the process: in the first one, wait for the others, or end them."""
+    def part(self) -> bool:
+        """At the end of the process, before it leaves the process group.
+
+        In the first process, wait until the others have come to their end too, or end them.
+
+        Returns:
+            Whether all have come to their end, so that closing the group waits for nobody.
+        """
         self._is_ending = True
         self._is_tidy.set()
+        code = self._own_end.find_code()
         if not self._children:
-            if self._find_dead():
-                self.join()  # it says why, and ends the process
-            return
+            self._has_parted = code is None and not self._find_dead()
+            if self._has_parted:
+                self._say_ended()
+            return self._has_parted
         if self._failed_here.is_set():
             cause = self._find_cause()
             until = time.monotonic() + _TIDY_S * self._is_stopped  # Ctrl-C reached them too
@@ -146,26 +155,36 @@ class RankGuard(threading.Thread):
             self._end_children()
             if not self._is_told:
                 self._leave(cause)
-        own = self._find_own_end()
-        until = time.monotonic() + (_LAST_S if own is None else _AFTER_EXIT_S)
-        while alive := self._find_alive():
+        until = time.monotonic() + (_LAST_S if code is None else _AFTER_EXIT_S)
+        while at_work := self._find_alive() - self._find_ended():
             if time.monotonic() > until:
-                self._leave_behind(alive[0], own)
+                self._leave_behind(min(at_work), code)
             time.sleep(_POLL_S / 4)
+        self._has_parted = not self._find_dead() and not self._failed_here.is_set()
+        return self._has_parted
+
+    def finish(self) -> None:
+        """At the end of the process, behind `part`: in the first one, wait for the others."""
+        if self._has_parted is None:  # there was no group to leave
+            self.part()
         if self._find_dead() and not self._is_told:
-            self.join()  # it ends the process
-        shutil.rmtree(self._folder, ignore_errors=True)
+            self.join()  # it says why, and ends the process
+        until = time.monotonic() + _LAST_S
+        while (alive := self._find_alive()) and self._has_parted:
+            if time.monotonic() > until:
+                self._leave_behind(min(alive), None)
+            time.sleep(_POLL_S / 4)
+        if self._children:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if not self._has_parted:
+            code = self._own_end.find_code() or 1
+            leave_at_once(_INTERRUPTED if self._is_stopped else code)
 
     def _on_uncaught(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         if self.note(error):
             self._show(kind, error, trace)
-
-    def _on_exit(self, code: object = None, /) -> NoReturn:
-        """Note the code that this process is to end with, which `finish` is not told."""
-        self._exit_codes.append(code)
-        self._exit(code)  # type: ignore[arg-type]
 
     def _find_dead(self) -> bool:
         """Whether another process has failed, as far as this one sees by itself."""
@@ -196,8 +215,16 @@ class RankGuard(threading.Thread):
             failures.setdefault(self._first_rank, gone)
         return min(failures.values(), default=None)
 
-    def _find_alive(self) -> list[int]:
-        return [rank for rank, child in self._children.items() if child.poll() is None]
+    def _find_alive(self) -> set[int]:
+        return {rank for rank, child in self._children.items() if child.poll() is None}
+
+    def _find_ended(self) -> set[int]:
+        """Which have come to the end of their work, and wait for this one to leave the group."""
+        return {int(path.name.removeprefix(_ENDED)) for path in self._folder.glob(f"{_ENDED}*")}
+
+    def _say_ended(self) -> None:
+        with contextlib.suppress(OSError):  # the first process has removed the folder
+            (self._folder / f"{_ENDED}{self._rank}").touch()
 
     def _end_children(self) -> None:
         for stop, seconds in (("terminate", _TIDY_S), ("kill", _TIDY_S)):
@@ -209,16 +236,6 @@ class RankGuard(threading.Thread):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(max(until - time.monotonic(), 0.0))
 
-    def _find_own_end(self) -> int | None:
-        """The code by which the main thread has given up, 1 where only that is known, or None."""
-        last = self._outermost
-        if dis.opname[last.f_code.co_code[last.f_lasti]].startswith("RETURN_"):
-            return None
-        if not self._exit_codes:
-            return 1
-        code = self._exit_codes[-1]
-        return (code & 0xFF if isinstance(code, int) else int(code is not None)) or None
-
     def _leave_behind(self, rank: int, code: int | None) -> None:
         """End the others, of which `rank` is at work or waits for this process, and then it."""
         self._end_children()
@@ -226,7 +243,7 @@ class RankGuard(threading.Thread):
         if code is None:
             reason = f"it ended while rank {rank} was at work, and {_LAST_S:.0f} s later still was"
             own = replace(own, reason=reason)
-        elif not self._exit_codes:
+        elif not self._own_end.exit_codes:
             own = replace(own, reason="it ended by SystemExit")
         self._leave(own, code=code or 1)
 
@@ -250,10 +267,3 @@ class RankGuard(threading.Thread):
             return False
         time.sleep(_LISTEN_S)  # the other processes end meanwhile
         return True
-
-
-def _find_outermost_call() -> FrameType:
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-    return frame

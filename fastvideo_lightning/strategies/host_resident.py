@@ -19,7 +19,11 @@ from torch.distributed.constants import default_pg_timeout
 
 from fastvideo_lightning.sharing import Replica
 from fastvideo_lightning.strategies.context import ContextParallel
-from fastvideo_lightning.strategies.launching import GuardedLauncher, report_failures
+from fastvideo_lightning.strategies.launching import (
+    GuardedLauncher,
+    leave_group_together,
+    report_failures,
+)
 from fastvideo_lightning.strategies.precision import check_precision
 
 T = TypeVar("T")
@@ -94,6 +98,7 @@ class HostResidentStrategy(ParallelStrategy):
             _init_dist_connection(
                 self.cluster_environment, backend, timeout=self._timeout, device_id=device_id
             )
+            leave_group_together()
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Return the module, its weights where they were.

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.fabric.utilities.distributed import (
+    _destroy_dist_connection,
+    _set_num_threads_if_needed,
+)
 
 from fastvideo_lightning.strategies.guard import RankGuard
 from fastvideo_lightning.strategies.reporting import RankReporter
@@ -76,6 +79,21 @@ def report_failures(rank: int) -> None:
     For ranks that torchrun, `fabric run` or SLURM has started.
     """
     _start_guard(RankReporter(rank))
+
+
+def leave_group_together() -> None:
+    """At the end of the process, close its group only where no other process is left waiting.
+
+    To be called when the group is made. Lightning closes it in any case, and with NCCL that waits
+    for all processes, whatever has become of them.
+    """
+    atexit.unregister(_destroy_dist_connection)
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if _guard is None or _guard.part():
+        _destroy_dist_connection()
 
 
 def _start_guard(guard: RankGuard | RankReporter) -> None:

@@ -4,6 +4,7 @@ import sys
 import time
 from types import TracebackType
 
+from fastvideo_lightning.strategies.ending import OwnEnd, leave_at_once
 from fastvideo_lightning.strategies.failures import Failure
 
 _GONE_S = 1.0  # for who started the ranks to find the one that failed first, and end this one
@@ -23,9 +24,12 @@ class RankReporter:
         self._rank = rank
         self._last_line: str | None = None
         self._show = sys.excepthook
+        self._own_end = OwnEnd()
+        self._has_parted = True
 
     def start(self) -> None:
         """Begin to note what nobody catches."""
+        self._own_end.watch()
         sys.excepthook = self._on_uncaught
 
     def note(self, error: BaseException, *, is_told: bool = False) -> bool:
@@ -40,11 +44,18 @@ class RankReporter:
         self._last_line = None if is_told else own.line
         return True
 
+    def part(self) -> bool:
+        """Whether to close the process group, which waits for all; as `RankGuard.part`."""
+        self._has_parted = self._own_end.find_code() is None
+        return self._has_parted
+
     def finish(self) -> None:
         """At the end of the process: say why."""
         if self._last_line is not None:
             sys.stdout.flush()
             sys.stderr.write(f"{self._last_line}\n")
+        if not self._has_parted:
+            leave_at_once(self._own_end.find_code() or 1)
 
     def _on_uncaught(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None

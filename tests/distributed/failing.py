@@ -5,13 +5,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import torch
 
 from fastvideo_lightning import HostResidentStrategy
-from fastvideo_lightning.strategies import guard
+from fastvideo_lightning.strategies import guard, launching
 
 
 def main(num_processes: int, folder: Path) -> None:
@@ -22,6 +24,9 @@ def main(num_processes: int, folder: Path) -> None:
     if settings["how"] == "return":
         guard._LAST_S = 2.0
     accelerator = settings.get("accelerator", "cpu")
+    if accelerator == "cpu":
+        close = launching._destroy_dist_connection
+        launching._destroy_dist_connection = partial(close_together, close, num_processes, folder)
     fabric = L.Fabric(
         accelerator=accelerator, devices=num_processes, strategy=HostResidentStrategy()
     )
@@ -39,11 +44,22 @@ def main(num_processes: int, folder: Path) -> None:
         fail(settings["how"])
     if settings["others"] == "wait":
         fabric.barrier()
+    if settings["others"] == "end":
+        time.sleep(2)
+        return
     try:
         while True:
             time.sleep(0.01)
     finally:
         (folder / f"tidy-{rank}").touch()
+
+
+def close_together(close: Callable[[], None], num_processes: int, folder: Path) -> None:
+    """Close the group as NCCL does, which gloo does not: all at once, or not at all."""
+    (folder / f"closes-{os.getpid()}").touch()
+    while len(list(folder.glob("closes-*"))) < num_processes:
+        time.sleep(0.05)
+    close()
 
 
 def fail(how: str) -> None:

@@ -26,6 +26,10 @@ NO_MEMORY = "Tried to allocate 2.00 GiB."
 MEMORY = f"OutOfMemoryError: CUDA out of memory. {NO_MEMORY}"
 
 
+gpu = pytest.param("gpu", marks=[pytest.mark.multi_gpu, needs_two_gpus])
+on_cpu_and_gpu = pytest.mark.parametrize("accelerator", ["cpu", gpu])
+
+
 def is_alive(pid):
     try:
         os.kill(pid, 0)
@@ -48,10 +52,7 @@ def is_alive(pid):
         pytest.param(2, 0, "return", "work", LEFT, id="an-end-of-the-first"),
     ],
 )
-@pytest.mark.parametrize(
-    "accelerator",
-    ["cpu", pytest.param("gpu", marks=[pytest.mark.multi_gpu, needs_two_gpus])],
-)
+@on_cpu_and_gpu
 def test_all_end_within_30_s_and_the_last_line_says_which_and_why(
     tmp_path, size, rank, how, others, reason, accelerator
 ):
@@ -130,6 +131,51 @@ def test_all_end_within_30_s_and_the_rank_is_named_however_they_were_started(
     else:
         assert said.splitlines()[-1].startswith(f"Error: rank {rank} failed: ")
         assert ("in predict_step" in said) is (how == "raise")  # the traceback, whichever rank's
+
+
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["script", "torchrun"])
+@pytest.mark.parametrize("rank", [0, 1])
+@on_cpu_and_gpu
+def test_whoever_ends_first_the_group_is_closed_by_all_without_a_word(
+    tmp_path, launcher, rank, accelerator
+):
+    settings = {"rank": rank, "how": "return", "others": "end", "accelerator": accelerator}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    command = [sys.executable, *launcher, str(HERE / "failing.py"), "2", str(tmp_path)]
+    world = subprocess.run(
+        command,
+        env=environment(TMPDIR=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=tmp_path,
+    )
+    assert world.returncode == 0
+    assert "Error" not in world.stderr
+    assert len(list(tmp_path.glob("closes-*"))) == (2 if accelerator == "cpu" else 0)
+    assert not list(tmp_path.glob("fastvideo-ranks-*"))
+
+
+@pytest.mark.multi_gpu
+@needs_two_gpus
+@pytest.mark.parametrize(("how", "code"), [("raise", 1), ("exit", 3)])
+def test_torchrun_hears_of_a_rank_that_gives_up_while_another_waits_in_nccl(tmp_path, how, code):
+    settings = {"rank": 1, "how": how, "others": "wait", "accelerator": "gpu"}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    command = [sys.executable, *TORCHRUN, str(HERE / "failing.py"), "2", str(tmp_path)]
+    world = subprocess.run(
+        command,
+        env=environment(TMPDIR=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=tmp_path,
+    )
+    assert world.returncode != 0
+    assert time.time() < float((tmp_path / "failed_at").read_text()) + 30
+    cause = world.stderr.partition("Root Cause")[2]
+    assert "rank      : 1 " in cause
+    assert f"exitcode  : {code} " in cause
 
 
 @pytest.mark.parametrize("others", ["wait", "work", "start"])
