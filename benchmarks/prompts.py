@@ -4,11 +4,13 @@
 
 Each number of processes is a run of its own, of the same generator over the same prompts, the
 seconds from the first video's beginning to the last one's end behind one video that is not counted.
-The frames must be the same whatever the number. What is measured is written after each run.
+The frames must be the same whatever the number. `video_s` is the median of the seconds from a prompt
+to its frames. What is measured is written after each run.
 """
 
 import hashlib
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,7 +49,8 @@ def make_videos(settings: dict[str, Any], num_gpus: int, into: Path) -> None:
         videos = PredictLoop(fabric).run(generator.module, prompts, return_predictions=True)
         seconds = time.perf_counter() - began
         digests = {v.index: hashlib.sha256(v.frames.tobytes()).hexdigest() for v in videos or ()}
-        report = {"seconds": seconds, "setup_s": setup_s, "digests": digests}
+        each = [video.generation_time_s for video in videos or ()]
+        report = {"seconds": seconds, "setup_s": setup_s, "digests": digests, "each_s": each}
         (into / f"{num_gpus}-{fabric.global_rank}.json").write_text(json.dumps(report))
 
 
@@ -63,6 +66,7 @@ def summarize(into: Path, sizes: list[int], count: int) -> list[Row]:
             "processes": size,
             "videos": sum(len(report["digests"]) for report in reports),
             "seconds": max(report["seconds"] for report in reports),
+            "video_s": statistics.median(s for report in reports for s in report["each_s"]),
             "setup_s": max(report["setup_s"] for report in reports),
             "equal": digests == expected and len(digests) == count,
         }
@@ -78,6 +82,7 @@ def summarize(into: Path, sizes: list[int], count: int) -> list[Row]:
 @click.option("--steps", default=10, show_default=True)
 @click.option("--frames", default=17, show_default=True)
 @options.size()
+@click.option("--shard-transport", default="auto", show_default=True, help="As the package's flag.")
 @options.folder
 @options.output
 @click.option("--run", type=(int, click.Path(path_type=Path)), hidden=True)
@@ -88,6 +93,7 @@ def main(
     steps: int,
     frames: int,
     size: tuple[int, int],
+    shard_transport: str,
     folder: Path,
     output: Path,
     run: tuple[int, Path] | None,
@@ -102,7 +108,7 @@ def main(
     settings = {
         "checkpoint": str(write_pipeline(model, folder)),
         "count": count,
-        "flags": {"text_encoder_cpu_offload": False},
+        "flags": {"text_encoder_cpu_offload": False, "shard_transport": shard_transport},
         "sampling": {**shape, "num_inference_steps": steps},
     }
     sizes = [int(number) for number in processes.split(",")]

@@ -27,7 +27,7 @@ def test_two_processes_make_the_videos_of_one_and_each_once(tmp_path, monkeypatc
 
 def test_a_video_that_differs_or_is_missing_shows(tmp_path):
     def leave(size, rank, digests):
-        report = {"seconds": 2.0 / size, "setup_s": 1.0, "digests": digests}
+        report = {"seconds": 2.0 / size, "setup_s": 1.0, "digests": digests, "each_s": [1.0]}
         (tmp_path / f"{size}-{rank}.json").write_text(json.dumps(report))
 
     leave(1, 0, {"0": "a", "1": "b"})
