@@ -4,8 +4,8 @@
 
 Each number of processes is a run of its own, of the same generator over the same prompts, the
 seconds from the first video's beginning to the last one's end behind one video that is not counted.
-The frames must be the same whatever the number. `video_s` is the median of the seconds from a prompt
-to its frames. What is measured is written after each run.
+The frames must be the same whatever the number. `video_s` is the median of the seconds from a
+prompt to its frames. What is measured is written after each run.
 """
 
 import hashlib
