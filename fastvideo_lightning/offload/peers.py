@@ -5,8 +5,8 @@ A device's copy engines write into another device's memory as well as into their
 and no kernel takes part. A collective that joins parts is a kernel: it takes multiprocessors from
 the model for as long as it runs, and a product that was cut into one piece for each of them then
 needs a second round. So each rank pushes what it has brought into the same slot of every other
-rank. Two meetings surround that: before the first push the slot is free on every rank, behind the
-last one all parts are there. A meeting is an all-reduce of one number, over in microseconds.
+rank. Two meetings surround that, see Note [Meetings]: before the first push the slot is free on
+every rank, behind the last one all parts are there.
 
 All ranks use the same slots in the same order, for they make the same calls; that they did is
 compared before each run, as all else is, see Note [Agreement].
@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
+from fastvideo_lightning.offload.meetings import FlagMeeting, Meeting, TokenMeeting
 from fastvideo_lightning.offload.parts import Chunk
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.slots import DeviceSlot
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 _STORAGE_DEVICE, _EVENT_SYNC_REQUIRED = 6, 14  # arguments of ``rebuild_cuda_tensor``
 _LARGEST_TRAIL = 1 << 61
 
+MEETS_BY_FLAGS = False
+"""Whether ranks meet by `FlagMeeting`: `benchmarks.multi_gpu` compares it with `TokenMeeting`."""
 
 Description = tuple[object, ...]
 """What another process needs to open a buffer."""
@@ -48,7 +51,8 @@ class PeerSlots:
         self._theirs: WeakKeyDictionary[DeviceSlot, list[torch.Tensor]] = WeakKeyDictionary()
         self._places: WeakKeyDictionary[DeviceSlot, int] = WeakKeyDictionary()
         self._trail = 0
-        self._token = torch.zeros(1, dtype=torch.int32, device=device)
+        self._meeting: Meeting = TokenMeeting(shards, device)
+        self._flags = torch.zeros(shards.size, dtype=torch.int32, device=device)
 
     def __contains__(self, slot: DeviceSlot) -> bool:
         return slot in self._theirs
@@ -72,12 +76,17 @@ class PeerSlots:
             )
         if not known[:, 0].any():
             return
+        self._flags = torch.zeros_like(self._flags)  # the others may know the old ones
         torch.cuda.synchronize(self.device)
         self._theirs.clear()
         torch.cuda.ipc_collect()  # slots that are gone, and that the others knew
-        theirs = self._open(self.shards.exchange(self._describe(slots)))
+        buffers = [*(slot.buffer for slot in slots), self._flags]
+        theirs = self._open(self.shards.exchange(self._describe(buffers)))
         if all(self.shards.exchange(theirs is not None)):
             assert theirs is not None
+            flags = theirs.pop()
+            if MEETS_BY_FLAGS:
+                self._meeting = FlagMeeting(self.shards.rank, self._flags, flags)
             self._theirs.update(zip(slots, theirs, strict=True))
             self._places.update((slot, place) for place, slot in enumerate(slots, 1))
         else:
@@ -85,7 +94,7 @@ class PeerSlots:
 
     def meet(self) -> None:
         """Let the current stream wait for those of the other ranks."""
-        self.shards.meet(self._token)
+        self._meeting.meet()
 
     def enter(self, slot: DeviceSlot) -> None:
         """A unit comes into a slot: wait, on the current stream, until it is free on all ranks."""
@@ -98,18 +107,18 @@ class PeerSlots:
         for buffer in self._theirs[slot]:
             buffer[chunk.own_begin : chunk.own_end].copy_(mine, non_blocking=True)
 
-    def _describe(self, slots: Sequence[DeviceSlot]) -> list[Description] | None:
+    def _describe(self, buffers: Sequence[torch.Tensor]) -> list[Description] | None:
         try:
-            return [reduce_tensor(slot.buffer)[1] for slot in slots]
+            return [reduce_tensor(buffer)[1] for buffer in buffers]
         except RuntimeError as error:
             _log.debug("This process cannot let others reach its slots: %s", error)
             return None
 
     def _open(self, told: Sequence[list[Description] | None]) -> list[list[torch.Tensor]] | None:
-        """For each slot the other ranks' buffers; None where there is one that cannot be had."""
-        others = [slots for rank, slots in enumerate(told) if rank != self.shards.rank]
+        """The other ranks' of each buffer; None where there is one that cannot be had."""
+        others = [buffers for rank, buffers in enumerate(told) if rank != self.shards.rank]
         try:
-            opened = [[_open(one, self.device) for one in slots] for slots in others if slots]
+            opened = [[_open(one, self.device) for one in buffers] for buffers in others if buffers]
         except RuntimeError as error:
             _log.debug("Slots of other ranks cannot be reached: %s", error)
             return None
