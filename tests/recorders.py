@@ -59,8 +59,8 @@ class RecordedGenerator:
     def setup(self, params):
         self.calls.append(("setup",))
 
-    def load_lora(self, path, *, weight):
-        self.calls.append(("lora", path, weight))
+    def load_lora(self, path, *, weight, name):
+        self.calls.append(("lora", path, weight, name))
 
     def generate_video(self, prompt, *, output_path, save_video, **sampling):
         self.calls.append(("generate", prompt, output_path, save_video, sampling))

@@ -7,6 +7,7 @@ from recorders import read_errors, record_calls
 
 from fastvideo_lightning.cli import run
 from fastvideo_lightning.config import LoraChoice
+from fastvideo_lightning.config.lora import name_each
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def calls(monkeypatch, tmp_path):
 
 
 def loras(calls):
-    return [call[1:] for call in calls if call[0] == "lora"]
+    return [call[1:3] for call in calls if call[0] == "lora"]
 
 
 def test_several_loras_reach_the_generator_in_order_once_it_is_set_up(calls):
@@ -56,6 +57,15 @@ def test_a_folder_means_its_one_file(tmp_path):
     for name in ("only.safetensors", "readme.md"):
         (tmp_path / name).touch()
     assert LoraChoice.parse(f"{tmp_path}:0.25").weight == 0.25
+
+
+def test_files_of_one_name_are_told_apart_by_numbers(calls):
+    paths = ["a.safetensors", "hub/a_2", "hub/a", "other/a", "a.safetensors:0.5"]
+    names = name_each(map(LoraChoice.parse, paths))
+    assert names == ["a", "a_2", "a_3", "a_4", "a_5"]
+    options = [word for path in paths for word in ("--lora", path)]
+    assert run(["generate", "--prompt", "a", *options]) == 0
+    assert [call[3] for call in calls if call[0] == "lora"] == names
 
 
 def test_a_batch_has_them_too_before_its_first_video(calls):

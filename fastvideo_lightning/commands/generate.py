@@ -12,6 +12,7 @@ from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_bat
 from fastvideo_lightning.commands.report import watch_run
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_dtype
+from fastvideo_lightning.config.lora import name_each
 from fastvideo_lightning.extras import check_installed
 from fastvideo_lightning.messages import (
     be_quiet,
@@ -156,8 +157,8 @@ def _make_video(request: Request) -> None:
         if request.prompt is not None or loras:  # a batch that is done reads no weight
             generator.setup(request.params if request.prompts is None else None)
         with users_mistakes(ImportError):
-            for lora in loras:
-                generator.load_lora(lora.path, weight=lora.weight)
+            for lora, name in zip(loras, name_each(loras), strict=True):
+                generator.load_lora(lora.path, weight=lora.weight, name=name)
         if request.prompts is not None:
             _make_batch(generator, request, request.prompts)
             return

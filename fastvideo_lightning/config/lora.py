@@ -1,7 +1,9 @@
 """LoRA files as a user names them."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, count
 from math import isfinite
 from pathlib import Path
 from typing import Self
@@ -72,6 +74,17 @@ def name_of_lora(path: str | os.PathLike[str]) -> str:
     place = Path(path)
     stem = place.resolve().parent.name if place.name == DEFAULT_FILE else place.stem
     return stem.replace(".", "_") or "lora"
+
+
+def name_each(choices: Iterable[LoraChoice]) -> list[str]:
+    """Return a name for each: as `name_of_lora`, with a number where several have the same."""
+    names: list[str] = []
+    for choice in choices:
+        found = find_lora(choice.path)
+        name = name_of_lora(choice.path if found is None else found)
+        numbered = (f"{name}_{number}" for number in count(2))
+        names.append(next(each for each in chain([name], numbered) if each not in names))
+    return names
 
 
 def _is_number(text: str) -> bool:
