@@ -17,6 +17,7 @@ from fastvideo_lightning.modules.divided import (
     place_beside_shards,
     undivided,
 )
+from fastvideo_lightning.modules.fused import check_not_fused
 
 
 class TakesLora:
@@ -82,12 +83,13 @@ class TakesLora:
 
         Raises:
             ImportError: If PEFT is not installed.
-            FileNotFoundError: If there is no such file, or none in the folder.
-            ValueError: If the name is taken, the weight not a finite number, the denoiser takes no
-                LoRA, or the file is not one for it.
-            RuntimeError: If the model's weights have not been read yet.
+            FileNotFoundError: If there is no such file, none in the folder, or no way to the hub.
+            ValueError: If the name is taken or has a dot, the weight not a finite number, the
+                denoiser takes no LoRA, or the file is not one for it.
+            RuntimeError: If the model's weights have not been read yet, or hold fused adapters.
         """
         self.check_takes_lora()
+        self._check_not_fused("load_lora")
         pipeline = self.pipeline
         _check_weight("weight", weight)
         found = find_lora(path)
@@ -125,8 +127,15 @@ class TakesLora:
             weights: Weight by name, such as `{"style": 0.8}`; 1 is as it was trained.
 
         Raises:
+            TypeError: If it is no mapping.
             ValueError: If a name is not loaded, or a weight not a finite number.
+            RuntimeError: If adapters are fused into the weights.
         """
+        if not isinstance(weights, Mapping):
+            raise TypeError(
+                f"set_loras takes a weight for each name, got {weights!r}. Pass a dictionary such "
+                "as {'style': 0.8}."
+            )
         loaded = self.loras
         for name, weight in weights.items():
             if name not in loaded:
@@ -134,12 +143,16 @@ class TakesLora:
                     f"No LoRA named {name!r} is loaded (loaded are: {', '.join(loaded) or 'none'})."
                 )
             _check_weight(f"The weight of {name!r}", weight)
+        self._check_not_fused("set_loras")
+        self._switch(weights)
+
+    def _switch(self, weights: Mapping[str, float]) -> None:
         pipeline = self.pipeline
         active = {name: float(weight) for name, weight in weights.items() if weight}
         if active:
             pipeline.enable_lora()
             pipeline.set_adapters(list(active), list(active.values()))
-        elif loaded:
+        elif self.loras:
             pipeline.disable_lora()
         self._lora_weights = active
 
@@ -147,19 +160,28 @@ class TakesLora:
         """Add the active adapters to the weights: a step then computes no more than without them.
 
         Args:
-            scale: Multiplies the adapters' own weights.
+            scale: Multiplies the adapters' own weights, and stays in them when they are unfused.
 
         Raises:
-            ValueError: If none is loaded, or FSDP shards the weights.
+            ValueError: If none is loaded or switched on, or FSDP shards the weights.
+            RuntimeError: If some are in the weights already.
         """
         self._check_loaded()
         _check_weight("scale", scale)
+        self._check_not_fused("fuse_lora")
+        if not self._lora_weights:
+            first = next(iter(self.loras))
+            raise ValueError(
+                f"No LoRA is switched on (loaded are: {', '.join(self.loras)}). Call "
+                f"set_loras({{{first!r}: 1.0}}) first."
+            )
         with ExitStack() as passing:
             for fqn in self.denoisers:
                 denoiser = self.get_submodule(fqn)  # type: ignore[attr-defined]
                 check_can_fuse(fqn, denoiser)
                 passing.enter_context(passing_over(denoiser))
             self.pipeline.fuse_lora(components=list(_loaded(self.pipeline)), lora_scale=scale)
+        self._lora_weights = {name: scale * w for name, w in self._lora_weights.items()}
 
     def unfuse_lora(self) -> None:
         """Take fused adapters out of the weights, up to rounding, as diffusers does."""
@@ -182,8 +204,7 @@ class TakesLora:
                 self.pipeline.delete_adapters(name)
             elif loaded:
                 self.pipeline.unload_lora_weights()
-        left = {n: w for n, w in loaded.items() if name is not None and n != name}
-        self.set_loras(left)
+        self._switch({n: w for n, w in loaded.items() if name is not None and n != name})
 
     @contextmanager
     def _undivided(self) -> Iterator[None]:
@@ -196,6 +217,10 @@ class TakesLora:
             for fqn in self.denoisers:
                 denoiser = self.get_submodule(fqn)  # type: ignore[attr-defined]
                 place_beside_shards(denoiser, self.execution_device)
+
+    def _check_not_fused(self, verb: str) -> None:
+        assert isinstance(self, nn.Module)
+        check_not_fused(self.modules(), verb)
 
     def _check_loaded(self) -> None:
         if not self.loras:
