@@ -199,11 +199,31 @@ def _download(hub_id: str, *, revision: str | None, variant: str | None) -> Path
             f"The hub has no {wanted}, or it is not open to you, and there is no such folder here."
         ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{hub_id} is not in the local cache and cannot be downloaded "
-            f"({type(error).__name__}). Connect to the network, run `hf download {hub_id}` where "
-            "there is one, or pass a folder."
-        ) from error
+        raise _unreachable(hub_id, error) from error
+
+
+def find_snapshot(hub_id: str) -> Path:
+    """Return the cache's folder for what the hub has now, or had when it was asked last.
+
+    Nothing is fetched into it.
+
+    Raises:
+        CheckpointError: If the hub cannot be reached, and never was for this id.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[]))
+    except LocalEntryNotFoundError as error:
+        raise _unreachable(hub_id, error) from error
+
+
+def _unreachable(hub_id: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{hub_id} is not in the local cache and cannot be downloaded ({type(error).__name__}). "
+        f"Connect to the network, run `hf download {hub_id}` where there is one, or pass a folder."
+    )
 
 
 def _check_variant(checkpoint: Checkpoint) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from fastvideo_lightning.config.lora import find_lora, name_of_lora
+from fastvideo_lightning.config.lora import name_of_lora
+from fastvideo_lightning.modules.adapter_files import check_adapter_name, explained, find_adapter
 from fastvideo_lightning.modules.divided import (
     check_can_fuse,
     passing_over,
@@ -92,8 +93,10 @@ class TakesLora:
         self._check_not_fused("load_lora")
         pipeline = self.pipeline
         _check_weight("weight", weight)
-        found = find_lora(path)
-        name = name or name_of_lora(path if found is None else found)
+        check_adapter_name(name)
+        found = find_adapter(path)
+        is_here = os.path.exists(path)  # a file of the hub's cache is called as the hub calls it
+        name = name or name_of_lora(found if found is not None and is_here else path)
         if name in self.loras:
             raise ValueError(
                 f"A LoRA named {name!r} is loaded already. Pass another one, name={name + '_2'!r}, "
@@ -104,14 +107,8 @@ class TakesLora:
         kwargs |= self._expert_arguments(denoiser)
         before = self.loras
         folder = os.fspath(path) if found is None else str(found.parent)
-        with self._undivided():
-            try:
-                pipeline.load_lora_weights(folder, adapter_name=name, **kwargs)
-            except (AttributeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"diffusers cannot load {os.fspath(path)} into {type(pipeline).__name__} "
-                    f"({type(error).__name__}: {error}). Pass one that was made for it."
-                ) from error
+        with self._undivided(), explained(path, type(pipeline).__name__):
+            pipeline.load_lora_weights(folder, adapter_name=name, **kwargs)
         if name not in (names := {n for some in _loaded(pipeline).values() for n in some}):
             raise ValueError(
                 f"{os.fspath(path)} holds no LoRA weights for {type(pipeline).__name__} (loaded "
