@@ -4,6 +4,7 @@ import random
 import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from diffusers import WanPipeline
@@ -20,7 +21,7 @@ from tiny_shapes.denoiser import (  # noqa: E402
 )
 from tiny_shapes.drawing import MAX_ROOM_PER_STEP_PX, draw_clips  # noqa: E402
 from tiny_shapes.scenes import SCENES, TRAINED_SCENES  # noqa: E402
-from tiny_shapes.training import Bucket  # noqa: E402
+from tiny_shapes.training import Bucket, TimedTraining  # noqa: E402
 
 
 @pytest.fixture
@@ -72,6 +73,23 @@ def test_a_step_trains_denoiser_and_text_encoder(pipeline):
     FlowMatching(pipeline.transformer, pipeline.text_encoder, captions, pool)(bucket).backward()
     for model in (pipeline.transformer, pipeline.text_encoder):
         assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_a_budget_that_is_spent_before_the_first_step_is_an_error() -> None:
+    class Loss(torch.nn.Linear):
+        def forward(self, bucket: Bucket) -> torch.Tensor:
+            raise AssertionError("a step began")
+
+    training = TimedTraining(
+        L.Fabric(accelerator="cpu", devices=1),
+        Loss(1, 1),
+        buckets=[Bucket(9, 48, 64, 2)],
+        shares=[1.0],
+        budget_s=-20.0,
+        peak_lr=1e-3,
+    )
+    with pytest.raises(ValueError, match="No time is left .* 20 s longer than the budget"):
+        training.run()
 
 
 def test_a_shape_is_as_large_a_part_of_a_narrow_picture_and_no_faster_in_a_short_clip():

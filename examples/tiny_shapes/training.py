@@ -89,6 +89,9 @@ class TimedTraining:
             save: called now and then with the averaged weights in place, for a run that is cut off.
             save_every_s: seconds between these calls.
             report_every_s: seconds between printed lines.
+
+        Raises:
+            ValueError: If the budget is spent before the first step.
         """
         self._set_lr(0.0)
         if self._on_gpu:
@@ -96,8 +99,14 @@ class TimedTraining:
         warm_s = time.monotonic() - self._started
         self._fabric.print(f"  {len(self._buckets)} buckets ready after {warm_s:.0f} s")
         saved = reported = time.monotonic()
+        left_s = self._budget_s - warm_s
+        if left_s <= 0:
+            raise ValueError(
+                f"No time is left to train: getting ready took {-left_s:.0f} s longer than the "
+                "budget. Give it more seconds, or a smaller scale."
+            )
         for index in self._bucket_indices():
-            fraction = (time.monotonic() - self._started - warm_s) / (self._budget_s - warm_s)
+            fraction = (time.monotonic() - self._started - warm_s) / left_s
             if fraction >= 1:
                 break
             self._set_lr(self._peak_lr * _schedule(fraction))
