@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -17,9 +18,20 @@ Pipeline = Any
 
 
 class _Placed:
-    """Mixed into a pipeline class: the execution device is given, not derived from the weights."""
+    """Mixed into a pipeline class: the execution device is given, not derived from the weights.
+
+    Attributes:
+        execution_device: Where the pipeline computes.
+        bar_steps: Steps of the loop that it began last, as it told its own bar; 0 before the first.
+    """
 
     execution_device: torch.device
+    bar_steps: int = 0
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """Note how many steps the loop has that begins; the bar itself is hidden."""
+        self.bar_steps = length_hint(iterable, 0) if total is None else total
+        return super().progress_bar(iterable, total)  # type: ignore[misc]
 
     @property
     def _execution_device(self) -> torch.device:

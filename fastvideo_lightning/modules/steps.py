@@ -56,7 +56,7 @@ class StepWatch:
 
             def start(*_: object) -> None:
                 if self.stage is not Stage.DENOISE:
-                    self._start_section(getattr(pipeline, "num_timesteps", None))
+                    self._start_section(_steps_of_section(pipeline))
 
             for denoiser in denoisers:
                 if getattr(denoiser, "is_cache_enabled", False):  # a failed video leaves its own
@@ -78,11 +78,11 @@ class StepWatch:
                 yield {}
         self.stage = Stage.IDLE
 
-    def _start_section(self, num_steps: int | None) -> None:
+    def _start_section(self, num_steps: int) -> None:
         """Begin to denoise; a video that is made in sections begins again for each.
 
         Args:
-            num_steps: The pipeline's own count for this section, where it has one.
+            num_steps: The pipeline's own count for this section; 0 where it has none.
         """
         num_steps = num_steps or self._section_steps
         self._num_steps = self._step + num_steps
@@ -110,6 +110,15 @@ class StepWatch:
         else:
             self._latents.check(self._num_steps)
             self.stage = Stage.DECODE
+
+
+def _steps_of_section(pipeline: Pipeline) -> int:
+    """Return how many steps the pipeline is about to take; 0 where it does not tell.
+
+    Where it has no such count, what it tells its bar is one. That differs from what was asked for
+    where a pipeline leaves out steps, or takes some of them in passes that overlap.
+    """
+    return getattr(pipeline, "num_timesteps", 0) or getattr(pipeline, "bar_steps", 0)
 
 
 @contextmanager
