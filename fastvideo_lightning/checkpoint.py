@@ -19,6 +19,7 @@ from fastvideo_lightning.checkpoint_folder import (
     find_folder,
 )
 from fastvideo_lightning.components import Component, RunDtypes, build_component, library_bars_off
+from fastvideo_lightning.downloads import download
 from fastvideo_lightning.imports import quiet_imports
 from fastvideo_lightning.quantization import QUANTIZATIONS, make_quantization
 from fastvideo_lightning.trust import check_code
@@ -82,7 +83,7 @@ def open_checkpoint(
     """
     folder = find_folder(path, revision=revision)
     if folder is None:
-        folder = _download(fspath(path), revision=revision, variant=variant)
+        folder = download(fspath(path), revision=revision, variant=variant)
         check_index(folder)
     index_path = folder / INDEX
     index = read_json(index_path)
@@ -184,46 +185,6 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
             f"dtype must be one of auto, bf16, fp16, fp32, fp8 and int8, got {dtype!r}."
         )
     return chosen
-
-
-def _download(hub_id: str, *, revision: str | None, variant: str | None) -> Path:
-    """Fetch the files a pipeline needs; diffusers knows which, and uses the cache when offline."""
-    from diffusers import DiffusionPipeline
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return Path(DiffusionPipeline.download(hub_id, revision=revision, variant=variant))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        wanted = f"{hub_id} at revision {revision}" if revision else hub_id
-        raise FileNotFoundError(
-            f"The hub has no {wanted}, or it is not open to you, and there is no such folder here."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise _unreachable(hub_id, error) from error
-
-
-def find_snapshot(hub_id: str) -> Path:
-    """Return the cache's folder for what the hub has now, or had when it was asked last.
-
-    Nothing is fetched into it.
-
-    Raises:
-        CheckpointError: If the hub cannot be reached, and never was for this id.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=[]))
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(hub_id, error) from error
-
-
-def _unreachable(hub_id: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{hub_id} is not in the local cache and cannot be downloaded ({type(error).__name__}). "
-        f"Connect to the network, run `hf download {hub_id}` where there is one, or pass a folder."
-    )
 
 
 def _check_variant(checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ from fastvideo_lightning.config import nearest_name
 
 ASSETS = Path(__file__).parent / "assets"
 INDEX = "model_index.json"
+MODULAR_INDEX = "modular_model_index.json"
 
 
 class CheckpointError(OSError):
@@ -69,16 +70,21 @@ def find_cached(hub_id: str, *, revision: str | None = None) -> Path | None:
 def check_index(folder: Path) -> None:
     """Raise CheckpointError where a folder has no index, and so is no pipeline."""
     if not (folder / INDEX).is_file():
-        if (folder / "modular_model_index.json").is_file():
-            raise CheckpointError(
-                f"{folder} is a modular pipeline, whose parts may lie anywhere. Load it in Python, "
-                "by diffusers' ModularPipeline, and pass it to VideoModule.from_pipeline(...): "
-                "docs/models.md shows how."
-            )
-        raise CheckpointError(
-            f"{folder} is no diffusers pipeline: it has no model_index.json. Pass the folder that "
-            "holds model_index.json, or a hub id ending in -Diffusers."
+        raise not_a_pipeline(folder, is_modular=(folder / MODULAR_INDEX).is_file())
+
+
+def not_a_pipeline(place: str | Path, *, is_modular: bool) -> CheckpointError:
+    """Return the error that says of a folder or a hub id that it has no index, and what to do."""
+    if is_modular:
+        return CheckpointError(
+            f"{place} is a modular pipeline, whose parts may lie anywhere. Load it in Python, by "
+            "diffusers' ModularPipeline, and pass it to VideoModule.from_pipeline(...): "
+            "docs/models.md shows how."
         )
+    return CheckpointError(
+        f"{place} is no diffusers pipeline: it has no model_index.json. Pass the folder that holds "
+        "model_index.json, or a hub id ending in -Diffusers."
+    )
 
 
 def _looks_like_hub_id(text: str) -> bool:

@@ -24,6 +24,7 @@ ALLOWED = {
         *("batch", "callbacks.write_behind", "checkpoint_folder", "naming"),
     },
     "checkpoint_folder.py": {"huggingface_hub", "config"},
+    "downloads.py": {"huggingface_hub", "diffusers", "checkpoint_folder"},
     "weights.py": {"torch", "safetensors", "checkpoint_folder", "meter"},
     "meter.py": set(),
     "trust.py": {"diffusers", "weights"},
@@ -38,7 +39,7 @@ ALLOWED = {
         "torch",
         "diffusers",
         "transformers",
-        "huggingface_hub",
+        "downloads",
         "components",
         "trust",
         "weights",
@@ -46,6 +47,7 @@ ALLOWED = {
     "modules": {
         *("torch", "lightning", "diffusers", "transformers", "numpy", "PIL", "av"),
         *("checkpoint", "components", "weights", "config", "imports", "output", "modules"),
+        "downloads",
     },
     "callbacks": {
         "torch",

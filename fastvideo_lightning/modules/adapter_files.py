@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from logging import ERROR, LogRecord
 from pathlib import Path
 
-from fastvideo_lightning.checkpoint import CheckpointError, find_snapshot
+from fastvideo_lightning.checkpoint import CheckpointError
 from fastvideo_lightning.config.lora import find_lora
+from fastvideo_lightning.downloads import find_snapshot
 
 
 def find_adapter(path: str | os.PathLike[str]) -> Path | None:

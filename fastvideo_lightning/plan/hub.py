@@ -14,7 +14,14 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from fastvideo_lightning.checkpoint_folder import INDEX, CheckpointError, find_cached, find_folder
+from fastvideo_lightning.checkpoint_folder import (
+    INDEX,
+    MODULAR_INDEX,
+    CheckpointError,
+    find_cached,
+    find_folder,
+    not_a_pipeline,
+)
 
 _CONNECTIONS = 8
 _NO_MODEL: list[None] = [None, None]
@@ -92,10 +99,7 @@ class _Headers:
 
     def fetch(self) -> bool:
         if INDEX not in self._sizes:
-            raise CheckpointError(
-                f"{self._hub_id} is no diffusers pipeline: it has no {INDEX}. Pass a hub id that "
-                "ends in -Diffusers."
-            )
+            raise not_a_pipeline(self._hub_id, is_modular=MODULAR_INDEX in self._sizes)
         self._download(INDEX)
         index_path = self._folder / INDEX
         index = json.loads(index_path.read_text(encoding="utf-8"))

@@ -39,6 +39,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         path = self.path.partition("?")[0]
+        path = path.replace("/resolve/main/", f"/resolve/{COMMIT}/")
         file = self.server.root / path.partition(f"/{HUB_ID}/resolve/{COMMIT}/")[2]
         if path.startswith(f"/api/models/{HUB_ID}/revision/nowhere"):
             self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
@@ -52,6 +53,8 @@ class Answer(BaseHTTPRequestHandler):
             self._send(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
         elif path.startswith(f"/{HUB_ID}/resolve/{COMMIT}/") and file.is_file():
             self._send_file(file, with_body=with_body)
+        elif path.startswith(f"/{HUB_ID}/"):
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         else:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
@@ -82,6 +85,7 @@ def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """As `HF_ENDPOINT` would, had it been there at the import."""
     path = "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", url)  # as diffusers asks
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + path)
 
 
@@ -127,3 +131,25 @@ def test_without_a_network_the_error_says_what_to_type(is_offline, hub, monkeypa
     said = capsys.readouterr().err
     assert f"{HUB_ID} is not in the local cache" in said
     assert f"hf download {HUB_ID}" in said.replace("\n", " ")
+
+
+@pytest.mark.parametrize("command", [["plan", *VIDEO], ["generate", "--prompt", "x"]])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("modular_model_index.json", "is a modular pipeline, whose parts may lie anywhere"),
+        ("config.json", "is no diffusers pipeline: it has no model_index.json"),
+    ],
+)
+def test_what_is_no_pipeline_on_the_hub_or_in_its_cache_is_told_from_what_is_not_there(
+    command, name, said, hub, monkeypatch, capsys, tmp_path
+):
+    hub.root = tmp_path / "other"
+    hub.root.mkdir()
+    (hub.root / name).write_text("{}")
+    assert run([*command, "--model", HUB_ID]) != 0
+    assert f"{HUB_ID} {said}" in capsys.readouterr().err
+    if command[0] == "generate" and name != "config.json":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert run([*command, "--model", HUB_ID]) != 0
+        assert f"{HUB_ID} {said}" in capsys.readouterr().err
