@@ -182,7 +182,8 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     chosen = _DTYPE_NAMES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in _DTYPE_NAMES.values():
         raise ValueError(
-            f"dtype must be one of auto, bf16, fp16, fp32, fp8 and int8, got {dtype!r}."
+            f"dtype must be one of auto, bf16, fp16, fp32, fp8 and int8, got {dtype!r}. "
+            "Pass dtype='auto', or leave it out."
         )
     return chosen
 

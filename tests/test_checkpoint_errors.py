@@ -131,7 +131,7 @@ def test_unknown_pipeline_class_is_named(broken: Path) -> None:
 
 
 def test_unknown_dtype_and_variant_are_refused(checkpoint: FindCheckpoint) -> None:
-    with pytest.raises(ValueError, match="dtype must be one of"):
+    with pytest.raises(ValueError, match="dtype must be .*'int3'. Pass dtype='auto'"):
         VideoModule.from_pretrained(checkpoint("t2v"), dtype="int3")
     with pytest.raises(ValueError, match="variant 'fp8'"):
         VideoModule.from_pretrained(checkpoint("t2v"), variant="fp8")
