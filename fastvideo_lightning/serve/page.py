@@ -72,11 +72,18 @@ def _show_plan(
     async def on_change(*values: Any) -> str:
         return await session.plan(values)
 
-    page.load(on_change, fields, plan, **_QUIET)
-    make.click(on_change, fields, plan, **_QUIET)
-    for field in [*fields[4:10], fields[-1]]:  # sizes, steps, guidance, budget
-        for leaves in (field.blur, field.submit):
-            leaves(on_change, fields, plan, **_QUIET)
+    sizes = [*fields[4:10], fields[-1]]  # sizes, steps, guidance, budget
+    leaves = [event for field in sizes for event in (field.blur, field.submit)]
+    # One after the other, and the last one always: of several at once the plan of an earlier
+    # form, which takes longer than a refusal, would come last and stay.
+    gr.on(
+        [page.load, make.click, *leaves],
+        on_change,
+        fields,
+        plan,
+        trigger_mode="always_last",
+        **_QUIET,
+    )
 
 
 def _update(view: View) -> list[Any]:

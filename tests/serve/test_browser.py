@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ pytestmark = [
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 
+from fastvideo_lightning.serve.jobs import Request  # noqa: E402
 from fastvideo_lightning.serve.limits import Limits  # noqa: E402
 from fastvideo_lightning.serve.server import serving  # noqa: E402
 from fastvideo_lightning.serve.studio import Model, Studio  # noqa: E402
@@ -188,6 +190,28 @@ def test_a_wrong_size_is_said_in_the_words_of_the_page(visitor) -> None:
     visitor.press("make")
     assert visitor.wait_for("Guidance must be a finite number, 0 or more, got -1")
     visitor.fill("guidance_scale", "2")
+
+
+def test_the_plan_is_that_of_the_form_also_where_an_earlier_one_takes_longer(
+    visitor, monkeypatch
+) -> None:
+    visitor.driver.get(visitor.address)
+    wait_until(lambda: [plan for plan in visitor.find("#plan") if "17 frames" in plan.text])
+    plan = Studio.plan
+
+    def plan_slowly(studio: Studio, request: Request) -> str:
+        text = plan(studio, request)  # a refusal is said at once
+        time.sleep(1)
+        return text
+
+    monkeypatch.setattr(Studio, "plan", plan_slowly)
+    for width in ("48", "500"):  # one after the other, the first plan being made meanwhile
+        visitor.fill("width", width)
+        visitor.find("#width input")[0].send_keys("\n")
+    visitor.press("make")
+    visitor.wait_for("Width must be 96 or less here, got 500")
+    time.sleep(3)
+    assert "There is no plan for this" in visitor.find("#plan")[0].text
 
 
 def test_a_long_video_shows_its_steps_survives_a_reload_and_can_be_cancelled(
