@@ -52,10 +52,10 @@ class JobQueue:
             if self._is_closed:
                 raise FullQueueError("The page is shutting down. Start it again.")
             if len(self._waiting) >= self._max_queue:
-                raise FullQueueError(
-                    f"{len(self._waiting)} videos wait already, and no more may here. "
-                    "Try again when one is done."
-                )
+                full = f"{len(self._waiting)} videos wait already, and no more may here."
+                if len(self._waiting) == 1:
+                    full = "One video waits already, and no more may here."
+                raise FullQueueError(f"{full} Try again when one is done.")
             job = Job(request)
             self._jobs[job.id] = job
             self._forget_old()

@@ -91,7 +91,8 @@ def show_progress(progress: Progress) -> str:
     match progress.state:
         case JobState.QUEUED:
             ahead = progress.place - 1
-            others = "One video is being made now" if not ahead else f"{ahead} wait before it"
+            waits = "waits" if ahead == 1 else "wait"
+            others = f"{ahead} {waits} before it" if ahead else "One video is being made now"
             return _box("queued", f"Waiting, number {max(progress.place, 1)} in the queue", others)
         case JobState.RUNNING:
             return _box("running", _doing(progress), _pace(progress), _bar(progress))

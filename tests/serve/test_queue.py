@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.serve import queue as queue_module
 from fastvideo_lightning.serve.jobs import Job, JobState, Request
 from fastvideo_lightning.serve.queue import FullQueueError, JobQueue
+from fastvideo_lightning.serve.view import show_progress
 
 
 def ask(prompt: str = "a red circle") -> Request:
@@ -75,6 +77,18 @@ def test_no_more_may_wait_than_was_said(queue, maker) -> None:
         queue.submit(ask())
     queue.cancel(waiting[0])
     queue.submit(ask())
+
+
+def test_one_that_waits_is_counted_as_one(maker) -> None:
+    queue = JobQueue(maker, max_queue=1)
+    jobs = [queue.submit(ask())]
+    maker.started.acquire(timeout=10)
+    jobs.append(queue.submit(ask()))
+    with pytest.raises(FullQueueError, match="^One video waits already"):
+        queue.submit(ask())
+    assert "1 waits before it" in show_progress(replace(queue.look(jobs[1]), place=2))
+    maker.go_on.release()
+    queue.close()
 
 
 def test_a_waiting_job_that_is_cancelled_is_never_begun(queue, maker) -> None:
