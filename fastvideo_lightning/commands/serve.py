@@ -93,9 +93,11 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
             check_quantization(choices["dtype"])
             flags = OffloadConfig.from_mapping({k: v for k, v in choices.items() if k in FLAGS})
             # Seconds of imports from here on.
+            from fastvideo_lightning.output import check_output_folder
             from fastvideo_lightning.serve.server import LOCAL_HOSTS, check_address, serving
 
             check_address(host, port)
+            check_output_folder(choices["output_path"])
         studio = _open_studio(choices, flags)
     with serving(studio, host=host, port=port) as address:
         click.echo(address)

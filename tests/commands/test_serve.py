@@ -39,6 +39,7 @@ def test_the_core_of_the_page_needs_no_gradio() -> None:
         (["--max-queue", "0"], "Invalid value for '--max-queue'", "--max-queue 4"),
         (["--port", "99999"], "Invalid value for '--port'", "--port 7860"),
         (["--host", "192.0.2.1"], "Cannot listen on 192.0.2.1:7860", "Pass another --host"),
+        (["--output-path", os.devnull], f"--output-path {os.devnull!r} cannot be", "Pass a folder"),
         (["--use-fsdp-inference"], "no such option: --use-fsdp-inference", "serve --help"),
         (["--context-parallel", "2"], "no such option: --context-parallel", "serve --help"),
         (["--num-gpus", "2"], "no such option: --num-gpus", ""),
