@@ -79,7 +79,7 @@ def _make(
 ) -> "Plan":
     from fastvideo_lightning.plan.cards import find_card
 
-    if gpu:
+    if gpu is not None:
         find_card(gpu)  # before seconds of imports
     find_folder(typed.get("model", "tiny-shapes"), revision=typed.get("revision"))
     num_gpus = typed.get("num_gpus", config.context_parallel)

@@ -67,7 +67,7 @@ def make_plan(
         )
     if budget_gib is None:
         budget_gib = given.gpu_memory_budget
-    machine = machine or (find_card(card) if card else find_machine())
+    machine = machine or (find_card(card) if card is not None else find_machine())
     budget_bytes = find_budget(budget_gib, machine, is_here=card is None)
     quantization = dtype if dtype in QUANTIZATIONS else None
     subject = Subject.of(module, params, quantization=quantization)

@@ -71,6 +71,7 @@ def test_context_parallel_that_does_not_divide_the_gpus_is_refused(folder, capsy
     ("arguments", "words"),
     [
         (["--gpu", "RTX 4900"], "RTX 4090"),
+        (["--gpu", ""], "There is no card ''"),
         (["--gpu-memory-budget", "0.01", "--gpu", "T4"], "smallest possible"),
         (["--gpu-memory-budget", "much"], "neither a number of GiB nor auto"),
         (["--gpu-memory-budget", "auto"], "has no GPU"),
