@@ -136,7 +136,7 @@ def _make_fields(studio: Studio) -> list[Any]:
     fields["gpu_memory_budget"] = gr.Textbox(
         label=LABELS["gpu_memory_budget"],
         info=studio.hint("gpu_memory_budget"),
-        placeholder="A number, or auto",
+        placeholder="A number, or auto" if studio.has_gpu else "A number",
         max_lines=1,
         elem_id="gpu_memory_budget",
     )

@@ -113,14 +113,19 @@ class Studio:
         """Whether the bundled model is served, for which the page has examples."""
         return self.model.name == "tiny-shapes"
 
+    @property
+    def has_gpu(self) -> bool:
+        """Whether videos are made on a GPU."""
+        return self.model.device_type != "cpu"
+
     def hint(self, name: str) -> str | None:
         """Return what suits a field, where the model or the limits say so."""
         if name in self._trained:
             low, high = self._trained[name]
             return f"Trained: {low} to {high}"
         most = self.limits.most(name)
-        if name == "gpu_memory_budget" and self.model.device_type == "cpu":
-            return "No GPU here: it counts for the plan alone"
+        if name == "gpu_memory_budget" and not self.has_gpu:
+            return "No GPU here: the plan alone has to keep it"
         return _HINTS.get(name) if most is None else f"At most {most}"
 
     def check(self, request: Request) -> SamplingParams:
@@ -180,6 +185,11 @@ class Studio:
 
     def _plan(self, request: Request) -> Plan:
         name, config = self.model.name, self._config_for(request)
+        if config.gpu_memory_budget == "auto" and not self.has_gpu:  # nor may a page name a card
+            raise ValueError(
+                "gpu_memory_budget='auto' asks how much GPU memory is free, and this machine has "
+                "no GPU. Enter a number of GiB."
+            )
         return make_plan(self.module, request.params, flags=config, name=name)
 
     def _config_for(self, request: Request) -> OffloadConfig:

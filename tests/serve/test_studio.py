@@ -14,6 +14,7 @@ from fastvideo_lightning.plan.show import plan_text
 from fastvideo_lightning.serve.images import WantedImages
 from fastvideo_lightning.serve.jobs import Job, JobState, Request
 from fastvideo_lightning.serve.queue import FullQueueError
+from fastvideo_lightning.serve.words import explain
 
 PROMPT = "a red circle moves right"
 
@@ -113,6 +114,13 @@ def test_a_full_queue_takes_no_more_until_one_has_gone(studio) -> None:
     for job in jobs:
         studio.cancel(job)
     assert {end_of(studio, job).state for job in jobs} == {JobState.CANCELLED}
+
+
+def test_a_budget_that_asks_for_a_gpu_is_refused_in_the_words_of_the_page(studio) -> None:
+    assert not studio.has_gpu
+    with pytest.raises(ValueError, match="this machine has no GPU") as refused:
+        studio.submit(replace(ask(), budget_gib="auto"))
+    assert explain(refused.value).endswith("no GPU. Enter a number of GiB.")
 
 
 def test_a_budget_is_kept_by_the_plan_and_a_tiny_one_names_the_smallest(studio) -> None:
