@@ -194,7 +194,8 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
         if isinstance(error, FileExistsError):
-            reason, error = "a file is in its place", NotADirectoryError()
+            what = "a link to nothing" if path.is_symlink() else "a file"
+            reason, error = f"{what} is in its place", NotADirectoryError()
         raise type(error)(
             f"output_path {text!r} cannot be written to: {reason}. "
             "Pass a folder that you may write to, such as output_path='output/'."

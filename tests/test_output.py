@@ -156,6 +156,13 @@ def test_a_file_in_the_place_of_the_folder_is_an_error_that_names_it(tmp_path):
             check_output_folder(path)
 
 
+def test_a_link_to_nothing_in_the_place_of_the_folder_is_called_one(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError, match="a link to nothing is in its place"):
+        check_output_folder(tmp_path / "out")
+    assert not (tmp_path / "nowhere").exists()
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_the_right_to_write_is_a_permission_error(tmp_path):
     tmp_path.chmod(0o500)
