@@ -77,7 +77,8 @@ def report_batch(batch: "VideoBatch", output_path: str) -> None:
 
 def say_all_there(total: int, output_path: str) -> None:
     """Say that there is nothing to do, and how to have it done all the same."""
-    say(f"{_count(total, total)} in {output_path} already. --no-resume makes them anew.")
+    them = "it" if total == 1 else "them"
+    say(f"{_count(total, total)} in {output_path} already. --no-resume makes {them} anew.")
 
 
 def _tell(path: Path) -> None:
@@ -94,4 +95,4 @@ def _describe_failures(failed: Sequence[object], total: int, output_path: str) -
 
 def _count(number: int, total: int) -> str:
     videos = "video" if total == 1 else "videos"
-    return f"{number} of {total} {videos} {'is' if number == 1 else 'are'}"
+    return f"{number} of {total} {videos} {'is' if 1 in (number, total) else 'are'}"

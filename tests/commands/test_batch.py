@@ -11,6 +11,7 @@ import fastvideo_lightning
 from fastvideo_lightning.batch import Entry, Manifest, StorageError
 from fastvideo_lightning.batch.manifest import sha256_of
 from fastvideo_lightning.cli import run
+from fastvideo_lightning.commands.batch import _count, say_all_there
 from fastvideo_lightning.output import GeneratedVideo
 
 
@@ -189,6 +190,17 @@ def test_what_is_all_there_is_told_before_a_model_is_loaded(calls, capsys, monke
     assert calls == []
     assert run(["generate", "--prompts", "p.txt", "--output-path", "there", "--no-resume"]) == 0
     assert "batch" in [call[0] for call in calls]
+
+
+@pytest.mark.parametrize(
+    ("number", "total", "words"),
+    [(0, 1, "0 of 1 video is"), (1, 1, "1 of 1 video is"), (0, 2, "0 of 2 videos are")],
+)
+def test_videos_are_counted_as_one_says_it(capsys, number, total, words):
+    assert _count(number, total) == words
+    say_all_there(total, "out")
+    anew = "it anew" if total == 1 else "them anew"
+    assert f"--no-resume makes {anew}." in capsys.readouterr().err
 
 
 def test_ctrl_c_while_the_libraries_load_says_how_to_go_on(tmp_path, monkeypatch, capsys):
