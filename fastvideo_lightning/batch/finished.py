@@ -49,13 +49,13 @@ class Finished:
             return False
         try:
             kept = json.loads(self._path.read_text(encoding="utf-8"))
-            asked, files = kept["asked"], dict(kept["files"])
+            asked, files, done = kept["asked"], dict(kept["files"]), self._done()
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return False
         return (
             bool(files)
             and asked == self._fingerprint()
-            and files.items() <= self._done().items()
+            and files.items() <= done.items()
             and all(sha256_of(self._path.parent / name) == sha for name, sha in files.items())
         )
 
@@ -78,7 +78,7 @@ class Finished:
         """The hash of each video that the manifest calls done, by its name in the folder."""
         return {
             entry.file: entry.sha256
-            for entry in self._manifest.read()
+            for entry in self._manifest.read(quiet=True)  # the batch has told
             if entry.status == DONE and entry.file and entry.sha256
             if Path(entry.file).name == entry.file
         }

@@ -45,6 +45,7 @@ class BatchFolder:
     Raises:
         ValueError, OSError: As `check_output_folder`.
         StorageError: If a symlink stands where the folder keeps its own files.
+        OSError: If its manifest cannot be read and written.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, suffix: str = ".mp4") -> None:
@@ -61,6 +62,7 @@ class BatchFolder:
                     f"{str(own)!r} is a symlink, and nothing is written through one. Remove it, or "
                     "pass another output_path."
                 )
+        self.manifest.check()
 
     def open(self) -> dict[str, list[Entry]]:
         """Lock the folder, give whole videos of a killed run their names, and remove its rest.

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import stat
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,13 @@ class Manifest:
         self.folder = folder
         self.path = folder / MANIFEST
 
-    def read(self) -> list[Entry]:
-        """Return the entries; a line that is none, such as a torn one, is passed over."""
+    def check(self) -> None:
+        """Raise OSError if it is there and cannot be read and appended to."""
+        with suppress(FileNotFoundError):
+            os.close(self._open(os.O_RDWR | os.O_APPEND))
+
+    def read(self, *, quiet: bool = False) -> list[Entry]:
+        """Return the entries; a line that is none is passed over, and told of unless it is torn."""
         try:
             content = self._open(os.O_RDONLY)
         except FileNotFoundError:
@@ -80,7 +86,7 @@ class Manifest:
             lines = file.read().split(b"\n")
         entries = [(number, _parse(line)) for number, line in enumerate(lines, 1) if line.strip()]
         for number, entry in entries:
-            if entry is None and number != len(lines):
+            if entry is None and number != len(lines) and not quiet:
                 _log.warning(
                     "%s, line %d is no entry and is passed over: its video counts as not made.",
                     self.path,
@@ -114,7 +120,18 @@ class Manifest:
                 f"{str(self.path)!r} is a symlink, and nothing is written through one. Remove it, "
                 "or pass another output_path."
             )
-        return os.open(self.path, flags, 0o666)
+        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait forever
+            raise OSError(
+                f"{str(self.path)!r} is no file, and the manifest of the folder belongs there. "
+                "Move it away, or pass another output_path."
+            )
+        try:
+            return os.open(self.path, flags, 0o666)
+        except PermissionError as error:
+            raise PermissionError(
+                f"{str(self.path)!r} cannot be read and written: {error.strerror}. Allow both, or "
+                "pass another output_path."
+            ) from error
 
 
 def sha256_of(path: Path) -> str | None:

@@ -91,6 +91,21 @@ def test_a_note_is_neither_read_nor_written_through_a_symlink(out, model, tmp_pa
     assert (out / FINISHED).read_bytes() == before
 
 
+def test_a_damaged_line_of_the_manifest_is_left_to_the_batch_to_tell_of(out, model, caplog):
+    with (out / MANIFEST).open("a") as manifest:
+        manifest.write("nonsense\n")
+    note(out, model).keep()
+    assert note(out, model).is_there()
+    assert not caplog.records
+
+
+def test_a_manifest_that_cannot_be_read_is_looked_at_by_the_batch(out, model):
+    note(out, model).keep()
+    (out / MANIFEST).rename(out / "other.jsonl")
+    (out / MANIFEST).mkdir()
+    assert not note(out, model).is_there()
+
+
 def test_a_folder_that_takes_no_note_does_no_harm(out, model):
     (out / FINISHED).mkdir()
     (out / FINISHED / "theirs").touch()

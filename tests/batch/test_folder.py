@@ -239,6 +239,27 @@ def test_a_symlink_where_the_folder_keeps_its_own_files_is_refused(tmp_path, nam
     assert [left.name for left in outside.iterdir()] == ["precious"]
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, getattr(os, "mkfifo", Path.mkdir)])
+def test_what_is_no_file_in_the_manifests_place_is_told_by_its_name(tmp_path, make):
+    make(tmp_path / "manifest.jsonl")
+    with pytest.raises(OSError, match=r"manifest.jsonl' is no file.*Move it away"):
+        BatchFolder(tmp_path)
+
+
+def test_a_manifest_that_may_not_be_written_is_told_before_a_video_is_made(tmp_path, monkeypatch):
+    write_batch(tmp_path, 1)
+    really_open = os.open
+
+    def refuse(path, flags, *mode):  # as for anybody but root
+        if Path(path).name == "manifest.jsonl" and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return really_open(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PermissionError, match=r"manifest.jsonl' cannot be read and written"):
+        BatchFolder(tmp_path)
+
+
 def test_an_entry_that_points_out_of_the_folder_is_not_followed(tmp_path):
     path = tmp_path / "videos"
     write_batch(path, 1)
