@@ -8,14 +8,14 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from fastvideo_lightning.config import SamplingParams, check_known, nearest_name
-from fastvideo_lightning.prompts import check_prompt
+from fastvideo_lightning.prompts import PlacedPrompts, PromptFileError, check_prompt
 
 STDIN = "-"
 
@@ -23,31 +23,14 @@ STDIN = "-"
 Line = tuple[int, Callable[[], dict[str, Any]]]
 
 _FIELDS = SamplingParams.__dataclass_fields__
-_MOST_SHOWN = 20
+_JSON_KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _RIGHT_LINES = {
     ".jsonl": ['A right line: {"prompt": "a red circle moves right", "seed": 7}'],
     ".csv": ["A right file:", "  prompt,seed", '  "a red circle, moving right",7'],
 }
 
 
-class PromptFileError(ValueError):
-    """Lines of a prompt file are wrong: a line of the message for each, the first ones of many.
-
-    Args:
-        wrong: What is wrong with each.
-        right: Lines that show how it is written.
-    """
-
-    is_of_file = True
-    """Names are spelled as in the file, and every line of the message counts."""
-
-    def __init__(self, wrong: Sequence[str], right: Sequence[str] = ()) -> None:
-        more = len(wrong) - _MOST_SHOWN
-        shown = [*wrong[:_MOST_SHOWN], *([f"... and {more} more lines."] if more > 0 else [])]
-        super().__init__("\n".join([*shown, *right]))
-
-
-def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_prompt_file(path: str | os.PathLike[str]) -> PlacedPrompts:
     r"""Read the prompts of a file, each with the sampling parameters that stand beside it.
 
     `.txt` holds a prompt a line; `.jsonl` an object a line, as in
@@ -60,7 +43,7 @@ def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Returns:
         For each video a dictionary with `prompt` and `SamplingParams` fields, as `PromptDataset`
-        takes them.
+        takes them; `places` says where each is from.
 
     Raises:
         PromptFileError: If lines are wrong; names each.
@@ -72,12 +55,12 @@ def read_prompt_file(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     text = _decode(_read_bytes(path), name)
     if read is None:
         read = _read_jsonl if text.lstrip().startswith("{") else _read_txt
-    prompts, wrong = [], []
+    prompts, wrong = PlacedPrompts(), []
     try:
         for number, read_values in read(text, name):
             try:
                 with _at_line(name, number):
-                    prompts.append(_check(read_values()))
+                    prompts.add(_check(read_values()), _place(name, number))
             except ValueError as error:
                 wrong.append(str(error))
     except ValueError as error:  # from here on nothing can be told apart
@@ -102,6 +85,8 @@ def _reader_for(name: str) -> Callable[[str, str], Iterator[Line]]:
 
 
 def _read_bytes(path: str | os.PathLike[str]) -> bytes:
+    if path == STDIN and sys.stdin is None:
+        raise ValueError("prompts: stdin is closed. Pipe prompts into it, or pass a file.")
     try:
         return sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
     except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
@@ -122,13 +107,19 @@ def _decode(content: bytes, name: str) -> str:
         ) from error
 
 
+def _place(name: str, number: int) -> str:
+    return f"{name}, line {number}"
+
+
 @contextmanager
 def _at_line(name: str, number: int) -> Iterator[None]:
     """Put the place before what is wrong with a line."""
     try:
         yield
     except (TypeError, ValueError, RecursionError, csv.Error) as error:
-        raise ValueError(f"{name}, line {number}: {error}") from error
+        mend = " Close each quote, and double those within." if isinstance(error, csv.Error) else ""
+        stop = "." if mend else ""
+        raise ValueError(f"{_place(name, number)}: {error}{stop}{mend}") from error
 
 
 def _read_txt(text: str, name: str) -> Iterator[Line]:
@@ -148,9 +139,8 @@ def _read_object(line: str) -> dict[str, Any]:
             f"not JSON: {error.msg} at column {error.colno}. Write one object a line."
         ) from error
     if not isinstance(values, dict):
-        raise ValueError(
-            f"expected an object, got a {type(values).__name__}. Write one object a line."
-        )
+        got = _JSON_KINDS.get(type(values), "a number")
+        raise ValueError(f"expected an object, got {got}. Write one object a line.")
     return values
 
 

@@ -1,9 +1,50 @@
-"""The prompts of a run as a map-style dataset."""
+"""The prompts of a run as a map-style dataset, and what is wrong with those of a file."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastvideo_lightning.config import SamplingParams, check_known, check_text
+
+MOST_SHOWN = 20
+
+
+class PromptFileError(ValueError):
+    """Lines of a prompt file are wrong: a line of the message for each, the first ones of many.
+
+    Args:
+        wrong: What is wrong with each.
+        right: Lines that show how it is written.
+    """
+
+    is_of_file = True
+    """Names are spelled as in the file, and every line of the message counts."""
+
+    def __init__(self, wrong: Sequence[str], right: Sequence[str] = ()) -> None:
+        more = len(wrong) - MOST_SHOWN
+        shown = [*wrong[:MOST_SHOWN], *([f"... and {more} more lines."] if more > 0 else [])]
+        super().__init__("\n".join([*shown, *right]))
+
+
+class PlacedPrompts(list[dict[str, Any]]):
+    """Prompts that know where they are from.
+
+    Attributes:
+        places: Of each, such as `p.csv, line 3`; none where only texts and seeds stand in the file,
+            for then what a model refuses is not from there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._places: list[str] = []
+
+    def add(self, prompt: dict[str, Any], place: str) -> None:
+        """Append a prompt that stands at that place."""
+        self.append(prompt)
+        self._places.append(place)
+
+    @property
+    def places(self) -> Sequence[str]:  # noqa: D102  # among the attributes
+        return self._places if any(p.keys() - {"prompt", "seed"} for p in self) else ()
 
 
 class PromptDataset:

@@ -102,6 +102,10 @@ WRONG = [
     ("p.csv", "prompt,seed\na,1\nb\n", "line 3: expected 2 columns as in the header, got 1"),
     ("p.csv", "prompt\na, b\n", "line 2: expected 1 columns .* Quote texts with commas"),
     ("p.csv", 'prompt\n"a', "line 2: unexpected end of data"),
+    ("p.csv", 'prompt\n"a" b', r"line 2: .*\. Close each quote, and double those within\."),
+    ("p.jsonl", "null", "line 1: expected an object, got null. Write one object a line"),
+    ("p.jsonl", '"a"', "line 1: expected an object, got a text. Write"),
+    ("p.jsonl", "3", "line 1: expected an object, got a number. Write"),
     ("p.csv", "prompt,num_frames\na,many\n", "line 2: num_frames must be a whole number"),
     ("p.doc", "a", "must be a file that ends in .txt, .jsonl, .csv"),
 ]
@@ -146,6 +150,12 @@ def test_a_file_that_is_not_there_is_told_by_its_name(tmp_path):
         read_prompt_file(tmp_path / "no.txt")
     with pytest.raises(ValueError, match="cannot be read"):
         read_prompt_file("a\0.txt")
+
+
+def test_a_stdin_that_is_closed_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="stdin is closed"):
+        read_prompt_file("-")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from fastvideo_lightning.batch.describe import describe, dtypes_of
 from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.videos import VideoBatch
 from fastvideo_lightning.config import SamplingParams, check_keywords
-from fastvideo_lightning.prompts import PromptDataset
+from fastvideo_lightning.prompts import PlacedPrompts, PromptDataset
 
 if TYPE_CHECKING:
     import lightning as L
@@ -80,6 +80,7 @@ class GeneratesBatches:
             settings=partial(self._settings, _OTHER_ROUNDING),
             setup=self._launch,
             iterate=self._iterate,
+            places=prompts.places if isinstance(prompts, PlacedPrompts) else (),
         )
 
     def _settings(self, names: Iterable[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,7 +10,7 @@ from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.writer import BatchWriter
 from fastvideo_lightning.output import GeneratedVideo
-from fastvideo_lightning.prompts import PromptDataset
+from fastvideo_lightning.prompts import MOST_SHOWN, PromptDataset, PromptFileError
 
 if TYPE_CHECKING:
     import lightning as L
@@ -49,12 +49,13 @@ class VideoBatch(Iterator[GeneratedVideo]):
         settings: Callable[[], Mapping[str, Any]],
         setup: "Callable[[], L.Fabric]",
         iterate: Iterate,
+        places: Sequence[str] = (),
     ) -> None:
         self.total = len(prompts)
         self.num_skipped = 0
         self._folder = folder
         self._items = list(prompts)
-        self._entries = _describe_all(self._items, describe)
+        self._entries = _describe_all(self._items, describe, places)
         self._writer = BatchWriter(folder, self._entries, fail_fast=fail_fast, settings=settings)
         self._setup, self._iterate = setup, iterate
         self._rank = _rank_from_environment()
@@ -154,19 +155,33 @@ class VideoBatch(Iterator[GeneratedVideo]):
 
 
 def _describe_all(
-    items: list[dict[str, Any]], describe: Callable[[Mapping[str, Any]], Entry]
+    items: list[dict[str, Any]],
+    describe: Callable[[Mapping[str, Any]], Entry],
+    places: Sequence[str],
 ) -> dict[int, Entry]:
-    """Describe each prompt; what the model refuses is told with the prompt that asks for it."""
-    entries = {}
+    """Describe each prompt; what the model refuses is told with the prompts that ask for it.
+
+    What it refuses of all alike was asked for beside them and is told once, unless a file with
+    settings beside its prompts says so.
+    """
+    entries, wrong, errors = {}, [], []
     for item in items:
+        index = item["index"]
         try:
-            entries[item["index"]] = describe(item)
+            entries[index] = describe(item)
         except (TypeError, ValueError) as error:
-            if len(items) == 1:
-                raise
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"Prompt {item['index'] + 1}, {item['prompt']:.40}: {error}") from error
-    return entries
+            place = places[index] if places else f"Prompt {index + 1}, {item['prompt']:.40}"
+            wrong.append(f"{place}: {error}")
+            errors.append(error)
+    if not errors:
+        return entries
+    alike = not entries and len({str(error) for error in errors}) == 1
+    if alike and not places:
+        raise errors[0]
+    if places:
+        raise PromptFileError(wrong) from errors[0]
+    kind = TypeError if isinstance(errors[0], TypeError) else ValueError
+    raise kind("\n".join(wrong[:MOST_SHOWN])) from errors[0]
 
 
 def _rank_from_environment() -> int | None:

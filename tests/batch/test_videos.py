@@ -7,6 +7,8 @@ from checkpoints import PROMPT, SIZE
 from fastvideo_lightning import VideoGenerator, VideoModule
 from fastvideo_lightning.batch.folder import StorageError
 from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.prompt_files import read_prompt_file
+from fastvideo_lightning.prompts import PromptFileError
 
 PROMPTS = [PROMPT, {"prompt": "a blue square", "seed": 9, "num_frames": 1}, "a green circle"]
 
@@ -186,6 +188,25 @@ def test_what_the_model_refuses_of_one_prompt_is_told_with_the_prompt(generator,
         generator.generate_videos(prompts, output_path=tmp_path, **SIZE)
     with pytest.raises(ValueError, match="^num_frames must be"):
         generator.generate_videos(prompts[1:], output_path=tmp_path, **SIZE)
+
+
+def test_what_the_model_refuses_of_a_file_is_told_with_every_line(generator, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt,num_frames\n\na,2\nb,5\nc,3\n")
+    with pytest.raises(PromptFileError) as refused:
+        generator.generate_videos(read_prompt_file(path), output_path=tmp_path, **SIZE)
+    lines = str(refused.value).splitlines()
+    told = [line.partition(": num_frames must be 1 plus")[0] for line in lines]
+    assert told == [f"{path}, line 3", f"{path}, line 5"]
+    assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_what_the_model_refuses_of_all_texts_is_told_once(generator, tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("a\nb\n")
+    for prompts in (read_prompt_file(path), ["a", "b"]):
+        with pytest.raises(ValueError, match=r"^num_frames must be .*\.$"):
+            generator.generate_videos(prompts, output_path=tmp_path, **{**SIZE, "num_frames": 2})
 
 
 def test_a_batch_that_cannot_begin_leaves_its_folder_to_the_next(generator, tmp_path, monkeypatch):
