@@ -244,7 +244,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
             OutOfGPUMemoryError: If memory runs out; names the stage and what would help.
         """
         from fastvideo_lightning.callbacks import VideoWriter
-        from fastvideo_lightning.modules.vocabulary import warn_of_unknown_words
+        from fastvideo_lightning.modules.vocabulary import warn_of_unread
 
         module = self.module
         check_keywords(sampling, known=_SAMPLING, others=_SAVING, where="generate_video()")
@@ -252,7 +252,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         check_switch("save_video", save_video)
         params = SamplingParams(**sampling)
         module.resolve_sampling(params)
-        warn_of_unknown_words(module.pipeline, [prompt])
+        warn_of_unread(module.pipeline, [{**sampling, "prompt": prompt}])
         if save_video:
             check_output_folder(output_path)
         self.setup(params)

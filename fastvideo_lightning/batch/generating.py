@@ -62,10 +62,10 @@ class GeneratesBatches:
             RuntimeError: If another batch is being written into the folder.
         """
         check_keywords(sampling, known=_SAMPLING, others=_TAKEN, where="generate_videos()")
-        from fastvideo_lightning.modules.vocabulary import warn_of_unknown_words
+        from fastvideo_lightning.modules.vocabulary import warn_of_unread
 
         module, dataset = self.module, PromptDataset(prompts, **sampling)
-        warn_of_unknown_words(module.pipeline, [item["prompt"] for item in dataset])
+        warn_of_unread(module.pipeline, dataset)
         return VideoBatch(
             dataset,
             BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4")),

@@ -183,7 +183,7 @@ def _open(request: Request) -> "VideoGenerator":
     # Seconds of imports from here on.
     from fastvideo_lightning import CheckpointError, VideoModule
     from fastvideo_lightning.devices import check_devices
-    from fastvideo_lightning.modules.vocabulary import warn_of_unknown_words
+    from fastvideo_lightning.modules.vocabulary import warn_of_unread
 
     with users_mistakes(CheckpointError):
         device_type = check_devices(choices["num_gpus"], choices["accelerator"])
@@ -200,7 +200,8 @@ def _open(request: Request) -> "VideoGenerator":
             module.check_takes_lora()
         if request.prompt is not None:
             module.resolve_sampling(request.params)
-            warn_of_unknown_words(module.pipeline, [request.prompt])
+            asked = {**request.params.given(), "prompt": request.prompt}
+            warn_of_unread(module.pipeline, [asked])
         return _wire(request, module, on_gpu=device_type != "cpu")
 
 

@@ -12,7 +12,7 @@ from fastvideo_lightning.config import MAX_FPS, OffloadConfig, SamplingParams
 from fastvideo_lightning.generator import VideoGenerator
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.sampling import SamplingDefaults
-from fastvideo_lightning.modules.vocabulary import describe_unknown, unknown_words
+from fastvideo_lightning.modules.vocabulary import unread
 from fastvideo_lightning.output import check_output_folder
 from fastvideo_lightning.plan import Plan, make_plan
 from fastvideo_lightning.plan.show import plan_text
@@ -229,6 +229,7 @@ class Studio:
             self._watch.job = None
         assert video.video_path is not None
         report = write_report(self._report.timeline, video.video_path.with_suffix(".report.html"))
-        unknown = unknown_words(self.module.pipeline, [job.request.prompt])
-        note = f". {describe_unknown(unknown)}" if unknown else ""
-        return video.summary + note, (video.video_path, report)
+        asked = {**job.request.params.given(), "prompt": job.request.prompt}
+        said = unread(self.module.pipeline, asked)
+        summary = " ".join([f"{video.summary}.", *said]) if said else video.summary
+        return summary, (video.video_path, report)

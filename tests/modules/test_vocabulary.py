@@ -1,7 +1,14 @@
 import pytest
+from transformers import BatchEncoding
 
 from fastvideo_lightning import VideoGenerator, VideoModule
-from fastvideo_lightning.modules.vocabulary import describe_unknown, unknown_words
+from fastvideo_lightning.modules import vocabulary
+from fastvideo_lightning.modules.vocabulary import (
+    describe_unknown,
+    unknown_words,
+    unread,
+    warn_of_unread,
+)
 
 SETTINGS = {"num_inference_steps": 1, "num_frames": 9, "height": 48, "width": 48}
 
@@ -47,3 +54,44 @@ def test_each_word_is_told_once_before_the_video_is_made(module, tmp_path, caplo
         "The model does not know 'elephant'",
         "The model does not know 'giraffe'",
     ]
+
+
+LONG = "a red circle moves right " * 103  # of 5 tokens
+
+
+@pytest.mark.parametrize(
+    ("item", "limit"),
+    [
+        ({"prompt": LONG}, 512),
+        ({"prompt": LONG.rpartition(" circle")[0]}, None),  # 512 tokens
+        ({"prompt": "a red circle moves right", "max_sequence_length": 4}, 4),
+        ({"prompt": "a red circle moves right", "max_sequence_length": 5}, None),
+    ],
+)
+def test_a_prompt_that_is_longer_than_what_the_model_reads_is_told(module, item, limit):
+    said = unread(module.pipeline, item)
+    assert len(said) == (limit is not None)
+    if said:
+        assert f"is longer than the {limit} tokens that the model reads" in said[0]
+        assert len(said[0]) < 200
+
+
+def test_where_one_of_two_tokenizers_reads_all_of_a_prompt_nothing_is_said(module, monkeypatch):
+    class OneToken:  # a stand-in: finds one token in every text
+        unk_token_id = None
+
+        def __call__(self, text, **options):
+            return BatchEncoding({"input_ids": [1]})
+
+    both = [module.pipeline.tokenizer, OneToken()]
+    monkeypatch.setattr(vocabulary, "_tokenizers", lambda pipeline: iter(both))
+    assert unread(module.pipeline, {"prompt": LONG}) == []
+
+
+def test_prompts_that_are_too_long_are_told_of_once_and_in_one_line(module, caplog):
+    items = [{"prompt": LONG}, {"prompt": f"a {LONG}"}, {"prompt": "a red circle"}]
+    for _ in range(2):
+        warn_of_unread(module.pipeline, items)
+    (said,) = [record.message for record in caplog.records]
+    assert "...' and 1 more are longer than the 512 tokens" in said
+    assert said.endswith("Shorten them.")
