@@ -38,12 +38,13 @@ def read_prompts(given: dict[str, Any]) -> list[dict[str, Any]] | None:
     return read_prompt_file(given["prompts"])
 
 
-def report_batch(batch: "VideoBatch", output_path: str) -> None:
+def report_batch(batch: "VideoBatch", output_path: str, *, report: str | None = None) -> None:
     """Make the videos of a batch, print the path of each, and say what became of them.
 
     Args:
         batch: The videos.
         output_path: Where to, as it was typed.
+        report: Of the run, where one is asked for.
 
     Raises:
         RuntimeError: If any failed.
@@ -70,15 +71,17 @@ def report_batch(batch: "VideoBatch", output_path: str) -> None:
     if batch.failed:
         raise RuntimeError(_describe_failures(batch.failed, batch.total, output_path))
     if batch.num_skipped == batch.total:
-        say_all_there(batch.total, output_path)
+        say_all_there(batch.total, output_path, report=report)
     else:
         say(f"{_count(batch.num_skipped + batch.num_made, batch.total)} in {output_path}.")
 
 
-def say_all_there(total: int, output_path: str) -> None:
+def say_all_there(total: int, output_path: str, *, report: str | None = None) -> None:
     """Say that there is nothing to do, and how to have it done all the same."""
     them = "it" if total == 1 else "them"
     say(f"{_count(total, total)} in {output_path} already. --no-resume makes {them} anew.")
+    if report is not None:
+        say(f"Nothing was made, so there is nothing to report: {report} is not written.")
 
 
 def _tell(path: Path) -> None:

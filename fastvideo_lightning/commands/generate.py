@@ -137,7 +137,8 @@ def generate(context: click.Context, /, config: str | None, debug: bool, **given
 def _make_video(request: Request) -> None:
     choices = request.choices
     if request.prompts is not None and choices["resume"] and _find_note(request).is_there():
-        say_all_there(len(request.prompts), choices["output_path"])
+        folder, report = choices["output_path"], choices.get("report")
+        say_all_there(len(request.prompts), folder, report=report)
         return
     # OpenMP reads it when torch is imported. Threads that spin while they wait for each other make
     # a small model many times slower wherever other programs use the cores too; asleep, they cost
@@ -241,7 +242,7 @@ def _make_batch(
             **{name: choices[name] for name in ("output_path", "resume", "fail_fast")},
             **request.params.given(),
         )
-    report_batch(batch, choices["output_path"])
+    report_batch(batch, choices["output_path"], report=choices.get("report"))
     if is_first_process():
         _find_note(request).keep()
 

@@ -203,6 +203,21 @@ def test_videos_are_counted_as_one_says_it(capsys, number, total, words):
     assert f"--no-resume makes {anew}." in capsys.readouterr().err
 
 
+def test_where_nothing_is_made_it_is_said_that_no_report_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("a red circle")
+    options = "--num-inference-steps 1 --num-frames 9 --quiet --prompts p.txt --report r.json"
+    words = ["generate", *options.split()]
+    assert run(words) == 0
+    Path("r.json").unlink()
+    for note_is_there in (True, False):
+        if not note_is_there:
+            Path("output/.finished.json").unlink()
+        assert run([word for word in words if word != "--quiet"]) == 0
+        assert "r.json is not written" in capsys.readouterr().err
+        assert not Path("r.json").exists()
+
+
 def test_ctrl_c_while_the_libraries_load_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupt(request):
         raise KeyboardInterrupt
