@@ -126,6 +126,8 @@ def generate(context: click.Context, /, config: str | None, debug: bool, **given
     debug = debug or bool(context.parent and context.parent.params["debug"])
     from_file = read_config_file(config, context.command.params) if config else {}
     typed = {name: value for name, value in given.items() if value is not None}
+    if {"prompt", "prompts"} & typed.keys():  # one of them takes the place of either in the file
+        from_file = {k: v for k, v in from_file.items() if k not in ("prompt", "prompts")}
     with users_mistakes(ImportError):
         request = Request.from_options({**from_file, **typed})
     be_quiet(request.choices["quiet"])

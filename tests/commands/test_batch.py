@@ -218,6 +218,20 @@ def test_where_nothing_is_made_it_is_said_that_no_report_is_written(tmp_path, mo
         assert not Path("r.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("in_file", "typed", "verb"),
+    [
+        ("prompts: p.txt", ["--prompt", "b"], "generate"),
+        ("prompt: b", ["--prompts", "p.txt"], "batch"),
+    ],
+)
+def test_a_prompt_that_is_typed_takes_the_place_of_those_in_the_file(calls, in_file, typed, verb):
+    Path("p.txt").write_text("a\n")
+    Path("c.yaml").write_text(in_file)
+    assert run(["generate", "--config", "c.yaml", *typed]) == 0
+    assert verb in [call[0] for call in calls]
+
+
 def test_ctrl_c_while_the_libraries_load_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupt(request):
         raise KeyboardInterrupt
