@@ -7,8 +7,6 @@ from checkpoints import PROMPT, SIZE
 from fastvideo_lightning import VideoGenerator, VideoModule
 from fastvideo_lightning.batch.folder import StorageError
 from fastvideo_lightning.output import GeneratedVideo
-from fastvideo_lightning.prompt_files import read_prompt_file
-from fastvideo_lightning.prompts import PromptFileError
 
 PROMPTS = [PROMPT, {"prompt": "a blue square", "seed": 9, "num_frames": 1}, "a green circle"]
 
@@ -164,49 +162,6 @@ def test_a_folder_that_takes_no_more_ends_the_batch_and_is_told_of_once(
     assert [line["status"] for line in read_manifest(tmp_path)] == ["failed"]
     assert not list(tmp_path.glob("*.mp4"))
     assert len(list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))) == 3
-
-
-def test_wrong_prompts_are_found_before_any_work(generator, tmp_path):
-    wrong = [
-        ([{"prompt": "a", "num_frames": 4}], ValueError, "num_frames"),
-        ([""], ValueError, "is empty"),
-        (["a", 3], TypeError, "must be text"),
-        ("a", TypeError, "must be a list"),
-    ]
-    for prompts, error, message in wrong:
-        with pytest.raises(error, match=message):
-            generator.generate_videos(prompts, output_path=tmp_path, **SIZE)
-    with pytest.raises(TypeError, match="Did you mean num_frames"):
-        generator.generate_videos(["a"], output_path=tmp_path, num_framez=5)
-    assert not (tmp_path / "manifest.jsonl").exists()
-
-
-def test_what_the_model_refuses_of_one_prompt_is_told_with_the_prompt(generator, tmp_path):
-    prompts = [PROMPT, {"prompt": "a blue square", "num_frames": 2}]
-    expected = "^Prompt 2, a blue square: num_frames must be 1 plus a multiple of 4"
-    with pytest.raises(ValueError, match=expected):
-        generator.generate_videos(prompts, output_path=tmp_path, **SIZE)
-    with pytest.raises(ValueError, match="^num_frames must be"):
-        generator.generate_videos(prompts[1:], output_path=tmp_path, **SIZE)
-
-
-def test_what_the_model_refuses_of_a_file_is_told_with_every_line(generator, tmp_path):
-    path = tmp_path / "p.csv"
-    path.write_text("prompt,num_frames\n\na,2\nb,5\nc,3\n")
-    with pytest.raises(PromptFileError) as refused:
-        generator.generate_videos(read_prompt_file(path), output_path=tmp_path, **SIZE)
-    lines = str(refused.value).splitlines()
-    told = [line.partition(": num_frames must be 1 plus")[0] for line in lines]
-    assert told == [f"{path}, line 3", f"{path}, line 5"]
-    assert not list(tmp_path.glob("*.mp4"))
-
-
-def test_what_the_model_refuses_of_all_texts_is_told_once(generator, tmp_path):
-    path = tmp_path / "p.txt"
-    path.write_text("a\nb\n")
-    for prompts in (read_prompt_file(path), ["a", "b"]):
-        with pytest.raises(ValueError, match=r"^num_frames must be .*\.$"):
-            generator.generate_videos(prompts, output_path=tmp_path, **{**SIZE, "num_frames": 2})
 
 
 def test_a_batch_that_cannot_begin_leaves_its_folder_to_the_next(generator, tmp_path, monkeypatch):
