@@ -78,6 +78,7 @@ def build_component(
 
     Raises:
         CheckpointError: If weights are missing, damaged or of another shape than the model's.
+        ValueError: If they shall be quantized, and were saved so.
     """
     dtype = dtypes.on(device_type)
     stem = weight_stem(model_class)
@@ -92,6 +93,11 @@ def build_component(
         check_pickle(folder, allow_pickle=allow_pickle)
     component = None
     stored = read_json(folder / "config.json").get("quantization_config")
+    if stored and quantization is not None:
+        raise ValueError(
+            f"{folder} was saved quantized by {stored.get('quant_method')}, and is not quantized "
+            "anew. Leave dtype out to load it as it is."
+        )
     if tensors is not None and not stored and quantization is None:
         component = _build_without_weights(model_class, folder, tensors, dtypes, dtype)
     if component is None:

@@ -221,6 +221,22 @@ def test_packing_refuses_a_quantized_dtype(checkpoint, tmp_path) -> None:
         plan_packing(checkpoint("t2v"), tmp_path / "packed", dtype="fp8")
 
 
+def test_what_was_saved_quantized_is_not_quantized_anew(torchao, tmp_path) -> None:
+    from diffusers import TorchAoConfig, WanTransformer3DModel
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    checkpoints.write_t2v(tmp_path)
+    config = TorchAoConfig(Int8WeightOnlyConfig())
+    model = WanTransformer3DModel.from_pretrained(
+        tmp_path, subfolder="transformer", quantization_config=config, torch_dtype=torch.float32
+    )
+    model.save_pretrained(tmp_path / "transformer")
+    with pytest.raises(ValueError, match="saved quantized by torchao.* Leave dtype out"):
+        VideoModule.from_pretrained(tmp_path, dtype="fp8")
+    weight = VideoModule.from_pretrained(tmp_path).transformer.blocks[0].attn1.to_q.weight
+    assert type(weight.data).__name__ == "Int8Tensor"
+
+
 def test_without_torchao_it_says_what_to_install(checkpoint, monkeypatch) -> None:
     monkeypatch.setattr("fastvideo_lightning.extras.find_spec", lambda package: None)
     with pytest.raises(ImportError, match=r"fastvideo-lightning\[quantized\]"):
