@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,8 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     """Names and versions that a figure depends on."""
     commit = os.environ.get("COMMIT")  # where the checkout's history is not at hand
     if commit is None:
-        command = ["git", "rev-parse", "--short", "HEAD"]
+        # Of what is measured, not of where the benchmark was started.
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
