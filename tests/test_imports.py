@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fastvideo_lightning"
 ALLOWED = {
-    "offload": {"torch", "safetensors", "offload"},
+    "offload": {"torch", "safetensors", "cuda", "offload"},
     "config": {"config"},
     "naming.py": set(),
     "output.py": {"numpy", "av", "PIL", "naming"},
