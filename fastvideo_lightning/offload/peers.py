@@ -80,13 +80,12 @@ class PeerSlots:
         torch.cuda.synchronize(self.device)
         self._theirs.clear()
         torch.cuda.ipc_collect()  # slots that are gone, and that the others knew
-        buffers = [*(slot.buffer for slot in slots), self._flags]
+        buffers = [*(slot.buffer for slot in slots), *[self._flags] * MEETS_BY_FLAGS]
         theirs = self._open(self.shards.exchange(self._describe(buffers)))
         if all(self.shards.exchange(theirs is not None)):
             assert theirs is not None
-            flags = theirs.pop()
             if MEETS_BY_FLAGS:
-                self._meeting = FlagMeeting(self.shards.rank, self._flags, flags)
+                self._meeting = FlagMeeting(self.shards.rank, self._flags, theirs.pop())
             self._theirs.update(zip(slots, theirs, strict=True))
             self._places.update((slot, place) for place, slot in enumerate(slots, 1))
         else:
