@@ -36,7 +36,12 @@ class RowTable:
     def page(self) -> str:
         """The tables in Markdown."""
         lines = [f"# {self.title}", ""]
-        lines.append(", ".join(f"{name} {value}" for name, value in self.facts.items()) + ".")
+        told = {n: value for n, value in self.facts.items() if not isinstance(value, dict)}
+        lines.append(", ".join(f"{name} {_text(value)}" for name, value in told.items()) + ".")
+        for name, parts in self.facts.items():
+            if name not in told and parts:
+                lines += ["", f"{name}:", ""]
+                lines += [f"- {part}: {_text(value)}" for part, value in parts.items() if value]
         for part, rows in self.parts.items():
             columns = list(rows[0])
             lines += ["", f"## {part}", "", f"| {' | '.join(columns)} |"]
@@ -51,4 +56,7 @@ def _text(value: object) -> str:
         return ", ".join(map(_text, value))
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no"}.get(value, "-")  # type: ignore[arg-type]
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        is_small = abs(value) < 1e-3  # 0 stands for every bit, and nothing else is written so
+        return f"{value:.2g}" if is_small else f"{value:.3f}"
+    return str(value)
