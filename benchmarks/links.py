@@ -1,7 +1,5 @@
 """What the host brings to several GPUs at once, beside what it brings to one of them alone."""
 
-import statistics
-
 import torch
 import torch.distributed as dist
 
@@ -17,17 +15,13 @@ def measure_links(device: torch.device) -> dict[str, list[float]]:
     than the sum of what each copies alone, and bounds what shares of a model can gain.
     """
     probe = LinkProbe(device)
-
-    def measure() -> float:
-        return statistics.median(probe.measure() for _ in range(REPEATS)) / 1e9
-
     alone = 0.0
     for turn in range(dist.get_world_size()):
         dist.barrier()
         if turn == dist.get_rank():
-            alone = measure()
+            alone = probe.rate(REPEATS) / 1e9
     dist.barrier()
-    together = measure()
+    together = probe.rate(REPEATS) / 1e9
     probe.close()
     every: list[tuple[float, float]] = [(0.0, 0.0)] * dist.get_world_size()
     dist.all_gather_object(every, (alone, together))

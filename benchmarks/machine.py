@@ -82,6 +82,10 @@ class LinkProbe:
         copy = partial(target.copy_, self._slab.buffer, non_blocking=True)
         return self._size_bytes / time_steps(copy, self._device)
 
+    def rate(self, repeats: int) -> float:
+        """The median of so many measurements."""
+        return statistics.median(self.measure() for _ in range(repeats))
+
     def close(self) -> None:
         """Give the host memory back."""
         self._slab.close()
@@ -90,7 +94,7 @@ class LinkProbe:
 def measure_link_rate(device: torch.device) -> float:
     """Bytes per second of a copy from pinned host memory, the median of ten."""
     probe = LinkProbe(device)
-    rate = statistics.median(probe.measure() for _ in range(10))
+    rate = probe.rate(10)
     probe.close()
     return rate
 

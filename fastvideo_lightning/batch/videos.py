@@ -175,11 +175,10 @@ def _describe_all(
             errors.append(error)
     if not errors:
         return entries
-    alike = not entries and len({str(error) for error in errors}) == 1
-    if alike and not places:
-        raise errors[0]
     if places:
         raise PromptFileError(wrong) from errors[0]
+    if not entries and len({str(error) for error in errors}) == 1:
+        raise errors[0]
     kind = TypeError if isinstance(errors[0], TypeError) else ValueError
     raise kind("\n".join(wrong[:MOST_SHOWN])) from errors[0]
 

@@ -52,7 +52,6 @@ class PeerSlots:
         self._places: WeakKeyDictionary[DeviceSlot, int] = WeakKeyDictionary()
         self._trail = 0
         self._meeting: Meeting = TokenMeeting(shards, device)
-        self._flags = torch.zeros(shards.size, dtype=torch.int32, device=device)
 
     def __contains__(self, slot: DeviceSlot) -> bool:
         return slot in self._theirs
@@ -76,16 +75,18 @@ class PeerSlots:
             )
         if not known[:, 0].any():
             return
-        self._flags = torch.zeros_like(self._flags)  # the others may know the old ones
+        buffers = [slot.buffer for slot in slots]
+        if MEETS_BY_FLAGS:  # others than before, which the other ranks may still know
+            flags = torch.zeros(self.shards.size, dtype=torch.int32, device=self.device)
+            buffers.append(flags)
         torch.cuda.synchronize(self.device)
         self._theirs.clear()
         torch.cuda.ipc_collect()  # slots that are gone, and that the others knew
-        buffers = [*(slot.buffer for slot in slots), *[self._flags] * MEETS_BY_FLAGS]
         theirs = self._open(self.shards.exchange(self._describe(buffers)))
         if all(self.shards.exchange(theirs is not None)):
             assert theirs is not None
             if MEETS_BY_FLAGS:
-                self._meeting = FlagMeeting(self.shards.rank, self._flags, theirs.pop())
+                self._meeting = FlagMeeting(self.shards.rank, flags, theirs.pop())
             self._theirs.update(zip(slots, theirs, strict=True))
             self._places.update((slot, place) for place, slot in enumerate(slots, 1))
         else:

@@ -14,13 +14,16 @@ import torch.distributed as dist
 
 
 class OwnEnd:
-    """Notes what the process gives to `sys.exit`; to be made in the main thread."""
+    """Notes what the process gives to `sys.exit`; to be made in the main thread.
+
+    Attributes:
+        exit_codes: What `sys.exit` was given so far.
+    """
 
     def __init__(self) -> None:
         self._exit = sys.exit
         self._outermost = _find_outermost_call()
         self.exit_codes: list[object] = []
-        """What `sys.exit` was given so far."""
 
     def watch(self) -> None:
         """Begin to note."""

@@ -133,6 +133,19 @@ def test_all_end_within_30_s_and_the_rank_is_named_however_they_were_started(
         assert ("in predict_step" in said) is (how == "raise")  # the traceback, whichever rank's
 
 
+def run_two(folder, launcher, settings):
+    """Two processes, from their start to their end, and what they said."""
+    (folder / "settings.json").write_text(json.dumps(settings))
+    return subprocess.run(
+        [sys.executable, *launcher, str(HERE / "failing.py"), "2", str(folder)],
+        env=environment(TMPDIR=str(folder)),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=folder,
+    )
+
+
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["script", "torchrun"])
 @pytest.mark.parametrize("rank", [0, 1])
 @on_cpu_and_gpu
@@ -140,16 +153,7 @@ def test_whoever_ends_first_the_group_is_closed_by_all_without_a_word(
     tmp_path, launcher, rank, accelerator
 ):
     settings = {"rank": rank, "how": "return", "others": "end", "accelerator": accelerator}
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    command = [sys.executable, *launcher, str(HERE / "failing.py"), "2", str(tmp_path)]
-    world = subprocess.run(
-        command,
-        env=environment(TMPDIR=str(tmp_path)),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        cwd=tmp_path,
-    )
+    world = run_two(tmp_path, launcher, settings)
     assert world.returncode == 0
     assert "Error" not in world.stderr
     assert len(list(tmp_path.glob("closes-*"))) == (2 if accelerator == "cpu" else 0)
@@ -161,16 +165,7 @@ def test_whoever_ends_first_the_group_is_closed_by_all_without_a_word(
 @pytest.mark.parametrize(("how", "code"), [("raise", 1), ("exit", 3)])
 def test_torchrun_hears_of_a_rank_that_gives_up_while_another_waits_in_nccl(tmp_path, how, code):
     settings = {"rank": 1, "how": how, "others": "wait", "accelerator": "gpu"}
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    command = [sys.executable, *TORCHRUN, str(HERE / "failing.py"), "2", str(tmp_path)]
-    world = subprocess.run(
-        command,
-        env=environment(TMPDIR=str(tmp_path)),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        cwd=tmp_path,
-    )
+    world = run_two(tmp_path, TORCHRUN, settings)
     assert world.returncode != 0
     assert time.time() < float((tmp_path / "failed_at").read_text()) + 30
     cause = world.stderr.partition("Root Cause")[2]
