@@ -2,23 +2,22 @@
 
     python -m benchmarks.multi_gpu --processes 2 --model wan-14b --frames 1,17,81
 
-Starts one process for each GPU. The modes are measured one after the other; each also with context
-parallel, where all processes compute one video. Before them a process on its own streams everything
-(`streamed-one`), which is what several are compared with. Times and reserved memory are those of
-the slowest and of the fullest process, host bytes those of all together, a file that they map
-counted once. The difference is that to the first mode's output, the largest over the largest value;
-0 is every bit. Set-up goes from the weights' file to a model that computes; making and connecting
-the groups of processes belongs to launching and is told apart. ``setup`` in the JSON has the parts
-of the first process's set-up, as the package's log names them, ``link_gb_s`` what the host brings
-to each GPU.
+Starts one process for each GPU. All modes are set up, one after the other, each also with context
+parallel, where all processes compute one video; then each is timed in every round, so that what
+changes on the machine meets all of them. In `streamed-one` the first streams everything and the
+others are idle, which is what several are compared with. ``step_ms`` is the median of the rounds.
+Times and reserved memory are those of the slowest and of the fullest process, host bytes those of
+all together, a file that they map counted once. The difference is that to the first mode's output,
+the largest over the largest value; 0 is every bit. Set-up goes from the weights' file to a model
+that computes; making and connecting the groups of processes belongs to launching and is told apart.
+``setup`` in the JSON has the parts of the first process's set-up, as the package's log names them,
+``link_gb_s`` what the host brings to each GPU.
 """
 
-import json
 import socket
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,6 @@ import click
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 
 from benchmarks import options
 from benchmarks.links import measure_links
@@ -41,143 +37,88 @@ from benchmarks.machine import (
     synchronize,
     time_steps,
 )
+from benchmarks.multi_gpu_modes import ALONE, MODES, Pipeline
 from benchmarks.row_table import Row, RowTable
 from benchmarks.setup_parts import Parts, connect
-from benchmarks.shapes import RandomWan, make_inputs, make_transformer, weight_bytes
-from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
-from fastvideo_lightning.callbacks.placement import Placement
-from fastvideo_lightning.offload import peers
+from benchmarks.shapes import make_inputs, make_transformer, weight_bytes
 from fastvideo_lightning.strategies.context import ContextParallel
-from fastvideo_lightning.strategies.sharding import shard_denoiser
 
-COLUMNS = ("mode", "frames", "step_ms", "reserved_gb", "host_gb", "setup_s", "difference")
-ALONE = "streamed-one"
-Held = tuple[int, int]  # bytes of host memory of a process's own, and of files that it maps
-Attach = Callable[["Pipeline", torch.device], tuple[Held, Callable[[], None]]]
-
-
-class Pipeline(nn.Module):
-    """A denoiser as the strategies want it: named, with its weights' places."""
-
-    denoisers = ("transformer",)
-
-    def __init__(self, transformer: RandomWan) -> None:
-        super().__init__()
-        self.transformer = transformer
-        self.weight_sources = {
-            f"transformer.{fqn}": source for fqn, source in transformer.weight_sources.items()
-        }
+COLUMNS = (
+    *("mode", "frames", "step_ms", "fastest_ms", "slowest_ms"),
+    *("reserved_gb", "host_gb", "setup_s", "difference"),
+)
 
 
-def placed(make: Callable[[], Placement]) -> Attach:
-    """By one of our callbacks, in a batch as the predict loop would have it."""
+class Contender:
+    """One mode on this rank, ready to compute; all ranks make the same calls.
 
-    def attach(pipeline: Pipeline, device: torch.device) -> tuple[Held, Callable[[], None]]:
-        callback = make()
-        engine = callback.attach(pipeline, device).engine
-        callback.on_predict_batch_start()
+    Args:
+        mode: of `MODES`, with `+context` where all ranks compute one video.
+        device: this rank's.
+        settings: of the run.
+    """
 
-        def close() -> None:
-            callback.on_predict_batch_end()
-            callback.detach()
+    def __init__(self, mode: str, device: torch.device, settings: dict[str, Any]) -> None:
+        name, _, context = mode.partition("+")
+        self._transformer = make_transformer(settings["model"], settings["folder"])
+        pipeline = Pipeline(self._transformer)
+        before = empty_caches(device)
+        settings["parts"].take()
+        begin = time.perf_counter()
+        if context:
+            size = dist.get_world_size()
+            ContextParallel(size).enable(pipeline, size, device)
+        self._held, self.close = MODES[name](pipeline, device)
+        synchronize(device)
+        self._setup_s = time.perf_counter() - begin
+        settings["setup"][mode] = settings["parts"].take()
+        self.mode, self._device = mode, device
+        self._computes = mode != ALONE or dist.get_rank() == 0
+        self._inputs: dict[int, dict[str, torch.Tensor]] = {}
+        self._reserved: dict[int, int] = {}
+        self._difference: dict[int, float] = {}
+        self._seconds: dict[int, list[float]] = {}
+        for frames in settings["frames"]:
+            inputs = make_inputs(self._transformer, frames, settings["size"], device=device)
+            self._inputs[frames] = inputs
+            self._seconds[frames] = []
+            reset_peak(device)
+            output = self.step(frames).cpu() if self._computes else None
+            self._reserved[frames] = read_peak(device).reserved - before.reserved
+            self._difference[frames] = 0.0
+            if output is not None:
+                expected = settings["expected"].setdefault(frames, output)
+                self._difference[frames] = compare(output, expected)
 
-        if engine is None:
-            return (0, 0), close
-        mapped = engine.store.mapped_bytes
-        return (engine.store.size_bytes - mapped, mapped), close
+    @torch.no_grad()
+    def step(self, frames: int) -> torch.Tensor:
+        """One call of the denoiser."""
+        output: torch.Tensor = self._transformer(**self._inputs[frames], return_dict=False)[0]
+        return output
 
-    return attach
+    def time(self) -> None:
+        """One more round."""
+        for frames, seconds in self._seconds.items():
+            dist.barrier()
+            if self._computes:
+                seconds.append(time_steps(partial(self.step, frames), self._device))
+            else:
+                seconds.append(0.0)
 
-
-def streamed(how: str, memory: str) -> Attach:
-    """Blocks that all ranks stream, from one copy on the host."""
-    return placed(lambda: LayerwiseOffload("transformer", host_memory=memory, shard_transport=how))
-
-
-def meeting_by_flags(attach: Attach) -> Attach:
-    """The same without a kernel that lets ranks wait for each other."""
-
-    def attach_so(pipeline: Pipeline, device: torch.device) -> tuple[Held, Callable[[], None]]:
-        peers.MEETS_BY_FLAGS = True
-        try:
-            return attach(pipeline, device)
-        finally:
-            peers.MEETS_BY_FLAGS = False
-
-    return attach_so
-
-
-def fsdp(*, cpu_offload: bool) -> Attach:
-    """FSDP2, its shards on the device or on the host."""
-
-    def attach(pipeline: Pipeline, device: torch.device) -> tuple[Held, Callable[[], None]]:
-        shard_denoiser(
-            "transformer",
-            pipeline.transformer,
-            pipeline.weight_sources,
-            mesh=init_device_mesh(device.type, (dist.get_world_size(),)),
-            device=device,
-            cpu_offload=cpu_offload,
-            pin_memory=device.type == "cuda",
-        )
-        shards = [w for w in pipeline.transformer.parameters() if isinstance(w, DTensor)]
-        local = (shard.to_local() for shard in shards)
-        on_host = sum(part.nbytes for part in local if part.device.type == "cpu")
-        return (on_host, 0), lambda: None
-
-    return attach
-
-
-MODES: dict[str, Attach] = {
-    ALONE: streamed("local", "mapped"),
-    "resident": placed(lambda: Resident("transformer")),
-    "streamed-gather": streamed("gather", "mapped"),
-    "streamed-flags": meeting_by_flags(streamed("gather", "mapped")),
-    "streamed-local": streamed("local", "mapped"),
-    "streamed-auto": streamed("auto", "mapped"),
-    "fsdp-cpu-offload": fsdp(cpu_offload=True),
-    "fsdp": fsdp(cpu_offload=False),
-    "streamed-gather-pinned": streamed("gather", "pinned"),
-}
-
-
-def measure(mode: str, device: torch.device, settings: dict[str, Any]) -> list[Row]:
-    """One mode on this rank, a row for each number of frames; all ranks get the same rows."""
-    name, _, context = mode.partition("+")
-    transformer = make_transformer(settings["model"], settings["folder"])
-    pipeline = Pipeline(transformer)
-    before = empty_caches(device)
-    settings["parts"].take()
-    begin = time.perf_counter()
-    if context:
-        size = dist.get_world_size()
-        ContextParallel(size).enable(pipeline, size, device)
-    held, close = MODES[name](pipeline, device)
-    synchronize(device)
-    setup_s = time.perf_counter() - begin
-    settings["setup"][mode] = settings["parts"].take()
-    rows = []
-    for frames in settings["frames"]:
-        inputs = make_inputs(transformer, frames, settings["size"], device=device)
-
-        @torch.no_grad()
-        def step(inputs: dict[str, torch.Tensor] = inputs) -> torch.Tensor:
-            return transformer(**inputs, return_dict=False)[0]
-
-        reset_peak(device)
-        output = step().cpu()
-        expected = settings["expected"].setdefault(frames, output)
-        reserved = read_peak(device).reserved - before.reserved
-        seconds = [time_steps(step, device) for _ in range(settings["rounds"])]
-        mine = statistics.median(seconds), reserved, *held, setup_s, compare(output, expected)
-        every: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(every, mine)
-        step_s, fullest, own, mapped, setup, differences = zip(*every, strict=True)
-        host_gb = (sum(own) + max(mapped)) / 1e9
-        figures = max(step_s) * 1e3, max(fullest) / 1e9, host_gb, max(setup), max(differences)
-        rows.append(dict(zip(COLUMNS, (mode, frames, *figures), strict=True)))
-    close()
-    return rows
+    def rows(self) -> list[Row]:
+        """One for each number of frames; all ranks get the same."""
+        rows = []
+        for frames, seconds in self._seconds.items():
+            mine = seconds, self._reserved[frames], *self._held, self._setup_s
+            every: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(every, (*mine, self._difference[frames]))
+            times, reserved, own, mapped, setup, differences = zip(*every, strict=True)
+            rounds = [1e3 * max(of_ranks) for of_ranks in zip(*times, strict=True)]
+            host_gb = (sum(own) + max(mapped)) / 1e9
+            step_ms = statistics.median(rounds), min(rounds), max(rounds)
+            figures = *step_ms, max(reserved) / 1e9, host_gb, max(setup), max(differences)
+            rows.append(dict(zip(COLUMNS, (self.mode, frames, *figures), strict=True)))
+        return rows
 
 
 def compare(output: torch.Tensor, expected: torch.Tensor) -> float:
@@ -188,8 +129,26 @@ def compare(output: torch.Tensor, expected: torch.Tensor) -> float:
     return float((output - expected).abs().max() / expected.abs().max())
 
 
+class Together:
+    """A deadline that all ranks hear of alike: the first one's.
+
+    Args:
+        deadline: the first rank's.
+        device: of this rank.
+    """
+
+    def __init__(self, deadline: Deadline, device: torch.device) -> None:
+        self._deadline, self._device = deadline, device
+
+    def allows(self, seconds: float) -> bool:
+        """As the first rank's does; a collective call."""
+        goes_on = torch.tensor(int(self._deadline.allows(seconds)), device=self._device)
+        dist.broadcast(goes_on, 0)
+        return bool(goes_on)
+
+
 def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
-    """What each process does; the first writes after every mode."""
+    """What each process does; the first writes after every round."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     if on_gpu:
@@ -205,27 +164,34 @@ def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
         make_transformer(settings["model"], settings["folder"])  # writes the checkpoint
     dist.barrier()
     settings["parts"] = Parts()
-    settings["expected"] = torch.load(settings["outputs"]) if settings["outputs"].exists() else {}
+    settings["expected"] = {}
     table = settings["table"]
     table.facts["connect_s"] = connect(device)
     table.facts["link_gb_s"] = measure_links(device)
     table.facts["setup"] = settings["setup"]
     weights = weight_bytes(make_transformer(settings["model"], settings["folder"]))
     table.facts |= {"weight_bytes": weights, **describe_machine(device)}
-    slowest_s = 0.0
+    deadline = Together(settings["deadline"], device)
+    contenders = []
     for mode in settings["modes"]:
         begin = time.monotonic()
-        rows = measure(mode, device, settings)
+        contenders.append(Contender(mode, device, settings))
         empty_caches(device)
-        slowest_s = max(slowest_s, time.monotonic() - begin)
-        if rank == 0:
-            table.add("rows", *rows)
-        goes_on = torch.tensor(int(settings["deadline"].allows(slowest_s)), device=device)
-        dist.broadcast(goes_on, 0)
-        if not goes_on:
+        if not deadline.allows(time.monotonic() - begin):
             break
-    if rank == 0:
-        torch.save(settings["expected"], settings["outputs"])
+    for _ in range(settings["rounds"]):
+        begin = time.monotonic()
+        for contender in contenders:
+            contender.time()
+            empty_caches(device)
+        rows = [row for contender in contenders for row in contender.rows()]
+        if rank == 0:
+            table.parts.clear()
+            table.add("rows", *rows)
+        if not deadline.allows(time.monotonic() - begin):
+            break
+    for contender in reversed(contenders):
+        contender.close()
     dist.destroy_process_group()
 
 
@@ -269,25 +235,13 @@ def main(
         "deadline": Deadline(limit_s),
         "table": table,
         "setup": {},
+        "modes": chosen,
+        "processes": processes,
     }
-    together = [mode for mode in chosen if mode != ALONE]
-    with tempfile.TemporaryDirectory() as kept:
-        settings["outputs"] = Path(kept) / "outputs.pt"
-        if ALONE in chosen:
-            spawn(1, settings | {"modes": [ALONE]})
-            measured = json.loads(path.read_text())
-            table.parts = {"rows": measured["rows"]}
-            settings["setup"] = measured["setup"]
-        if together:
-            spawn(processes, settings | {"modes": together})
-
-
-def spawn(processes: int, settings: dict[str, Any]) -> None:
-    """Run so many processes, and wait for them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(run_rank, (port, settings | {"processes": processes}), nprocs=processes)
+    mp.spawn(run_rank, (port, settings), nprocs=processes)
 
 
 if __name__ == "__main__":

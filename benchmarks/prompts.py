@@ -2,12 +2,13 @@
 
     python -m benchmarks.prompts --processes 1,2 --model wan-1.3b
 
-Each mode and number of processes is a run of its own, of the same generator over the same prompts,
-the seconds from the first video's beginning to the last one's end behind one video that is not
-counted. `streamed` is the default of the package, where processes bring parts of blocks for each
-other if that is faster; `streamed-local` lets each bring everything by itself; `resident` streams
-nothing. The frames must be the same whatever the mode and number. `video_s` is the median of the
-seconds from a prompt to its frames. What is measured is written after each run.
+Each mode and number of processes is a generator of its own, ready behind one video that is not
+counted; then all take turns in every round with the same prompts, so that what changes on the
+machine meets all of them. `seconds` is the median of the rounds, from the first video's beginning
+to the last one's end. `streamed` is the default of the package, where processes bring parts of
+blocks for each other if that is faster; `streamed-local` lets each bring everything by itself;
+`resident` streams nothing. The frames must be the same whatever the mode and number. `video_s` is
+the median of the seconds from a prompt to its frames.
 """
 
 import hashlib
@@ -38,8 +39,13 @@ ALONE = {"streamed-local": "streamed"}
 """Modes that are another one where a process is alone."""
 
 
-def make_videos(settings: dict[str, Any], mode: str, num_gpus: int, into: Path) -> None:
-    """What each process of a run does; each leaves its seconds and its videos' digests."""
+Contender = tuple[str, int]
+"""A mode, and a number of processes."""
+
+
+def make_videos(settings: dict[str, Any], contender: Contender, into: Path) -> None:
+    """What each process of a contender does; in each turn it leaves its seconds and digests."""
+    mode, num_gpus = contender
     sampling = {"guidance_scale": 3.0, **settings["sampling"]}
     began = time.perf_counter()
     with VideoGenerator.from_pretrained(
@@ -55,38 +61,62 @@ def make_videos(settings: dict[str, Any], mode: str, num_gpus: int, into: Path) 
         fabric = generator._fabric
         assert fabric is not None
         prompts = PromptDataset([PROMPT] * settings["count"], **sampling)  # each has its own seed
-        fabric.barrier()
-        began = time.perf_counter()
-        videos = PredictLoop(fabric).run(generator.module, prompts, return_predictions=True)
-        seconds = time.perf_counter() - began
-        digests = {v.index: hashlib.sha256(v.frames.tobytes()).hexdigest() for v in videos or ()}
-        each = [video.generation_time_s for video in videos or ()]
-        report = {"seconds": seconds, "setup_s": setup_s, "digests": digests, "each_s": each}
-        (into / f"{mode}-{num_gpus}-{fabric.global_rank}.json").write_text(json.dumps(report))
+        (into / f"{mode}-{num_gpus}-ready-{fabric.global_rank}").touch()
+        for turn in range(settings["rounds"]):
+            wait_for(into / f"{mode}-{num_gpus}-turn-{turn}")
+            fabric.barrier()
+            began = time.perf_counter()
+            videos = list(PredictLoop(fabric).iterate(generator.module, prompts))
+            seconds = time.perf_counter() - began
+            digests = {
+                v.index: hashlib.sha256(v.frames.tobytes()).hexdigest() for v in videos or ()
+            }
+            each = [video.generation_time_s for video in videos or ()]
+            report = {"seconds": seconds, "setup_s": setup_s, "digests": digests, "each_s": each}
+            path = into / f"{mode}-{num_gpus}-{turn}-{fabric.global_rank}.json"
+            path.with_suffix(".part").write_text(json.dumps(report))
+            path.with_suffix(".part").rename(path)
 
 
-def summarize(into: Path, runs: list[tuple[str, int]], count: int) -> list[Row]:
-    """A row for each mode and number of processes, from what they left."""
+def wait_for(path: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until there is such a file; RuntimeError if the process ends without it."""
+    while not path.exists():
+        if process is not None and process.poll() is not None:
+            raise RuntimeError(f"A process ended with {process.returncode}; {path.name} is missing")
+        time.sleep(0.02)
+
+
+def summarize(into: Path, contenders: list[Contender], turns: int, count: int) -> list[Row]:
+    """A row for each contender, from what its processes have left."""
     rows: list[Row] = []
     expected: dict[str, str] = {}
-    for mode, size in runs:
-        paths = [into / f"{mode}-{size}-{rank}.json" for rank in range(size)]
-        reports = [json.loads(path.read_text()) for path in paths]
-        digests = {i: digest for report in reports for i, digest in report["digests"].items()}
-        expected = expected or digests
+    for mode, size in contenders:
+        rounds = [[read(into, mode, size, turn, k) for k in range(size)] for turn in range(turns)]
+        made = [{i: d for one in reports for i, d in one["digests"].items()} for reports in rounds]
+        expected = expected or made[0]
+        seconds = [max(report["seconds"] for report in reports) for reports in rounds]
+        every = [report for reports in rounds for report in reports]
         row = {
             "mode": mode,
             "processes": size,
-            "videos": sum(len(report["digests"]) for report in reports),
-            "seconds": max(report["seconds"] for report in reports),
-            "video_s": statistics.median(s for report in reports for s in report["each_s"]),
-            "setup_s": max(report["setup_s"] for report in reports),
-            "equal": digests == expected and len(digests) == count,
+            "videos": min(sum(len(one["digests"]) for one in reports) for reports in rounds),
+            "seconds": statistics.median(seconds),
+            "fastest_s": min(seconds),
+            "slowest_s": max(seconds),
+            "video_s": statistics.median(s for report in every for s in report["each_s"]),
+            "setup_s": max(report["setup_s"] for report in every),
+            "equal": all(digests == expected and len(digests) == count for digests in made),
         }
         rows.append(row)
         beside = next(one for one in rows if one["mode"] == ALONE.get(mode, mode))
         row["ratio"] = row["seconds"] / beside["seconds"]
     return rows
+
+
+def read(into: Path, mode: str, size: int, turn: int, rank: int) -> dict[str, Any]:
+    """What one process left of one turn."""
+    report: dict[str, Any] = json.loads((into / f"{mode}-{size}-{turn}-{rank}.json").read_text())
+    return report
 
 
 @click.command()
@@ -95,6 +125,7 @@ def summarize(into: Path, runs: list[tuple[str, int]], count: int) -> list[Row]:
 @click.option("--count", default=8, show_default=True, help="Prompts.")
 @click.option("--steps", default=10, show_default=True)
 @click.option("--frames", default=17, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
 @options.size()
 @click.option(
     "--modes",
@@ -111,6 +142,7 @@ def main(
     count: int,
     steps: int,
     frames: int,
+    rounds: int,
     size: tuple[int, int],
     modes: tuple[str, ...],
     folder: Path,
@@ -120,26 +152,49 @@ def main(
     """Measure and write JSON."""
     if run is not None:
         mode, num_gpus, into = run
-        make_videos(json.loads((into / "settings.json").read_text()), mode, num_gpus, into)
+        make_videos(json.loads((into / "settings.json").read_text()), (mode, num_gpus), into)
         return
     height, width = size
     shape = {"height": height, "width": width, "num_frames": frames}
     settings = {
         "checkpoint": str(write_pipeline(model, folder)),
         "count": count,
+        "rounds": rounds,
         "flags": {"text_encoder_cpu_offload": False},
         "sampling": {**shape, "num_inference_steps": steps},
     }
-    runs = [(mode, int(n)) for mode in modes for n in processes.split(",")]
-    runs = [(mode, n) for mode, n in runs if n > 1 or mode not in ALONE]
+    contenders = [(mode, int(n)) for mode in modes for n in processes.split(",")]
+    contenders = [(mode, n) for mode, n in contenders if n > 1 or mode not in ALONE]
     facts = {"model": model, **settings, **describe_machine(find_device())}
     table = RowTable(output / f"prompts-{model}.json", f"{count} prompts, {model}", facts)
-    with tempfile.TemporaryDirectory() as into:
-        (Path(into) / "settings.json").write_text(json.dumps(settings))
-        for i, (mode, number) in enumerate(runs, 1):
-            command = [sys.executable, "-m", "benchmarks.prompts", "--run", mode, str(number), into]
-            subprocess.run(command, check=True)
-            table.add("rows", summarize(Path(into), runs[:i], count)[-1])
+    with tempfile.TemporaryDirectory() as folder_of_turns:
+        into = Path(folder_of_turns)
+        (into / "settings.json").write_text(json.dumps(settings))
+        started = [start(mode, number, into) for mode, number in contenders]
+        try:
+            for (mode, number), process in zip(contenders, started, strict=True):
+                for rank in range(number):
+                    wait_for(into / f"{mode}-{number}-ready-{rank}", process)
+            for turn in range(rounds):
+                for (mode, number), process in zip(contenders, started, strict=True):
+                    (into / f"{mode}-{number}-turn-{turn}").touch()
+                    for rank in range(number):
+                        wait_for(into / f"{mode}-{number}-{turn}-{rank}.json", process)
+                table.parts.clear()
+                table.add("rows", *summarize(into, contenders, turn + 1, count))
+        except BaseException:
+            for process in started:
+                process.terminate()
+            raise
+        finally:
+            for process in started:
+                process.wait()
+
+
+def start(mode: str, number: int, into: Path) -> subprocess.Popen[bytes]:
+    """Start a contender's first process, which starts the others."""
+    command = [sys.executable, "-m", "benchmarks.prompts", "--run", mode, str(number), str(into)]
+    return subprocess.Popen(command)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 
 from fastvideo_lightning.offload.agreement import SharedUnits
-from fastvideo_lightning.offload.host import HostMaster, Segment
+from fastvideo_lightning.offload.host import HostMaster
 from fastvideo_lightning.offload.parts import Cut
 from fastvideo_lightning.offload.peers import PeerSlots
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.store import HostStore
-from fastvideo_lightning.offload.streams import FREE, CopyStream, InlineCopyStream
+from fastvideo_lightning.offload.streams import CopyStream, InlineCopyStream
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 
@@ -35,7 +35,8 @@ class GatherStream(CopyStream):
         self.shared = shared
         self.peers = peers
         self.gather_stream = torch.cuda.Stream(device, priority=-1)  # short, and others wait for it
-        self._copied = torch.cuda.Event()
+        self._on_gather_stream = torch.cuda.stream(self.gather_stream)
+        self._copied: list[torch.cuda.Event] = []
 
     def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """Agree with the other ranks, and let them know where parts are to go."""
@@ -53,42 +54,50 @@ class GatherStream(CopyStream):
             super().copy(master, slot)
             return
         self.stream.wait_event(free)
-        if self.peers is not None and slot in self.peers:
-            self._push(found, slot, self.peers)
-        else:
-            for chunk in found.chunks:
-                self._start(chunk.segments, slot)
-                with torch.cuda.stream(self.gather_stream):
-                    self.shared.join(chunk, slot.buffer)
-            self._start(found.rest, slot)
-        self.gather_stream.record_event(ready)
+        copied = self._start_copies(found, slot)
+        with self._on_gather_stream:
+            if self.peers is not None and slot in self.peers:
+                self.gather_stream.wait_event(free)
+                self._push(found, slot, copied, self.peers)
+            else:
+                self._join(found, slot, copied)
+            self.gather_stream.record_event(ready)
 
-    def _push(self, found: Cut, slot: DeviceSlot, peers: PeerSlots) -> None:
-        """Start the copies of this rank's parts, and behind each the other ranks get it too."""
-        self.gather_stream.wait_event(slot.events()[FREE])
-        with torch.cuda.stream(self.gather_stream):
-            peers.enter(slot)
-        for chunk in found.chunks:
-            self._start(chunk.segments, slot)
-            with torch.cuda.stream(self.gather_stream):
-                peers.push(chunk, slot)
-        self._start(found.rest, slot)
-        with torch.cuda.stream(self.gather_stream):
-            peers.meet()
+    def _start_copies(self, found: Cut, slot: DeviceSlot) -> Sequence[torch.cuda.Event]:
+        """Start copies of this rank's parts and of the rest; an event is recorded behind each."""
+        pieces = [*(chunk.segments for chunk in found.chunks), found.rest]
+        while len(self._copied) < len(pieces):
+            self._copied.append(torch.cuda.Event())
+        with self._on_stream:
+            for segments, copied in zip(pieces, self._copied, strict=False):
+                for part, offset in segments:
+                    slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
+                self.stream.record_event(copied)
+        return self._copied[: len(pieces)]
+
+    def _push(
+        self, found: Cut, slot: DeviceSlot, copied: Sequence[torch.cuda.Event], peers: PeerSlots
+    ) -> None:
+        """On the current stream: as parts come, the other ranks get them too."""
+        peers.enter(slot)
+        for chunk, event in zip(found.chunks, copied, strict=False):
+            self.gather_stream.wait_event(event)
+            peers.push(chunk, slot)
+        self.gather_stream.wait_event(copied[-1])
+        peers.meet()
         self.shared.joined += len(found.chunks)
+
+    def _join(self, found: Cut, slot: DeviceSlot, copied: Sequence[torch.cuda.Event]) -> None:
+        """On the current stream: as parts come, all ranks' are gathered."""
+        for chunk, event in zip(found.chunks, copied, strict=False):
+            self.gather_stream.wait_event(event)
+            self.shared.join(chunk, slot.buffer)
+        self.gather_stream.wait_event(copied[-1])
 
     def drain(self) -> None:
         """Wait for the copies, the collectives and the stream that computes."""
         self.gather_stream.synchronize()
         super().drain()
-
-    def _start(self, segments: Sequence[Segment], slot: DeviceSlot) -> None:
-        """Start copies; the gather stream goes on when they are done."""
-        with torch.cuda.stream(self.stream):
-            for part, offset in segments:
-                slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
-            self.stream.record_event(self._copied)
-        self.gather_stream.wait_event(self._copied)
 
 
 class InlineGather(InlineCopyStream):
