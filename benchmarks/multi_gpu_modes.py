@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from benchmarks.shapes import RandomWan
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
-from fastvideo_lightning.offload import peers
 from fastvideo_lightning.strategies.sharding import shard_denoiser
 
 ALONE = "streamed-one"
@@ -59,19 +58,6 @@ def streamed(how: str, memory: str) -> Attach:
     return placed(lambda: LayerwiseOffload("transformer", host_memory=memory, shard_transport=how))
 
 
-def meeting_by_flags(attach: Attach) -> Attach:
-    """The same without a kernel that lets ranks wait for each other."""
-
-    def attach_so(pipeline: Pipeline, device: torch.device) -> tuple[Held, Callable[[], None]]:
-        peers.MEETS_BY_FLAGS = True
-        try:
-            return attach(pipeline, device)
-        finally:
-            peers.MEETS_BY_FLAGS = False
-
-    return attach_so
-
-
 def fsdp(*, cpu_offload: bool) -> Attach:
     """FSDP2, its shards on the device or on the host."""
 
@@ -97,7 +83,6 @@ MODES: dict[str, Attach] = {
     ALONE: streamed("local", "mapped"),
     "resident": placed(lambda: Resident("transformer")),
     "streamed-gather": streamed("gather", "mapped"),
-    "streamed-flags": meeting_by_flags(streamed("gather", "mapped")),
     "streamed-local": streamed("local", "mapped"),
     "streamed-auto": streamed("auto", "mapped"),
     "fsdp-cpu-offload": fsdp(cpu_offload=True),

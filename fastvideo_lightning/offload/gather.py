@@ -36,7 +36,7 @@ class GatherStream(CopyStream):
         self.peers = peers
         self.gather_stream = torch.cuda.Stream(device, priority=-1)  # short, and others wait for it
         self._on_gather_stream = torch.cuda.stream(self.gather_stream)
-        self._copied: list[torch.cuda.Event] = []
+        self._copied = torch.cuda.Event()
 
     def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """Agree with the other ranks, and let them know where parts are to go."""
@@ -53,46 +53,41 @@ class GatherStream(CopyStream):
             self.shared.store.pin_again(master)
             super().copy(master, slot)
             return
-        self.stream.wait_event(free)
-        copied = self._start_copies(found, slot)
+        for stream in (self.stream, self.gather_stream):
+            stream.wait_event(free)
         with self._on_gather_stream:
             if self.peers is not None and slot in self.peers:
-                self.gather_stream.wait_event(free)
-                self._push(found, slot, copied, self.peers)
+                self._push(found, slot, self.peers)
             else:
-                self._join(found, slot, copied)
+                self._join(found, slot)
             self.gather_stream.record_event(ready)
 
-    def _start_copies(self, found: Cut, slot: DeviceSlot) -> Sequence[torch.cuda.Event]:
-        """Start copies of this rank's parts and of the rest; an event is recorded behind each."""
-        pieces = [*(chunk.segments for chunk in found.chunks), found.rest]
-        while len(self._copied) < len(pieces):
-            self._copied.append(torch.cuda.Event())
-        with self._on_stream:
-            for segments, copied in zip(pieces, self._copied, strict=False):
-                for part, offset in segments:
-                    slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
-                self.stream.record_event(copied)
-        return self._copied[: len(pieces)]
-
-    def _push(
-        self, found: Cut, slot: DeviceSlot, copied: Sequence[torch.cuda.Event], peers: PeerSlots
-    ) -> None:
-        """On the current stream: as parts come, the other ranks get them too."""
-        peers.enter(slot)
-        for chunk, event in zip(found.chunks, copied, strict=False):
-            self.gather_stream.wait_event(event)
-            peers.push(chunk, slot)
-        self.gather_stream.wait_event(copied[-1])
-        peers.meet()
+    def _push(self, found: Cut, slot: DeviceSlot, peers: PeerSlots) -> None:
+        """Bring this rank's parts, and as they come the other ranks get them too."""
+        coming, going = self.stream.cuda_stream, self.gather_stream.cuda_stream
+        peers.enter(slot, going)
+        for pieces, chunk in found.steps():
+            peers.bring(pieces, slot, coming)
+            self._follow()
+            if chunk is not None:
+                peers.push(chunk, slot, going)
+        peers.leave(slot, going)
         self.shared.joined += len(found.chunks)
 
-    def _join(self, found: Cut, slot: DeviceSlot, copied: Sequence[torch.cuda.Event]) -> None:
-        """On the current stream: as parts come, all ranks' are gathered."""
-        for chunk, event in zip(found.chunks, copied, strict=False):
-            self.gather_stream.wait_event(event)
-            self.shared.join(chunk, slot.buffer)
-        self.gather_stream.wait_event(copied[-1])
+    def _join(self, found: Cut, slot: DeviceSlot) -> None:
+        """Bring this rank's parts, and as they come all ranks' are gathered."""
+        for pieces, chunk in found.steps():
+            with self._on_stream:
+                for part, offset in pieces:
+                    slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
+            self._follow()
+            if chunk is not None:
+                self.shared.join(chunk, slot.buffer)
+
+    def _follow(self) -> None:
+        """Let the gather stream wait for the copies so far."""
+        self.stream.record_event(self._copied)
+        self.gather_stream.wait_event(self._copied)
 
     def drain(self) -> None:
         """Wait for the copies, the collectives and the stream that computes."""
@@ -121,12 +116,11 @@ class InlineGather(InlineCopyStream):
             self.shared.store.pin_again(master)
             super().copy(master, slot)
             return
-        for chunk in found.chunks:
-            for part, offset in chunk.segments:
+        for pieces, chunk in found.steps():
+            for part, offset in pieces:
                 slot.buffer[offset : offset + part.numel()].copy_(part)
-            self.shared.join(chunk, slot.buffer)
-        for part, offset in found.rest:
-            slot.buffer[offset : offset + part.numel()].copy_(part)
+            if chunk is not None:
+                self.shared.join(chunk, slot.buffer)
 
 
 Gather = GatherStream | InlineGather

@@ -1,4 +1,4 @@
-"""Meetings: streams of several devices that wait for each other.
+"""Meeting: streams of several devices that wait for each other.
 
 Note [Meetings]
 An all-reduce of one number lets streams wait for each other, and is a kernel: while one rank is
@@ -11,53 +11,27 @@ count may be ahead, never behind, so no rank has to set one back.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
-from fastvideo_lightning.offload.shards import ShardGroup
+from fastvideo_lightning.offload.stream_driver import StreamDriver
 
-_AT_LEAST = 0  # CU_STREAM_WAIT_VALUE_GEQ; the count may wrap around
 _ITEM_BYTES = 4
 
 
-class Meeting(Protocol):
-    """Lets the current streams of all ranks wait for each other."""
-
-    def meet(self) -> None:
-        """Let the current stream wait for those of the other ranks; all must call equally often."""
-        ...
-
-
-class TokenMeeting:
-    """By an all-reduce, wherever there is one.
+class Meeting:
+    """Counts in each other's memory, see Note [Meetings].
 
     Args:
-        shards: the ranks.
-        device: this rank's, a CUDA device.
-    """
-
-    def __init__(self, shards: ShardGroup, device: torch.device) -> None:
-        self._shards = shards
-        self._token = torch.zeros(1, dtype=torch.int32, device=device)
-
-    def meet(self) -> None:
-        """Let the current stream wait for those of the other ranks; all must call equally often."""
-        self._shards.meet(self._token)
-
-
-class FlagMeeting:
-    """By counts in each other's memory, see Note [Meetings].
-
-    Args:
-        rank: this rank's place among those that share.
+        driver: what lets streams write and wait.
+        rank: this rank's place among those that meet.
         flags: this rank's counts, ``[ranks] int32`` zeros on its device.
         theirs: those of the other ranks, in their order, as memory that this device reaches.
     """
 
-    def __init__(self, rank: int, flags: torch.Tensor, theirs: Sequence[torch.Tensor]) -> None:
-        from cuda.bindings import driver  # torch needs it too, where it was built for CUDA
-
+    def __init__(
+        self, driver: StreamDriver, rank: int, flags: torch.Tensor, theirs: Sequence[torch.Tensor]
+    ) -> None:
         self._driver = driver
         self._flags, self._theirs = flags, theirs  # kept, for their addresses are
         others = [other for other in range(flags.numel()) if other != rank]
@@ -65,19 +39,14 @@ class FlagMeeting:
         self._others = [other.data_ptr() + _ITEM_BYTES * rank for other in theirs]
         self._count = 0
 
-    def meet(self) -> None:
-        """Let the current stream wait for those of the other ranks; all must call equally often.
+    def meet(self, stream: int) -> None:
+        """Let a stream wait for those of the other ranks; all must call equally often.
 
         Raises:
             RuntimeError: the driver refuses.
         """
         self._count = (self._count + 1) % (1 << 32)
-        stream = torch.cuda.current_stream(self._flags.device).cuda_stream
         for address in self._others:
-            self._check(self._driver.cuStreamWriteValue32(stream, address, self._count, 0))
+            self._driver.write(address, self._count, stream)
         for address in self._own:
-            self._check(self._driver.cuStreamWaitValue32(stream, address, self._count, _AT_LEAST))
-
-    def _check(self, answer: tuple[int]) -> None:
-        if answer[0] != 0:
-            raise RuntimeError(f"The driver refused to let ranks wait for each other: {answer[0]}")
+            self._driver.wait(address, self._count, stream)

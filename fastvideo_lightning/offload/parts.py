@@ -5,10 +5,11 @@ A slab is cut into chunks, and each chunk into one part per rank, in the order o
 copies its part to where it lies in the slot; the all-gather of the chunk then fills in the others'
 parts, in place. While one chunk is joined the next is copied. The last few bytes, which do not
 divide, are copied by every rank, so that a slot is no longer than its unit; so is what came to the
-unit later, such as an adapter.
+unit later, such as an adapter. Every chunk costs the host time, so there are few.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import NamedTuple
 
 from fastvideo_lightning.offload.host import HostMaster, Segment
@@ -16,7 +17,10 @@ from fastvideo_lightning.offload.joined import JoinedMaster
 from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES
 
 CHUNK_BYTES = 32 << 20
-"""Long enough for a link's full speed, short enough for a block to have several."""
+"""The least of a chunk: long enough for a link's full speed."""
+
+MOST_CHUNKS = 4
+"""Of a unit: what is joined behind its last copy is a quarter of it."""
 
 
 class Chunk(NamedTuple):
@@ -43,15 +47,26 @@ class Cut(NamedTuple):
     chunks: list[Chunk]
     rest: list[Segment]
 
+    def steps(self) -> Iterator[tuple[Sequence[Segment], Chunk | None]]:
+        """What to copy, and the chunk that can be joined then; the rest goes with the last one."""
+        if not self.chunks:
+            yield self.rest, None
+            return
+        *earlier, last = self.chunks
+        for chunk in earlier:
+            yield chunk.segments, chunk
+        yield [*last.segments, *self.rest], last
+
 
 def cut(master: HostMaster, *, rank: int, num_ranks: int) -> Cut:
     """Divide a unit among the ranks, see Note [Parts and chunks]."""
     align = ALIGNMENT_BYTES
     common = master.base if isinstance(master, JoinedMaster) else master
     parts = common.layout.size_bytes // (num_ranks * align)  # of this many bytes for each rank
-    per_chunk = max(CHUNK_BYTES // (num_ranks * align), 1)
+    num_chunks = max(min(common.layout.size_bytes // CHUNK_BYTES, MOST_CHUNKS), 1)
+    per_chunk = ceil(parts / num_chunks)
     chunks = []
-    for first in range(0, parts, per_chunk):
+    for first in range(0, parts, max(per_chunk, 1)):
         part_bytes = min(per_chunk, parts - first) * align
         begin = first * num_ranks * align
         own = begin + rank * part_bytes

@@ -6,7 +6,9 @@ and no kernel takes part. A collective that joins parts is a kernel: it takes mu
 the model for as long as it runs, and a product that was cut into one piece for each of them then
 needs a second round. So each rank pushes what it has brought into the same slot of every other
 rank. Two meetings surround that, see Note [Meetings]: before the first push the slot is free on
-every rank, behind the last one all parts are there.
+every rank, behind the last one all parts are there. All of it goes to the driver at once: by
+torch's calls a block took the host four times as long as one that comes as a whole, and where
+kernels are short the host is what a step waits for, on every rank for the slowest.
 
 All ranks use the same slots in the same order, for they make the same calls; that they did is
 compared before each run, as all else is, see Note [Agreement].
@@ -14,26 +16,40 @@ compared before each run, as all else is, see Note [Agreement].
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
-from fastvideo_lightning.offload.meetings import FlagMeeting, Meeting, TokenMeeting
+from fastvideo_lightning.offload.host import Segment
+from fastvideo_lightning.offload.meetings import Meeting
 from fastvideo_lightning.offload.parts import Chunk
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.slots import DeviceSlot
+from fastvideo_lightning.offload.stream_driver import StreamDriver
 
 _log = logging.getLogger(__name__)
 
 _STORAGE_DEVICE, _EVENT_SYNC_REQUIRED = 6, 14  # arguments of ``rebuild_cuda_tensor``
 _LARGEST_TRAIL = 1 << 61
 
-MEETS_BY_FLAGS = False
-"""Whether ranks meet by `FlagMeeting`: `benchmarks.multi_gpu` compares it with `TokenMeeting`."""
-
 Description = tuple[object, ...]
 """What another process needs to open a buffer."""
+
+
+class _Opened(NamedTuple):
+    """A slot that all ranks know.
+
+    Attributes:
+        place: its number among this rank's; it is the same on all.
+        theirs: what the other ranks have in its place, as memory that this device reaches.
+        meeting: of the ranks, the same for all slots.
+    """
+
+    place: int
+    theirs: list[torch.Tensor]
+    meeting: Meeting
 
 
 class PeerSlots:
@@ -47,14 +63,13 @@ class PeerSlots:
     def __init__(self, shards: ShardGroup, device: torch.device) -> None:
         self.shards = shards
         self.device = device
+        self._driver = _find_driver()
         self._is_possible = True
-        self._theirs: WeakKeyDictionary[DeviceSlot, list[torch.Tensor]] = WeakKeyDictionary()
-        self._places: WeakKeyDictionary[DeviceSlot, int] = WeakKeyDictionary()
+        self._opened: WeakKeyDictionary[DeviceSlot, _Opened] = WeakKeyDictionary()
         self._trail = 0
-        self._meeting: Meeting = TokenMeeting(shards, device)
 
     def __contains__(self, slot: DeviceSlot) -> bool:
-        return slot in self._theirs
+        return slot in self._opened
 
     def open(self, slots: Sequence[DeviceSlot]) -> None:
         """Let all ranks know each other's slots; collective. Nothing may be on its way to them.
@@ -66,7 +81,7 @@ class PeerSlots:
         """
         if not self._is_possible:
             return
-        is_new = any(slot not in self._theirs for slot in slots)
+        is_new = any(slot not in self._opened for slot in slots)
         known = self.shards.exchange_numbers([is_new, self._trail])
         if len(set(known[:, 1].tolist())) > 1:
             raise RuntimeError(
@@ -75,39 +90,49 @@ class PeerSlots:
             )
         if not known[:, 0].any():
             return
-        buffers = [slot.buffer for slot in slots]
-        if MEETS_BY_FLAGS:  # others than before, which the other ranks may still know
-            flags = torch.zeros(self.shards.size, dtype=torch.int32, device=self.device)
-            buffers.append(flags)
+        flags = torch.zeros(self.shards.size, dtype=torch.int32, device=self.device)
         torch.cuda.synchronize(self.device)
-        self._theirs.clear()
+        self._opened.clear()
         torch.cuda.ipc_collect()  # slots that are gone, and that the others knew
-        theirs = self._open(self.shards.exchange(self._describe(buffers)))
+        told = self.shards.exchange(self._describe([*(slot.buffer for slot in slots), flags]))
+        theirs = self._open(told)
         if all(self.shards.exchange(theirs is not None)):
             assert theirs is not None
-            if MEETS_BY_FLAGS:
-                self._meeting = FlagMeeting(self.shards.rank, flags, theirs.pop())
-            self._theirs.update(zip(slots, theirs, strict=True))
-            self._places.update((slot, place) for place, slot in enumerate(slots, 1))
+            assert self._driver is not None
+            meeting = Meeting(self._driver, self.shards.rank, flags, theirs.pop())
+            for place, (slot, others) in enumerate(zip(slots, theirs, strict=True), 1):
+                self._opened[slot] = _Opened(place, others, meeting)
         else:
             self._is_possible = False
 
-    def meet(self) -> None:
-        """Let the current stream wait for those of the other ranks."""
-        self._meeting.meet()
+    def enter(self, slot: DeviceSlot, stream: int) -> None:
+        """A unit comes into a slot: let a stream wait until it is free on all ranks."""
+        opened = self._opened[slot]
+        self._trail = (31 * self._trail + opened.place) % _LARGEST_TRAIL
+        opened.meeting.meet(stream)
 
-    def enter(self, slot: DeviceSlot) -> None:
-        """A unit comes into a slot: wait, on the current stream, until it is free on all ranks."""
-        self._trail = (31 * self._trail + self._places[slot]) % _LARGEST_TRAIL
-        self.meet()
+    def bring(self, segments: Sequence[Segment], slot: DeviceSlot, stream: int) -> None:
+        """Copy from the host into this rank's slot."""
+        assert self._driver is not None
+        begin = slot.buffer.data_ptr()
+        for part, offset in segments:
+            self._driver.copy(begin + offset, part.data_ptr(), part.numel(), stream)
 
-    def push(self, chunk: Chunk, slot: DeviceSlot) -> None:
+    def push(self, chunk: Chunk, slot: DeviceSlot, stream: int) -> None:
         """Write this rank's part of a chunk into the same slot of every other rank."""
-        mine = slot.buffer[chunk.own_begin : chunk.own_end]
-        for buffer in self._theirs[slot]:
-            buffer[chunk.own_begin : chunk.own_end].copy_(mine, non_blocking=True)
+        assert self._driver is not None
+        begin, num_bytes = chunk.own_begin, chunk.own_end - chunk.own_begin
+        mine = slot.buffer.data_ptr() + begin
+        for buffer in self._opened[slot].theirs:
+            self._driver.copy(buffer.data_ptr() + begin, mine, num_bytes, stream)
+
+    def leave(self, slot: DeviceSlot, stream: int) -> None:
+        """This rank has pushed its parts: let a stream wait until the others have, too."""
+        self._opened[slot].meeting.meet(stream)
 
     def _describe(self, buffers: Sequence[torch.Tensor]) -> list[Description] | None:
+        if self._driver is None:
+            return None
         try:
             return [reduce_tensor(buffer)[1] for buffer in buffers]
         except RuntimeError as error:
@@ -123,6 +148,14 @@ class PeerSlots:
             _log.debug("Slots of other ranks cannot be reached: %s", error)
             return None
         return None if None in told else [list(one) for one in zip(*opened, strict=True)]
+
+
+def _find_driver() -> StreamDriver | None:
+    try:
+        return StreamDriver()
+    except ImportError as error:
+        _log.info("Parts are joined by all-gathers, for there is no cuda.bindings: %s", error)
+        return None
 
 
 def _open(description: Description, device: torch.device) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.offload import parts, peers
+from fastvideo_lightning.offload import parts
 from fastvideo_lightning.offload.gather import GatherStream, InlineGather
 from tests.toys import OnFile, OnMeta, Toy, make_toy, sample
 
@@ -70,14 +70,6 @@ def streaming_equals_plain(device, kind, how, path, **options):
     callback.detach()
     assert_equal(model.to(device), plain, device)
     return engine.stats.misses
-
-
-def streaming_by_flags_equals_plain(device, kind, path, **options):
-    peers.MEETS_BY_FLAGS = True
-    try:
-        return streaming_equals_plain(device, kind, "gather", path, **options)
-    finally:
-        peers.MEETS_BY_FLAGS = False
 
 
 def each_brings_its_part_alone(device):

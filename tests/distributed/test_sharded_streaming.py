@@ -17,15 +17,6 @@ def test_streaming_together_equals_plain(world: World, kind, how, tmp_path):
     assert len(set(misses)) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_ranks_that_meet_by_flags_stream_the_same_bits(world: World, kind, tmp_path):
-    if world.backend != "nccl":
-        pytest.skip("a device of the CPU has no streams")
-    path = tmp_path / "model.safetensors"
-    misses = world.run(claims.streaming_by_flags_equals_plain, kind, path, **KINDS[kind])
-    assert len(set(misses)) == 1
-
-
 def test_each_rank_brings_its_part_alone(world: World):
     world.run(claims.each_brings_its_part_alone)
 

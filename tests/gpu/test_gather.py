@@ -112,6 +112,18 @@ def test_two_processes_register_one_memory_and_stream_from_it(two_processes, kin
     )
 
 
+@pytest.mark.parametrize("kind", ["memory", "meta", "file"])
+def test_two_processes_push_parts_into_each_others_slots(two_processes, kind, tmp_path):
+    two_processes.run(claims.parts_are_pushed)
+    two_processes.run(
+        claims.streaming_equals_plain,
+        kind,
+        "gather",
+        tmp_path / "model.safetensors",
+        host_memory="mapped" if kind == "file" else "pinned",
+    )
+
+
 def test_shared_memory_is_pinned_and_each_process_holds_a_part(two_processes):
     for pinned, held, size in two_processes.run(claims.pinned_and_held):
         assert pinned == held

@@ -46,11 +46,24 @@ def test_the_ranks_parts_and_the_rest_are_every_byte_once(
     assert (times == 1).all()
 
 
-def test_a_chunk_is_as_long_as_it_may_be(monkeypatch):
+@pytest.mark.parametrize(("size_bytes", "number"), [(8000, 1), (20_000, 2), (100_000, 4)])
+def test_chunks_are_few_alike_and_not_short(size_bytes, number, monkeypatch):
     monkeypatch.setattr(parts, "CHUNK_BYTES", 1 << 13)
-    chunks, _ = cut(Pieces(100_000, []), rank=0, num_ranks=2)
-    assert {chunk.end - chunk.begin for chunk in chunks[:-1]} == {1 << 13}
-    assert len(chunks) == -(-100_000 // (1 << 13))
+    chunks, _ = cut(Pieces(size_bytes, []), rank=0, num_ranks=2)
+    sizes = [chunk.end - chunk.begin for chunk in chunks]
+    assert len(sizes) == number
+    assert max(sizes) - min(sizes) <= number * 1024
+    assert number == 1 or min(sizes) >= (1 << 13) - 1024
+
+
+@pytest.mark.parametrize("size_bytes", [0, 700, 5000, 65_537])
+def test_steps_bring_all_and_the_rest_before_the_last_chunk_is_joined(size_bytes, monkeypatch):
+    monkeypatch.setattr(parts, "CHUNK_BYTES", 1 << 12)
+    found = cut(Pieces(size_bytes, [100]), rank=1, num_ranks=2)
+    steps = list(found.steps())
+    assert [chunk for _, chunk in steps] == (found.chunks or [None])
+    pieces = [segment for segments, _ in steps for segment in segments]
+    assert pieces == [*(s for chunk in found.chunks for s in chunk.segments), *found.rest]
 
 
 def test_clipped_segments_share_their_memory():
