@@ -22,7 +22,8 @@ MAX_PROBE_BYTES = 64 << 20
 class ShardTransport(StrEnum):
     """How blocks come to the devices of several ranks.
 
-    AUTO: the faster of the two, as measured when the first blocks are attached.
+    AUTO: the faster of the two, as measured when the first blocks are attached; in parts only where
+        the last video's blocks did not compute for longer than they take to come as a whole.
     GATHER: each rank brings a part over its own link, an all-gather joins the parts. In a run every
         rank must make the same calls.
     LOCAL: each rank brings everything, and may work apart from the others.
@@ -69,8 +70,11 @@ def share_streaming(
         return
     engine.drain()
     engine.store.shards = shards
-    if _choose(engine, choice, units, shards) is ShardTransport.GATHER:
-        engine.transport = make_gather(engine.device, shards, engine.store)
+    chosen, alone_bytes_per_s = _choose(engine, choice, units, shards)
+    if chosen is ShardTransport.GATHER:
+        engine.transport = make_gather(
+            engine.device, shards, engine.store, alone_bytes_per_s=alone_bytes_per_s
+        )
         engine.store.brings_parts = True
 
 
@@ -81,7 +85,9 @@ def is_gathered(engine: OffloadEngine) -> bool:
 
 def _choose(
     engine: OffloadEngine, choice: ShardTransport, units: Sequence[OffloadUnit], shards: ShardGroup
-) -> ShardTransport:
+) -> tuple[ShardTransport, float | None]:
+    """The choice; and where it was left open, what links bring to each rank that brings all."""
+    alone_bytes_per_s = None
     if choice is not ShardTransport.AUTO:
         reason = "as asked for"
     else:
@@ -89,6 +95,7 @@ def _choose(
         probe = min(max(largest, 1), MAX_PROBE_BYTES)
         with phase("measure the links"):
             speeds = measure_links(shards, engine.device, size_bytes=probe)
+        alone_bytes_per_s = probe / speeds.local_s
         is_faster = speeds.gather_s < speeds.local_s
         choice = ShardTransport.GATHER if is_faster else ShardTransport.LOCAL
         reason = (
@@ -107,7 +114,7 @@ def _choose(
             str(choice),
             reason,
         )
-    return choice
+    return choice, alone_bytes_per_s
 
 
 def _size_of(unit: OffloadUnit) -> int:

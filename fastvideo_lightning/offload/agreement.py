@@ -6,10 +6,11 @@ other which units they were given edits of. Such a unit is brought as a whole by
 then on, each from its own host copy: edits may differ from rank to rank, as without sharing. Where
 all ranks have edited a unit alike, as fusing an adapter does, its bytes go into shared memory
 again. The ranks also compare how many collectives they have started: in a run all must make the
-same calls.
+same calls. And they settle which units each of them brings alone, see Note [Brought alone].
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
@@ -18,12 +19,16 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 from fastvideo_lightning.offload.host import HostMaster, HostSlab
+from fastvideo_lightning.offload.pace import Pace
 from fastvideo_lightning.offload.parts import Chunk, Cut, cut
 from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.store import HostStore
+from fastvideo_lightning.offload.timing import Mark
 from fastvideo_lightning.offload.unit import OffloadUnit
+
+_log = logging.getLogger(__name__)
 
 
 class _Claim(IntEnum):
@@ -45,15 +50,18 @@ class SharedUnits:
     Args:
         shards: the ranks.
         store: the units' host masters.
+        pace: notes how fast units are wanted; without, ranks never bring alone what they share.
 
     Attributes:
         joined: chunks that this rank has joined so far.
     """
 
-    def __init__(self, shards: ShardGroup, store: HostStore) -> None:
+    def __init__(self, shards: ShardGroup, store: HostStore, pace: Pace | None = None) -> None:
         self.shards = shards
         self.store = store
         self.joined = 0
+        self._pace = pace
+        self._alone: WeakSet[HostMaster] = WeakSet()
         self._cuts: WeakKeyDictionary[HostMaster, Cut] = WeakKeyDictionary()
         self._apart: WeakSet[HostMaster] = WeakSet()
 
@@ -70,10 +78,14 @@ class SharedUnits:
         """
         units = [unit for unit in units if not unit.transient]
         claims = [self._claim(unit) for unit in units]
-        known = self.shards.exchange_numbers([self.joined, *claims])
+        wanted = self._pace.take() if self._pace is not None else lambda _: 0
+        numbers = [self.joined, *claims, *(wanted(unit.slab) for unit in units)]
+        known = self.shards.exchange_numbers(numbers)
         self._check_step(known[:, 0].tolist())
-        lowest = known[:, 1:].amin(dim=0).tolist()
-        highest = known[:, 1:].amax(dim=0).tolist()
+        split = [1, len(units), len(units)]
+        _, lowest, slowest = (part.tolist() for part in known.amin(dim=0).split(split))
+        _, highest, fastest = (part.tolist() for part in known.amax(dim=0).split(split))
+        self._settle_pace(units, slowest, fastest)
         edited = []
         for unit, low, high in zip(units, lowest, highest, strict=True):
             assert unit.slab is not None
@@ -93,12 +105,38 @@ class SharedUnits:
 
     def find(self, master: HostMaster) -> Cut | None:
         """How a unit is brought; None where each rank brings it as a whole."""
-        return self._cuts.get(master)
+        return None if master in self._alone else self._cuts.get(master)
+
+    def arrive(self, master: HostMaster, mark: Callable[[], Mark]) -> None:
+        """A unit is about to be copied; ``mark`` marks this moment in the stream of the copies."""
+        if self._pace is not None:
+            self._pace.arrive(master, mark)
 
     def join(self, chunk: Chunk, buffer: torch.Tensor) -> None:
         """Fill in the other ranks' parts of a chunk of a slot, on the current stream."""
         self.joined += 1
         self.shards.join(buffer[chunk.begin : chunk.end], buffer[chunk.own_begin : chunk.own_end])
+
+    def _settle_pace(
+        self, units: Sequence[OffloadUnit], slowest: Sequence[int], fastest: Sequence[int]
+    ) -> None:
+        """Let ranks bring alone what their links are fast enough for, as all of them found it."""
+        if self._pace is None:
+            return
+        changed: list[tuple[HostMaster, int]] = []
+        for unit, low, high in zip(units, slowest, fastest, strict=True):
+            assert unit.slab is not None
+            is_alone = self._pace.suffices_alone(high)
+            if low > 0 and is_alone != (unit.slab in self._alone):  # 0: a rank does not know
+                changed.append((unit.slab, high))
+                (self._alone.add if is_alone else self._alone.discard)(unit.slab)
+                if is_alone:
+                    self.store.pin_again(unit.slab)
+        if changed and self.shards.rank == 0:
+            master, high = changed[0]
+            how = "as a whole to each rank" if master in self._alone else "in parts again"
+            told = self._pace.tell(high)
+            _log.info("%d blocks come %s from now on: %s.", len(changed), how, told)
 
     def _claim(self, unit: OffloadUnit) -> _Claim:
         assert unit.slab is not None, f"{unit.fqn} is not attached"

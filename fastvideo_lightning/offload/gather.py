@@ -4,18 +4,21 @@ They are pushed where devices reach each other's memory, and else joined by an a
 [Parts and chunks], Note [Pushed parts] and Note [Agreement].
 """
 
+import time
 from collections.abc import Sequence
 
 import torch
 
 from fastvideo_lightning.offload.agreement import SharedUnits
 from fastvideo_lightning.offload.host import HostMaster
+from fastvideo_lightning.offload.pace import Pace
 from fastvideo_lightning.offload.parts import Cut
 from fastvideo_lightning.offload.peers import PeerSlots
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.store import HostStore
 from fastvideo_lightning.offload.streams import CopyStream, InlineCopyStream
+from fastvideo_lightning.offload.timing import DeviceClock
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 
@@ -47,6 +50,7 @@ class GatherStream(CopyStream):
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
         """Start the copies of this rank's parts, and the collectives behind them."""
         ready, free = slot.events()
+        self.shared.arrive(master, self._mark)
         self.stream.wait_event(ready)  # a gather into the slot that nobody has waited for
         found = self.shared.find(master)
         if found is None:
@@ -84,6 +88,11 @@ class GatherStream(CopyStream):
             if chunk is not None:
                 self.shared.join(chunk, slot.buffer)
 
+    def _mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self.stream)
+        return event
+
     def _follow(self) -> None:
         """Let the gather stream wait for the copies so far."""
         self.stream.record_event(self._copied)
@@ -111,6 +120,7 @@ class InlineGather(InlineCopyStream):
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
         """Copy this rank's parts and join them, chunk by chunk."""
+        self.shared.arrive(master, time.perf_counter)
         found = self.shared.find(master)
         if found is None:
             self.shared.store.pin_again(master)
@@ -127,7 +137,12 @@ Gather = GatherStream | InlineGather
 
 
 def make_gather(
-    device: torch.device, shards: ShardGroup, store: HostStore, common: Sequence[HostMaster] = ()
+    device: torch.device,
+    shards: ShardGroup,
+    store: HostStore,
+    *,
+    common: Sequence[HostMaster] = (),
+    alone_bytes_per_s: float | None = None,
 ) -> Gather:
     """The transport that joins parts on a device.
 
@@ -136,8 +151,13 @@ def make_gather(
         shards: the ranks.
         store: the units' host masters.
         common: what is joined without being agreed on.
+        alone_bytes_per_s: what each link brings when all bring whole units; where that turns out to
+            be enough, they do, see Note [Brought alone]. None: never.
     """
-    shared = SharedUnits(shards, store)
+    pace = None
+    if alone_bytes_per_s is not None:
+        pace = Pace(DeviceClock(device), alone_bytes_per_s)
+    shared = SharedUnits(shards, store, pace)
     for master in common:
         shared.add(master)
     if device.type == "cuda":

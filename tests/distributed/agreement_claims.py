@@ -15,7 +15,7 @@ from distributed.streaming_claims import (
     toy_of,
 )
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, sharding
-from fastvideo_lightning.offload import shards
+from fastvideo_lightning.offload import agreement, shards
 from fastvideo_lightning.offload.gather import GatherStream, InlineGather
 from fastvideo_lightning.offload.link import LinkSpeeds
 from fastvideo_lightning.offload.shards import find_shard_group
@@ -114,6 +114,43 @@ def auto_takes_the_faster(device, speeds):
         sharding.measure_links = measure
         sharding._log.removeHandler(kept)
     return chosen, kept.messages
+
+
+def blocks_that_compute_long_come_as_a_whole(device):
+    """And in parts again where links are what limits them, or one rank finds that they are."""
+    kept = Kept()
+    agreement._log.addHandler(kept)
+    agreement._log.setLevel(logging.INFO)
+    measure = sharding.measure_links
+    sharding.measure_links = lambda *_, **__: LinkSpeeds(1e-12, 1e-9)  # in parts; fast enough alone
+    try:
+        model, plain = toy_of(), toy_of()
+        callback = attach(model, device, "auto")
+    finally:
+        sharding.measure_links = measure
+    fast = 1e18
+    for links, passes, comes_whole in (
+        (fast, 4, False),  # nothing is known yet
+        (fast, 1, True),
+        (fast, 4, True),  # of one pass nothing is known, so that it stays as it was
+        (1.0, 4, False),
+        (fast, 4, True),
+        ("one hurries", 4, False),
+    ):
+        shared = engine_in(callback).transport.shared
+        shared._pace._bytes_per_s = fast if links == "one hurries" else links
+        if links == "one hurries" and dist.get_rank() == 1:
+            shared._pace.take = lambda: lambda _: 1 << 60
+        before = shared.joined
+        callback.on_predict_batch_start()
+        assert_equal(model, plain, device, times=passes)
+        callback.on_predict_batch_end()
+        assert (shared.joined == before) == comes_whole, (links, passes)
+    assert callback.lockstep
+    assert_equal(model, plain, device)
+    callback.detach()
+    agreement._log.removeHandler(kept)
+    return kept.messages
 
 
 def two_transports_on_one_module_are_refused(device):

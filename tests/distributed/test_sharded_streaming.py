@@ -106,6 +106,17 @@ def test_a_component_may_be_called_by_one_rank(world: World):
     world.run(agreement_claims.a_component_may_be_called_by_one_rank)
 
 
+def test_auto_lets_each_bring_alone_what_computes_for_longer_than_it_takes_to_come(world: World):
+    messages, *others = world.run(agreement_claims.blocks_that_compute_long_come_as_a_whole)
+    assert not any(others)
+    assert [message.split(" from now on: ")[0] for message in messages] == [
+        "4 blocks come as a whole to each rank",
+        "4 blocks come in parts again",
+        "4 blocks come as a whole to each rank",
+        "4 blocks come in parts again",
+    ]
+
+
 @pytest.mark.parametrize(("speeds", "gathers"), [((1e-3, 2e-3), True), ((2e-3, 1e-3), False)])
 def test_auto_takes_the_faster_and_the_first_rank_says_so(world: World, speeds, gathers):
     answers = world.run(agreement_claims.auto_takes_the_faster, speeds)
