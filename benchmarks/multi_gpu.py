@@ -4,14 +4,15 @@
 
 Starts one process for each GPU. All modes are set up, one after the other, each also with context
 parallel, where all processes compute one video; then each is timed in every round, so that what
-changes on the machine meets all of them. In `streamed-one` the first streams everything and the
-others are idle, which is what several are compared with. ``step_ms`` is the median of the rounds.
-Times and reserved memory are those of the slowest and of the fullest process, host bytes those of
-all together, a file that they map counted once. The difference is that to the first mode's output,
-the largest over the largest value; 0 is every bit. Set-up goes from the weights' file to a model
-that computes; making and connecting the groups of processes belongs to launching and is told apart.
-``setup`` in the JSON has the parts of the first process's set-up, as the package's log names them,
-``link_gb_s`` what the host brings to each GPU.
+changes on the machine meets all of them. Those that stream are set up while no other does, for a
+process registers a file once, and again for the rounds. In `streamed-one` the first streams
+everything and the others are idle, which is what several are compared with. ``step_ms`` is the
+median of the rounds. Times and reserved memory are those of the slowest and of the fullest process,
+host bytes those of all together, a file that they map counted once. The difference is that to the
+first mode's output, the largest over the largest value; 0 is every bit. Set-up goes from the
+weights' file to a model that computes; making and connecting the groups of processes belongs to
+launching and is told apart. ``setup`` in the JSON has the parts of the first process's set-up, as
+the package's log names them, ``link_gb_s`` what the host brings to each GPU.
 """
 
 import socket
@@ -59,21 +60,15 @@ class Contender:
     """
 
     def __init__(self, mode: str, device: torch.device, settings: dict[str, Any]) -> None:
-        name, _, context = mode.partition("+")
-        self._transformer = make_transformer(settings["model"], settings["folder"])
-        pipeline = Pipeline(self._transformer)
+        self.mode, self._device, self._settings = mode, device, settings
+        self._computes = mode != ALONE or dist.get_rank() == 0
         before = empty_caches(device)
         settings["parts"].take()
         begin = time.perf_counter()
-        if context:
-            size = dist.get_world_size()
-            ContextParallel(size).enable(pipeline, size, device)
-        self._held, self.close = MODES[name](pipeline, device)
+        self.open()
         synchronize(device)
         self._setup_s = time.perf_counter() - begin
         settings["setup"][mode] = settings["parts"].take()
-        self.mode, self._device = mode, device
-        self._computes = mode != ALONE or dist.get_rank() == 0
         self._inputs: dict[int, dict[str, torch.Tensor]] = {}
         self._reserved: dict[int, int] = {}
         self._difference: dict[int, float] = {}
@@ -89,6 +84,16 @@ class Contender:
             if output is not None:
                 expected = settings["expected"].setdefault(frames, output)
                 self._difference[frames] = compare(output, expected)
+
+    def open(self) -> None:
+        """Go from the weights' file to a model that computes."""
+        name, _, context = self.mode.partition("+")
+        self._transformer = make_transformer(self._settings["model"], self._settings["folder"])
+        pipeline = Pipeline(self._transformer)
+        if context:
+            size = dist.get_world_size()
+            ContextParallel(size).enable(pipeline, size, self._device)
+        self._held, self.close = MODES[name](pipeline, self._device)
 
     @torch.no_grad()
     def step(self, frames: int) -> torch.Tensor:
@@ -175,10 +180,16 @@ def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
     contenders = []
     for mode in settings["modes"]:
         begin = time.monotonic()
-        contenders.append(Contender(mode, device, settings))
+        contender = Contender(mode, device, settings)
+        contenders.append(contender)
+        if mode.startswith("streamed"):
+            contender.close()
         empty_caches(device)
         if not deadline.allows(time.monotonic() - begin):
             break
+    for contender in contenders:
+        if contender.mode.startswith("streamed"):
+            contender.open()
     for _ in range(settings["rounds"]):
         begin = time.monotonic()
         for contender in contenders:

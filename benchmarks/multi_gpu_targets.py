@@ -54,7 +54,7 @@ def _setup(run: Run) -> float:
     if run["model"] == "wan-14b":
         for mode in ("streamed-auto", SHARDED, f"{SHARDED}+context"):
             for row in run["rows"]:
-                if row.get("mode") == mode:
+                if row.get("mode") == mode and row["setup_s"] is not None:
                     return float(row["setup_s"])
     raise KeyError("setup_s")
 

@@ -19,13 +19,12 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 from fastvideo_lightning.offload.host import HostMaster, HostSlab
-from fastvideo_lightning.offload.pace import Pace
+from fastvideo_lightning.offload.pace import MOST_LOAD, MakeMark, Pace
 from fastvideo_lightning.offload.parts import Chunk, Cut, cut
 from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.store import HostStore
-from fastvideo_lightning.offload.timing import Mark
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 _log = logging.getLogger(__name__)
@@ -78,14 +77,14 @@ class SharedUnits:
         """
         units = [unit for unit in units if not unit.transient]
         claims = [self._claim(unit) for unit in units]
-        wanted = self._pace.take() if self._pace is not None else lambda _: 0
-        numbers = [self.joined, *claims, *(wanted(unit.slab) for unit in units)]
+        load_by = self._pace.take() if self._pace is not None else lambda _: 0
+        numbers = [self.joined, *claims, *(load_by(unit.slab) for unit in units)]
         known = self.shards.exchange_numbers(numbers)
         self._check_step(known[:, 0].tolist())
         split = [1, len(units), len(units)]
-        _, lowest, slowest = (part.tolist() for part in known.amin(dim=0).split(split))
-        _, highest, fastest = (part.tolist() for part in known.amax(dim=0).split(split))
-        self._settle_pace(units, slowest, fastest)
+        _, lowest, least_load = (part.tolist() for part in known.amin(dim=0).split(split))
+        _, highest, most_load = (part.tolist() for part in known.amax(dim=0).split(split))
+        self._settle_loads(units, least_load, most_load)
         edited = []
         for unit, low, high in zip(units, lowest, highest, strict=True):
             assert unit.slab is not None
@@ -107,26 +106,32 @@ class SharedUnits:
         """How a unit is brought; None where each rank brings it as a whole."""
         return None if master in self._alone else self._cuts.get(master)
 
-    def arrive(self, master: HostMaster, mark: Callable[[], Mark]) -> None:
-        """A unit is about to be copied; ``mark`` marks this moment in the stream of the copies."""
+    def arrive(self, master: HostMaster, mark: MakeMark) -> None:
+        """A unit is about to be copied."""
         if self._pace is not None:
             self._pace.arrive(master, mark)
+
+    def bring_alone(self, master: HostMaster, mark: MakeMark, copy: Callable[[], None]) -> None:
+        """Copy a unit of which there is no cut; its slot is free."""
+        self.store.pin_again(master)
+        if self._pace is None:
+            copy()
+        else:
+            self._pace.time_alone(master, mark, copy)
 
     def join(self, chunk: Chunk, buffer: torch.Tensor) -> None:
         """Fill in the other ranks' parts of a chunk of a slot, on the current stream."""
         self.joined += 1
         self.shards.join(buffer[chunk.begin : chunk.end], buffer[chunk.own_begin : chunk.own_end])
 
-    def _settle_pace(
-        self, units: Sequence[OffloadUnit], slowest: Sequence[int], fastest: Sequence[int]
+    def _settle_loads(
+        self, units: Sequence[OffloadUnit], least: Sequence[int], most: Sequence[int]
     ) -> None:
         """Let ranks bring alone what their links are fast enough for, as all of them found it."""
-        if self._pace is None:
-            return
         changed: list[tuple[HostMaster, int]] = []
-        for unit, low, high in zip(units, slowest, fastest, strict=True):
+        for unit, low, high in zip(units, least, most, strict=True):
             assert unit.slab is not None
-            is_alone = self._pace.suffices_alone(high)
+            is_alone = high < MOST_LOAD
             if low > 0 and is_alone != (unit.slab in self._alone):  # 0: a rank does not know
                 changed.append((unit.slab, high))
                 (self._alone.add if is_alone else self._alone.discard)(unit.slab)
@@ -135,7 +140,7 @@ class SharedUnits:
         if changed and self.shards.rank == 0:
             master, high = changed[0]
             how = "as a whole to each rank" if master in self._alone else "in parts again"
-            told = self._pace.tell(high)
+            told = f"each link would be busy for {high / 10:.0f} % of the time with all of them"
             _log.info("%d blocks come %s from now on: %s.", len(changed), how, told)
 
     def _claim(self, unit: OffloadUnit) -> _Claim:

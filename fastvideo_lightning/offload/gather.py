@@ -6,6 +6,7 @@ They are pushed where devices reach each other's memory, and else joined by an a
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -52,13 +53,12 @@ class GatherStream(CopyStream):
         ready, free = slot.events()
         self.shared.arrive(master, self._mark)
         self.stream.wait_event(ready)  # a gather into the slot that nobody has waited for
+        self.stream.wait_event(free)
         found = self.shared.find(master)
         if found is None:
-            self.shared.store.pin_again(master)
-            super().copy(master, slot)
+            self.shared.bring_alone(master, self._mark, partial(super().copy, master, slot))
             return
-        for stream in (self.stream, self.gather_stream):
-            stream.wait_event(free)
+        self.gather_stream.wait_event(free)
         with self._on_gather_stream:
             if self.peers is not None and slot in self.peers:
                 self._push(found, slot, self.peers)
@@ -123,8 +123,8 @@ class InlineGather(InlineCopyStream):
         self.shared.arrive(master, time.perf_counter)
         found = self.shared.find(master)
         if found is None:
-            self.shared.store.pin_again(master)
-            super().copy(master, slot)
+            copy = partial(super().copy, master, slot)
+            self.shared.bring_alone(master, time.perf_counter, copy)
             return
         for pieces, chunk in found.steps():
             for part, offset in pieces:

@@ -25,8 +25,7 @@ class BothRanks(SharedUnits):
     """Plays a second rank as well, which is late: two cannot be had on one GPU."""
 
     def __init__(self, brings_its_part: bool = True) -> None:
-        self.joined = 0
-        self._cuts: WeakKeyDictionary = WeakKeyDictionary()
+        super().__init__(shards=None, store=None)
         self.others: WeakKeyDictionary = WeakKeyDictionary()
         self.brings_its_part = brings_its_part
 
