@@ -2,17 +2,18 @@
 
     python -m benchmarks.multi_gpu --processes 2 --model wan-14b --frames 1,17,81
 
-Starts one process for each GPU. All modes are set up, one after the other, each also with context
+Starts one process for each GPU. Modes are set up, one after the other, each also with context
 parallel, where all processes compute one video; then each is timed in every round, so that what
-changes on the machine meets all of them. Those that stream are set up while no other does, for a
-process registers a file once, and again for the rounds. In `streamed-one` the first streams
-everything and the others are idle, which is what several are compared with. ``step_ms`` is the
-median of the rounds. Times and reserved memory are those of the slowest and of the fullest process,
-host bytes those of all together, a file that they map counted once. The difference is that to the
-first mode's output, the largest over the largest value; 0 is every bit. Set-up goes from the
-weights' file to a model that computes; making and connecting the groups of processes belongs to
-launching and is told apart. ``setup`` in the JSON has the parts of the first process's set-up, as
-the package's log names them, ``link_gb_s`` what the host brings to each GPU.
+changes on the machine meets all of them. Where not all fit on the device at once, the others follow
+when these are done. Those that stream are set up while no other does, for a process registers a
+file once, and again for the rounds. In `streamed-one` the first streams everything and the others
+are idle, which is what several are compared with. ``step_ms`` is the median of the rounds. Times
+and reserved memory are those of the slowest and of the fullest process, host bytes those of all
+together, a file that they map counted once. The difference is that to the first mode's output, the
+largest over the largest value; 0 is every bit. Set-up goes from the weights' file to a model that
+computes; making and connecting the groups of processes belongs to launching and is told apart.
+``setup`` in the JSON has the parts of the first process's set-up, as the package's log names them,
+``link_gb_s`` what the host brings to each GPU.
 """
 
 import socket
@@ -48,6 +49,9 @@ COLUMNS = (
     *("mode", "frames", "step_ms", "fastest_ms", "slowest_ms"),
     *("reserved_gb", "host_gb", "setup_s", "difference"),
 )
+
+ROOM_TO_WORK = 10 << 30
+"""Device memory for a step of 14B at 81 frames, with some to spare."""
 
 
 class Contender:
@@ -135,21 +139,48 @@ def compare(output: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 class Together:
-    """A deadline that all ranks hear of alike: the first one's.
+    """What all ranks have to find alike; each method is a collective call.
 
     Args:
-        deadline: the first rank's.
+        deadline: the first rank's counts.
         device: of this rank.
     """
 
     def __init__(self, deadline: Deadline, device: torch.device) -> None:
-        self._deadline, self._device = deadline, device
+        self._deadline, self.device = deadline, device
 
-    def allows(self, seconds: float) -> bool:
-        """As the first rank's does; a collective call."""
-        goes_on = torch.tensor(int(self._deadline.allows(seconds)), device=self._device)
+    def allow(self, seconds: float) -> bool:
+        """Whether so many seconds are left on the first rank."""
+        goes_on = torch.tensor(int(self._deadline.allows(seconds)), device=self.device)
         dist.broadcast(goes_on, 0)
         return bool(goes_on)
+
+    def have_room(self, num_bytes: int) -> bool:
+        """Whether so much device memory is left on every rank."""
+        if self.device.type != "cuda":
+            return True
+        free = torch.tensor(torch.cuda.mem_get_info(self.device)[0], device=self.device)
+        dist.all_reduce(free, dist.ReduceOp.MIN)
+        return int(free) >= num_bytes
+
+
+def set_up(waiting: list[str], together: Together, settings: dict[str, Any]) -> list[Contender]:
+    """Take modes off a list as long as a resident model and its work still fit beside them."""
+    contenders: list[Contender] = []
+    room = settings["table"].facts["weight_bytes"] + ROOM_TO_WORK
+    while waiting and (not contenders or together.have_room(room)):
+        begin = time.monotonic()
+        contender = Contender(waiting.pop(0), together.device, settings)
+        contenders.append(contender)
+        if contender.mode.startswith("streamed"):
+            contender.close()
+        empty_caches(together.device)
+        if not together.allow(time.monotonic() - begin):
+            waiting.clear()
+    for contender in contenders:
+        if contender.mode.startswith("streamed"):
+            contender.open()
+    return contenders
 
 
 def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
@@ -176,33 +207,25 @@ def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
     table.facts["setup"] = settings["setup"]
     weights = weight_bytes(make_transformer(settings["model"], settings["folder"]))
     table.facts |= {"weight_bytes": weights, **describe_machine(device)}
-    deadline = Together(settings["deadline"], device)
-    contenders = []
-    for mode in settings["modes"]:
-        begin = time.monotonic()
-        contender = Contender(mode, device, settings)
-        contenders.append(contender)
-        if mode.startswith("streamed"):
-            contender.close()
+    together = Together(settings["deadline"], device)
+    waiting, done = list(settings["modes"]), list[Row]()
+    while waiting and together.allow(0.0):
+        contenders = set_up(waiting, together, settings)
+        for _ in range(settings["rounds"]):
+            begin = time.monotonic()
+            for contender in contenders:
+                contender.time()
+                empty_caches(device)
+            rows = [row for contender in contenders for row in contender.rows()]
+            if rank == 0:
+                table.parts.clear()
+                table.add("rows", *done, *rows)
+            if not together.allow(time.monotonic() - begin):
+                break
+        done += rows
+        while contenders:
+            contenders.pop().close()
         empty_caches(device)
-        if not deadline.allows(time.monotonic() - begin):
-            break
-    for contender in contenders:
-        if contender.mode.startswith("streamed"):
-            contender.open()
-    for _ in range(settings["rounds"]):
-        begin = time.monotonic()
-        for contender in contenders:
-            contender.time()
-            empty_caches(device)
-        rows = [row for contender in contenders for row in contender.rows()]
-        if rank == 0:
-            table.parts.clear()
-            table.add("rows", *rows)
-        if not deadline.allows(time.monotonic() - begin):
-            break
-    for contender in reversed(contenders):
-        contender.close()
     dist.destroy_process_group()
 
 

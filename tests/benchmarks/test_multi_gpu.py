@@ -1,11 +1,13 @@
 """The benchmark over several processes, on a model small enough for a CPU."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.multi_gpu import main
+from benchmarks import multi_gpu
+from benchmarks.multi_gpu import main, set_up
 
 MODES = [
     "streamed-one",
@@ -43,3 +45,53 @@ def test_an_unknown_mode_is_refused_with_those_that_there_are():
     outcome = CliRunner().invoke(main, ["--modes", "magic"])
     assert outcome.exit_code == 2
     assert "no mode 'magic'; there are streamed-one, resident, streamed-gather" in outcome.output
+
+
+class Played:
+    """A contender, or what ranks agree on, that notes what it is asked for."""
+
+    log: list[str]
+    room = 3
+    seconds = 9
+
+    def __init__(self, mode="", device=None, settings=None):
+        self.mode, self.device = mode, "cpu"
+
+    def open(self):
+        self.log.append(f"open {self.mode}")
+
+    def close(self):
+        self.log.append(f"close {self.mode}")
+
+    def have_room(self, num_bytes):
+        assert num_bytes == 5 + multi_gpu.ROOM_TO_WORK
+        self.room -= 1
+        return self.room > 0
+
+    def allow(self, seconds):
+        self.seconds -= 1
+        return self.seconds > 0
+
+
+@pytest.fixture
+def played(monkeypatch):
+    monkeypatch.setattr(multi_gpu, "Contender", Played)
+    monkeypatch.setattr(multi_gpu, "empty_caches", lambda device: None)
+    Played.log = []
+    return {"table": SimpleNamespace(facts={"weight_bytes": 5})}
+
+
+def test_as_many_are_set_up_as_fit_and_those_that_stream_one_at_a_time(played):
+    waiting = ["resident", "streamed-a", "streamed-b", "fsdp"]
+    ready = set_up(waiting, Played(), played)
+    assert [contender.mode for contender in ready] == ["resident", "streamed-a", "streamed-b"]
+    assert waiting == ["fsdp"]
+    opened = ["open streamed-a", "open streamed-b"]
+    assert Played.log == ["close streamed-a", "close streamed-b", *opened]
+
+
+def test_nothing_more_is_set_up_when_time_is_up(played, monkeypatch):
+    monkeypatch.setattr(Played, "seconds", 2)
+    waiting = ["resident", "fsdp", "streamed-a"]
+    assert len(set_up(waiting, Played(), played)) == 2
+    assert not waiting
