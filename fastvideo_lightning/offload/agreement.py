@@ -78,13 +78,14 @@ class SharedUnits:
         units = [unit for unit in units if not unit.transient]
         claims = [self._claim(unit) for unit in units]
         load_by = self._pace.take() if self._pace is not None else lambda _: 0
-        numbers = [self.joined, *claims, *(load_by(unit.slab) for unit in units)]
-        known = self.shards.exchange_numbers(numbers)
+        loads = [load_by(unit.slab) for unit in units]
+        alone = [unit.slab in self._alone for unit in units]
+        known = self.shards.exchange_numbers([self.joined, *claims, *loads, *alone])
         self._check_step(known[:, 0].tolist())
-        split = [1, len(units), len(units)]
-        _, lowest, least_load = (part.tolist() for part in known.amin(dim=0).split(split))
-        _, highest, most_load = (part.tolist() for part in known.amax(dim=0).split(split))
-        self._settle_loads(units, least_load, most_load)
+        least, most = known[:, 1:].amin(dim=0), known[:, 1:].amax(dim=0)
+        lowest, least_load, all_alone = least.view(3, -1).tolist()
+        highest, most_load, _ = most.view(3, -1).tolist()
+        self._settle_loads(units, least_load, most_load, all_alone)
         edited = []
         for unit, low, high in zip(units, lowest, highest, strict=True):
             assert unit.slab is not None
@@ -125,18 +126,28 @@ class SharedUnits:
         self.shards.join(buffer[chunk.begin : chunk.end], buffer[chunk.own_begin : chunk.own_end])
 
     def _settle_loads(
-        self, units: Sequence[OffloadUnit], least: Sequence[int], most: Sequence[int]
+        self,
+        units: Sequence[OffloadUnit],
+        least: Sequence[int],
+        most: Sequence[int],
+        all_alone: Sequence[int],
     ) -> None:
-        """Let ranks bring alone what their links are fast enough for, as all of them found it."""
+        """Let ranks bring alone what their links are fast enough for, as all of them found it.
+
+        Where a rank does not know, units come as before; where that is not the same on all, for one
+        has other memory for a unit since, in parts.
+        """
         changed: list[tuple[HostMaster, int]] = []
-        for unit, low, high in zip(units, least, most, strict=True):
+        for unit, low, high, were_alone in zip(units, least, most, all_alone, strict=True):
             assert unit.slab is not None
-            is_alone = high < MOST_LOAD
-            if low > 0 and is_alone != (unit.slab in self._alone):  # 0: a rank does not know
+            is_alone = high < MOST_LOAD if low > 0 else bool(were_alone)
+            if is_alone == (unit.slab in self._alone):
+                continue
+            (self._alone.add if is_alone else self._alone.discard)(unit.slab)
+            if is_alone:
+                self.store.pin_again(unit.slab)
+            if low > 0:
                 changed.append((unit.slab, high))
-                (self._alone.add if is_alone else self._alone.discard)(unit.slab)
-                if is_alone:
-                    self.store.pin_again(unit.slab)
         if changed and self.shards.rank == 0:
             master, high = changed[0]
             how = "as a whole to each rank" if master in self._alone else "in parts again"

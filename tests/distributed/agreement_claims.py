@@ -11,6 +11,7 @@ from distributed.streaming_claims import (
     WIDTH,
     assert_equal,
     attach,
+    attach_with_fast_links,
     engine_in,
     toy_of,
 )
@@ -121,13 +122,8 @@ def blocks_that_compute_long_come_as_a_whole(device):
     kept = Kept()
     agreement._log.addHandler(kept)
     agreement._log.setLevel(logging.INFO)
-    measure = sharding.measure_links
-    sharding.measure_links = lambda *_, **__: LinkSpeeds(1e-12, 1e-9)  # in parts; fast enough alone
-    try:
-        model, plain = toy_of(), toy_of()
-        callback = attach(model, device, "auto")
-    finally:
-        sharding.measure_links = measure
+    model, plain = toy_of(), toy_of()
+    callback = attach_with_fast_links(model, device)
     for load, passes, comes_whole in (
         (None, 4, False),  # nothing is known yet
         (None, 1, True),

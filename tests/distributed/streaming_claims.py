@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastvideo_lightning.callbacks import LayerwiseOffload
+from fastvideo_lightning.callbacks import LayerwiseOffload, sharding
 from fastvideo_lightning.offload import parts
 from fastvideo_lightning.offload.gather import GatherStream, InlineGather
+from fastvideo_lightning.offload.link import LinkSpeeds
 from tests.toys import OnFile, OnMeta, Toy, make_toy, sample
 
 WIDTH = 48
@@ -23,6 +24,16 @@ def attach(model: Toy, device: torch.device, how: str = "gather", **options) -> 
     parts.CHUNK_BYTES = 1 << 13  # so that a block of a toy has several; here are ranks alone
     callback.attach(model, device)
     return callback
+
+
+def attach_with_fast_links(model: Toy, device: torch.device) -> LayerwiseOffload:
+    """Attach with `auto` where parts are faster, and links fast enough for whole blocks."""
+    measure = sharding.measure_links
+    sharding.measure_links = lambda *_, **__: LinkSpeeds(1e-12, 1e-9)
+    try:
+        return attach(model, device, "auto")
+    finally:
+        sharding.measure_links = measure
 
 
 def engine_in(callback: LayerwiseOffload):

@@ -151,6 +151,10 @@ def test_adapters_are_each_ranks_own_and_the_blocks_bytes_are_still_shared(world
     world.run(adapter_claims.adapters_are_each_ranks_own, who)
 
 
+def test_an_adapter_on_one_rank_changes_no_ranks_way_alone(world: World):
+    world.run(adapter_claims.an_adapter_on_one_rank_changes_no_ranks_way_alone)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "claim",
