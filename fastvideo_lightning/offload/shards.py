@@ -68,14 +68,6 @@ class ShardGroup:
         """
         _all_gather(whole, part, group=self._weights)
 
-    def meet(self, token: torch.Tensor) -> None:
-        """Let the current stream wait for those of the other ranks; a collective call.
-
-        Args:
-            token: ``[1]`` on the device, which stays as it is.
-        """
-        dist.all_reduce(token, dist.ReduceOp.MAX, group=self._weights)
-
     @contextmanager
     def together(self) -> Iterator[None]:
         """Let an exception on one rank be an exception on every rank.
