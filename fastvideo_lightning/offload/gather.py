@@ -58,6 +58,7 @@ class GatherStream(CopyStream):
         if found is None:
             self.shared.bring_alone(master, self._mark, partial(super().copy, master, slot))
             return
+        self.gather_stream.wait_event(ready)  # a whole unit, likewise: others may write behind this
         self.gather_stream.wait_event(free)
         with self._on_gather_stream:
             if self.peers is not None and slot in self.peers:
