@@ -7,7 +7,8 @@ wait. How long it computes depends on the video, so it is measured while one is 
 came between two arrivals of the same unit, by the time between them. That over what the link brings
 is the link's load, were everything brought alone. Before the next video the ranks compare theirs;
 where the highest leaves a tenth of the link to spare, units come as a whole. Then copies themselves
-tell what the link brings, and where it turns out to be what limits them, they come in parts again.
+tell what the link brings, and where it turns out to be what limits them, they come in parts again;
+what they told counts from then on, or the next video's would come as a whole.
 """
 
 import statistics
@@ -67,8 +68,9 @@ class Pace:
         """The link's load by each unit in the run that is over, in thousandths; 0: not known."""
         pairs = zip(self._arrivals, self._arrivals[1:], strict=False)
         wanted = [self._rate(begin, end, to - since) for (begin, since), (end, to) in pairs]
-        links = [self._rate(*copy) for copy in self._brought] or [self._bytes_per_s]
-        load = max(1, round(1000 * max(wanted) / statistics.median(links))) if wanted else 0
+        if self._brought:
+            self._bytes_per_s = statistics.median(self._rate(*copy) for copy in self._brought)
+        load = max(1, round(1000 * max(wanted) / self._bytes_per_s)) if wanted else 0
         units = self._units
         self._counted, self._units, self._bytes = None, set(), 0
         self._arrivals, self._brought = [], []

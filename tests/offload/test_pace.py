@@ -75,3 +75,15 @@ def test_units_that_come_alone_tell_what_the_link_brings(waits, load):
     for _ in range(5):
         run.copy_alone(*units, seconds=2.0, waits=waits)  # far from the 1 MB/s that was measured
     assert run.pace.take()(units[0]) == load
+
+
+def test_what_copies_told_of_the_link_counts_when_units_come_in_parts_again():
+    """Or they would come as a whole again, and in turns from then on."""
+    run = Run()
+    (unit,) = masters(8000)
+    run.copy(*[unit] * 4, seconds=0.01)
+    assert run.pace.take()(unit) == 800  # by the 1 MB/s that was measured
+    run.copy_alone(*[unit] * 4, seconds=0.01)
+    assert run.pace.take()(unit) == 1000
+    run.copy(*[unit] * 4, seconds=0.01)
+    assert run.pace.take()(unit) == 1000
