@@ -5,9 +5,11 @@
 Starts one process for each GPU. Modes are set up, one after the other, each also with context
 parallel, where all processes compute one video; then each is timed in every round, so that what
 changes on the machine meets all of them. Where not all fit on the device at once, the others follow
-when these are done. Those that stream are set up while no other does, for a process registers a
-file once, and again for the rounds. In `streamed-one` the first streams everything and the others
-are idle, which is what several are compared with. ``step_ms`` is the median of the rounds. Times
+when these are done. One that streams is closed behind its set-up and opened again for the rounds: a
+process registers a file once, and a second mode would find it registered. In `streamed-one` the
+first process streams everything and the others are idle in the rounds, which is what several are
+compared with; `streamed-auto` is in its first run all along, of which it does not know yet whether
+blocks could come as a whole. ``step_ms`` is the median of the rounds. Times
 and reserved memory are those of the slowest and of the fullest process, host bytes those of all
 together, a file that they map counted once. The difference is that to the first mode's output, the
 largest over the largest value; 0 is every bit. Set-up goes from the weights' file to a model that
@@ -82,12 +84,10 @@ class Contender:
             self._inputs[frames] = inputs
             self._seconds[frames] = []
             reset_peak(device)
-            output = self.step(frames).cpu() if self._computes else None
+            output = self.step(frames).cpu()
             self._reserved[frames] = read_peak(device).reserved - before.reserved
-            self._difference[frames] = 0.0
-            if output is not None:
-                expected = settings["expected"].setdefault(frames, output)
-                self._difference[frames] = compare(output, expected)
+            expected = settings["expected"].setdefault(frames, output)
+            self._difference[frames] = compare(output, expected)
 
     def open(self) -> None:
         """Go from the weights' file to a model that computes."""

@@ -4,10 +4,15 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 from click.testing import CliRunner
+from distributed.ranks import World
 
 from benchmarks import multi_gpu
-from benchmarks.multi_gpu import main, set_up
+from benchmarks.multi_gpu import Contender, main, set_up
+from benchmarks.multi_gpu_modes import ALONE
+from benchmarks.setup_parts import Parts
+from benchmarks.shapes import make_transformer
 
 MODES = [
     "streamed-one",
@@ -95,3 +100,24 @@ def test_nothing_more_is_set_up_when_time_is_up(played, monkeypatch):
     waiting = ["resident", "fsdp", "streamed-a"]
     assert len(set_up(waiting, Played(), played)) == 2
     assert not waiting
+
+
+def output_in_first_mode(device, folder):
+    settings = {"model": "wan-tiny", "folder": folder, "frames": (1,), "size": (64, 64)}
+    settings |= {"parts": Parts(), "setup": {}, "expected": {}}
+    if dist.get_rank() == 0:
+        make_transformer("wan-tiny", folder)
+    dist.barrier()
+    Contender(ALONE, device, settings).close()
+    return {frames: output.tolist() for frames, output in settings["expected"].items()}
+
+
+def test_every_rank_compares_with_what_the_first_mode_gives(tmp_path):
+    """Also where that is one process alone; else a rank would compare a later mode with itself."""
+    world = World(2, "gloo")
+    try:
+        first, second = world.run(output_in_first_mode, tmp_path)
+    finally:
+        world.close()
+    assert list(first) == [1]
+    assert first == second
