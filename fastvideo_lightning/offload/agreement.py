@@ -148,11 +148,17 @@ class SharedUnits:
                 self.store.pin_again(unit.slab)
             if low > 0:
                 changed.append((unit.slab, high))
-        if changed and self.shards.rank == 0:
-            master, high = changed[0]
-            how = "as a whole to each rank" if master in self._alone else "in parts again"
-            told = f"each link would be busy for {high / 10:.0f} % of the time with all of them"
-            _log.info("%d blocks come %s from now on: %s.", len(changed), how, told)
+        if self.shards.rank == 0:
+            self._tell(changed)
+
+    def _tell(self, changed: Sequence[tuple[HostMaster, int]]) -> None:
+        """Say which way units go from now on, and the load that speaks for it."""
+        for how, is_alone in (("as a whole to each rank", True), ("in parts again", False)):
+            loads = [load for master, load in changed if (master in self._alone) == is_alone]
+            if loads:
+                blocks = "1 block comes" if len(loads) == 1 else f"{len(loads)} blocks come"
+                told = f"each link would be busy for {max(loads) / 10:.0f} % of the time"
+                _log.info("%s %s from now on: %s with all of them.", blocks, how, told)
 
     def _claim(self, unit: OffloadUnit) -> _Claim:
         assert unit.slab is not None, f"{unit.fqn} is not attached"

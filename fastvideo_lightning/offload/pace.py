@@ -5,14 +5,15 @@ Parts halve what each link brings, and make ranks wait for each other at every b
 one delays all. Where a block computes for longer than it takes to come as a whole, nobody has to
 wait. How long it computes depends on the video, so it is measured while one is made: bytes that
 came between two arrivals of the same unit, by the time between them. That over what the link brings
-is the link's load, were everything brought alone. Before the next video the ranks compare theirs;
-where the highest leaves a tenth of the link to spare, units come as a whole. Then copies themselves
-tell what the link brings, and where it turns out to be what limits them, they come in parts again;
-what they told counts from then on, or the next video's would come as a whole.
+is the link's load by what came in between, were it brought alone. Before the next video the ranks
+compare theirs; where the highest leaves a tenth of the link to spare, units come as a whole. Then
+copies themselves tell what the link brings, and where it turns out to be what limits them, they
+come in parts again; what they told counts from then on, or the next video's would come as a whole.
 """
 
 import statistics
 from collections.abc import Callable
+from typing import NamedTuple
 
 from fastvideo_lightning.offload.host import HostMaster
 from fastvideo_lightning.offload.timing import DeviceClock, Mark
@@ -22,6 +23,22 @@ MOST_LOAD = 900
 
 MakeMark = Callable[[], Mark]
 """Marks this moment in the stream of the copies."""
+
+
+class Cycle(NamedTuple):
+    """What came from one arrival of a unit to the next.
+
+    Attributes:
+        begin: when it came.
+        end: when it came again.
+        num_bytes: of all that came in between.
+        units: these, by the ids of their host masters.
+    """
+
+    begin: Mark
+    end: Mark
+    num_bytes: int
+    units: set[int]
 
 
 class Pace:
@@ -36,23 +53,24 @@ class Pace:
         self._clock = clock
         self._bytes_per_s = bytes_per_s
         self._counted: int | None = None
-        self._units: set[int] = set()
-        self._arrivals: list[tuple[Mark, int]] = []
-        self._brought: list[tuple[Mark, Mark, int]] = []
+        self._begin: Mark | None = None
+        self._since: set[int] = set()
         self._bytes = 0
+        self._cycles: list[Cycle] = []
+        self._brought: list[tuple[Mark, Mark, int]] = []
 
     def arrive(self, master: HostMaster, mark: MakeMark) -> None:
         """The unit with this host master is about to come."""
         key = id(master)
-        if self._counted is None:
-            if key not in self._units:
-                self._units.add(key)
-                return
-            self._counted = key  # the first that comes again: a model's cycle goes through it
-            self._units.clear()
-        if key == self._counted:
-            self._arrivals.append((mark(), self._bytes))
-        self._units.add(key)
+        if key in self._since:
+            now = mark()
+            if key == self._counted:
+                assert self._begin is not None
+                self._cycles.append(Cycle(self._begin, now, self._bytes, self._since))
+            # Where another unit is the first to come again, it is another model's turn.
+            self._counted, self._begin = key, now
+            self._since, self._bytes = set(), 0
+        self._since.add(key)
         self._bytes += master.layout.size_bytes
 
     def time_alone(self, master: HostMaster, mark: MakeMark, copy: Callable[[], None]) -> None:
@@ -66,15 +84,15 @@ class Pace:
 
     def take(self) -> Callable[[HostMaster | None], int]:
         """The link's load by each unit in the run that is over, in thousandths; 0: not known."""
-        pairs = zip(self._arrivals, self._arrivals[1:], strict=False)
-        wanted = [self._rate(begin, end, to - since) for (begin, since), (end, to) in pairs]
         if self._brought:
             self._bytes_per_s = statistics.median(self._rate(*copy) for copy in self._brought)
-        load = max(1, round(1000 * max(wanted) / self._bytes_per_s)) if wanted else 0
-        units = self._units
-        self._counted, self._units, self._bytes = None, set(), 0
-        self._arrivals, self._brought = [], []
-        return lambda master: load if id(master) in units else 0
+        loads: dict[int, int] = {}
+        for begin, end, num_bytes, units in self._cycles:
+            load = max(1, round(1000 * self._rate(begin, end, num_bytes) / self._bytes_per_s))
+            loads |= {key: max(load, loads.get(key, 0)) for key in units}
+        self._counted, self._since = None, set()
+        self._cycles, self._brought = [], []
+        return lambda master: loads.get(id(master), 0)
 
     def _rate(self, begin: Mark, end: Mark, num_bytes: int) -> float:
         return num_bytes / max(self._clock.seconds(begin, end), 1e-9)

@@ -114,7 +114,11 @@ def test_auto_lets_each_bring_alone_what_computes_for_longer_than_it_takes_to_co
         "4 blocks come in parts again",
         "4 blocks come as a whole to each rank",
         "4 blocks come in parts again",
+        "2 blocks come as a whole to each rank",
+        "2 blocks come as a whole to each rank",
+        "1 block comes in parts again",
     ]
+    assert "busy for 60 %" in messages[-3]
 
 
 @pytest.mark.parametrize(("speeds", "gathers"), [((1e-3, 2e-3), True), ((2e-3, 1e-3), False)])

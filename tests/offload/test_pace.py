@@ -87,3 +87,25 @@ def test_what_copies_told_of_the_link_counts_when_units_come_in_parts_again():
     assert run.pace.take()(unit) == 1000
     run.copy(*[unit] * 4, seconds=0.01)
     assert run.pace.take()(unit) == 1000
+
+
+def test_each_model_of_a_run_counts_for_its_own_units():
+    """Such as a text encoder that is called twice, and the denoiser behind it."""
+    run = Run()
+    encoder, denoiser, other = masters(2000, 3000), masters(4000, 4000), masters(500, 500)
+    run.copy(*denoiser)  # for nothing, where the encoder comes first
+    run.copy(*encoder * 2, *encoder[:1], seconds=0.5)
+    run.copy(*denoiser * 4, seconds=2)
+    run.copy(*other * 4, seconds=1)
+    load_by = run.pace.take()
+    assert [load_by(unit) for unit in [*encoder, *denoiser, *other]] == [5, 5, 2, 2, 1, 1]
+
+
+def test_a_unit_that_is_fetched_twice_makes_no_other_look_fast():
+    run = Run()
+    units = masters(4000, 4000)
+    for _ in range(4):
+        run.copy(units[0], seconds=2)
+        run.copy(units[1], seconds=0.1)  # and given up
+        run.copy(units[1], seconds=2)
+    assert run.pace.take()(units[0]) == 2
