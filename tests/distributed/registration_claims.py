@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from distributed.streaming_claims import engine_in, make_kind
+from distributed.streaming_claims import engine_in, fast_links, joined, make_kind
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload import parts, registration
 from fastvideo_lightning.offload.mapped import MappedSlab
@@ -126,6 +126,21 @@ def what_is_brought_as_a_whole_is_registered_as_a_whole(device, kind, path):
         check_copies(callback, driver)
         if dist.get_rank() == 0:
             assert sum(driver.live.values()) > before
+        callback.detach()
+        assert not driver.live
+
+
+def what_links_are_fast_enough_for_is_registered_as_a_whole(device, kind, path):
+    with played() as driver, fast_links():
+        plain, model, callback = attached(kind, path, "auto")
+        for _ in range(2):
+            before = joined(callback)
+            callback.on_predict_batch_start()
+            for _ in range(4):
+                assert_equal(model, plain)
+            check_copies(callback, driver)
+            callback.on_predict_batch_end()
+        assert joined(callback) == before
         callback.detach()
         assert not driver.live
 

@@ -1,6 +1,9 @@
 """What holds on every rank of a world that streams together; each is called with its device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -26,14 +29,16 @@ def attach(model: Toy, device: torch.device, how: str = "gather", **options) -> 
     return callback
 
 
+@contextmanager
+def fast_links() -> Iterator[None]:
+    """Parts are faster for `auto`, and links fast enough for whole blocks."""
+    with mock.patch.object(sharding, "measure_links", return_value=LinkSpeeds(1e-12, 1e-9)):
+        yield
+
+
 def attach_with_fast_links(model: Toy, device: torch.device) -> LayerwiseOffload:
-    """Attach with `auto` where parts are faster, and links fast enough for whole blocks."""
-    measure = sharding.measure_links
-    sharding.measure_links = lambda *_, **__: LinkSpeeds(1e-12, 1e-9)
-    try:
+    with fast_links():
         return attach(model, device, "auto")
-    finally:
-        sharding.measure_links = measure
 
 
 def engine_in(callback: LayerwiseOffload):

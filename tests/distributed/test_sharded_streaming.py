@@ -165,6 +165,7 @@ def test_an_adapter_on_one_rank_changes_no_ranks_way_alone(world: World):
     [
         registration_claims.each_registers_the_pages_of_its_parts,
         registration_claims.what_is_brought_as_a_whole_is_registered_as_a_whole,
+        registration_claims.what_links_are_fast_enough_for_is_registered_as_a_whole,
     ],
 )
 def test_a_rank_registers_what_it_copies(world: World, claim, kind, tmp_path):
