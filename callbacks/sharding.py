@@ -22,10 +22,11 @@ MAX_PROBE_BYTES = 64 << 20
 class ShardTransport(StrEnum):
     """How blocks come to the devices of several ranks.
 
-    AUTO: the faster of the two, as measured when the first blocks are attached; in parts only where
-        the last video's blocks did not compute for longer than they take to come as a whole.
-    GATHER: each rank brings a part over its own link, an all-gather joins the parts. In a run every
-        rank must make the same calls.
+    AUTO: the faster of the two, as measured when the first blocks are attached. Where that is in
+        parts, blocks that computed for longer in the last run than they take to come as a whole
+        come so, see Note [Brought alone].
+    GATHER: each rank brings a part over its own link, and the parts are joined on the devices. In a
+        run every rank must make the same calls.
     LOCAL: each rank brings everything, and may work apart from the others.
     """
 
@@ -104,7 +105,7 @@ def _choose(
         )
     if shards.rank == 0:
         what = {
-            ShardTransport.GATHER: f"each brings 1/{shards.size} of a block, an all-gather joins",
+            ShardTransport.GATHER: f"each brings 1/{shards.size} of a block to all",
             ShardTransport.LOCAL: "each brings every block by itself",
         }
         _log.info(

@@ -113,7 +113,7 @@ class SharedUnits:
             self._pace.arrive(master, mark)
 
     def bring_alone(self, master: HostMaster, mark: MakeMark, copy: Callable[[], None]) -> None:
-        """Copy a unit of which there is no cut; its slot is free."""
+        """Copy a unit that does not come in parts; its slot is free."""
         self.store.pin_again(master)
         if self._pace is None:
             copy()

@@ -49,7 +49,7 @@ class GatherStream(CopyStream):
             self.peers.open(slots)
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
-        """Start the copies of this rank's parts, and the collectives behind them."""
+        """Start the copies of this rank's parts, and what joins the parts behind them."""
         ready, free = slot.events()
         self.shared.arrive(master, self._mark)
         self.stream.wait_event(ready)  # a gather into the slot that nobody has waited for
@@ -100,7 +100,7 @@ class GatherStream(CopyStream):
         self.gather_stream.wait_event(self._copied)
 
     def drain(self) -> None:
-        """Wait for the copies, the collectives and the stream that computes."""
+        """Wait for the copies, for what joins them and for the stream that computes."""
         self.gather_stream.synchronize()
         super().drain()
 

@@ -1,14 +1,15 @@
 """Pace: how fast units are wanted, to tell whether each rank can bring them by itself.
 
 Note [Brought alone]
-Parts halve what each link brings, and make ranks wait for each other at every block: what delays
-one delays all. Where a block computes for longer than it takes to come as a whole, nobody has to
-wait. How long it computes depends on the video, so it is measured while one is made: bytes that
-came between two arrivals of the same unit, by the time between them. That over what the link brings
-is the link's load by what came in between, were it brought alone. Before the next video the ranks
-compare theirs; where the highest leaves a tenth of the link to spare, units come as a whole. Then
-copies themselves tell what the link brings, and where it turns out to be what limits them, they
-come in parts again; what they told counts from then on, or the next video's would come as a whole.
+Parts leave each of N links 1/N to bring, and make ranks wait for each other at every block: what
+delays one delays all. Where a block computes for longer than it takes to come as a whole, nobody
+has to wait. How long it computes depends on the video, so it is measured while one is made: bytes
+that came between two arrivals of the same unit, by the time between them. That over what the link
+brings is the link's load by what came in between, were it brought alone. Before the next video the
+ranks compare theirs; where the highest leaves a tenth of the link to spare, units come as a whole.
+Then copies themselves tell what the link brings, and where it turns out to be what limits them,
+they come in parts again; what they told counts from then on, or the next video's would come as a
+whole.
 """
 
 import statistics

@@ -2,10 +2,10 @@
 
 Note [Parts and chunks]
 A slab is cut into chunks, and each chunk into one part per rank, in the order of the ranks. A rank
-copies its part to where it lies in the slot; the all-gather of the chunk then fills in the others'
-parts, in place. While one chunk is joined the next is copied. The last few bytes, which do not
-divide, are copied by every rank, so that a slot is no longer than its unit; so is what came to the
-unit later, such as an adapter. Every chunk costs the host time, so there are few.
+copies its part to where it lies in the slot; then the chunk is joined: the others' parts are filled
+in, in place. While one chunk is joined the next is copied. The last few bytes, which do not divide,
+are copied by every rank, so that a slot is no longer than its unit; so is what came to the unit
+later, such as an adapter. Every chunk costs the host time, so there are few.
 """
 
 from collections.abc import Iterator, Sequence
