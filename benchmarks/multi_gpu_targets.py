@@ -61,7 +61,8 @@ def _setup(run: Run) -> float:
 
 def _prompts(run: Run) -> float:
     for row in run["rows"]:
-        if row.get("processes") == 2 and row["equal"] and row["videos"] == 8:
+        is_told = row.get("processes") == 2 and row["ratio"] is not None
+        if is_told and row["equal"] and row["videos"] == 8:
             return float(row["ratio"])
     raise KeyError("processes")
 

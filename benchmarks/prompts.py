@@ -108,8 +108,10 @@ def summarize(into: Path, contenders: list[Contender], turns: int, count: int) -
             "equal": all(digests == expected and len(digests) == count for digests in made),
         }
         rows.append(row)
-        beside = next(one for one in rows if one["mode"] == ALONE.get(mode, mode))
-        row["ratio"] = row["seconds"] / beside["seconds"]
+    alone = {row["mode"]: row["seconds"] for row in rows if row["processes"] == 1}
+    for row in rows:
+        beside = alone.get(ALONE.get(row["mode"], row["mode"]))
+        row["ratio"] = None if beside is None else row["seconds"] / beside
     return rows
 
 

@@ -46,6 +46,17 @@ class Meeting:
             RuntimeError: the driver refuses.
         """
         self._count = (self._count + 1) % (1 << 32)
+        self._write_and_wait(stream)
+
+    def try_out(self, stream: int) -> None:
+        """Make the calls of a meeting, for which no rank waits; before the first one.
+
+        Raises:
+            RuntimeError: the driver refuses, as some do that share one GPU among machines.
+        """
+        self._write_and_wait(stream)
+
+    def _write_and_wait(self, stream: int) -> None:
         for address in self._others:
             self._driver.write(address, self._count, stream)
         for address in self._own:

@@ -74,7 +74,8 @@ class PeerSlots:
     def open(self, slots: Sequence[DeviceSlot]) -> None:
         """Let all ranks know each other's slots; collective. Nothing may be on its way to them.
 
-        Where one device cannot reach another's memory, no rank knows any.
+        Where one device cannot reach another's memory, or the driver lets no stream wait for a
+        number in it, no rank knows any.
 
         Raises:
             RuntimeError: the ranks have not used the same slots so far.
@@ -96,10 +97,10 @@ class PeerSlots:
         torch.cuda.ipc_collect()  # slots that are gone, and that the others knew
         told = self.shards.exchange(self._describe([*(slot.buffer for slot in slots), flags]))
         theirs = self._open(told)
-        if all(self.shards.exchange(theirs is not None)):
+        meeting = None if theirs is None else self._arrange(flags, theirs.pop())
+        if all(self.shards.exchange(meeting is not None)):
             assert theirs is not None
-            assert self._driver is not None
-            meeting = Meeting(self._driver, self.shards.rank, flags, theirs.pop())
+            assert meeting is not None
             for place, (slot, others) in enumerate(zip(slots, theirs, strict=True), 1):
                 self._opened[slot] = _Opened(place, others, meeting)
         else:
@@ -129,6 +130,20 @@ class PeerSlots:
     def leave(self, slot: DeviceSlot, stream: int) -> None:
         """This rank has pushed its parts: let a stream wait until the others have, too."""
         self._opened[slot].meeting.meet(stream)
+
+    def _arrange(self, flags: torch.Tensor, theirs: Sequence[torch.Tensor]) -> Meeting | None:
+        """Arrange where ranks meet; None where the driver does not let streams do so."""
+        assert self._driver is not None
+        meeting = Meeting(self._driver, self.shards.rank, flags, theirs)
+        stream = torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.device(self.device):
+                meeting.try_out(stream.cuda_stream)
+        except RuntimeError as error:
+            _log.info("Parts are joined by all-gathers, for ranks cannot meet: %s", error)
+            return None
+        stream.synchronize()  # no count of this may come later than one of a meeting
+        return meeting
 
     def _describe(self, buffers: Sequence[torch.Tensor]) -> list[Description] | None:
         if self._driver is None:

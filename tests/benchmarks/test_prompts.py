@@ -58,6 +58,24 @@ def test_a_video_that_differs_or_is_missing_in_any_round_shows(tmp_path):
     assert row["videos"] == 1
 
 
+def test_in_any_order_a_ratio_is_that_to_one_process_and_none_where_there_was_none(tmp_path):
+    for mode, size, seconds in (
+        ("streamed-local", 2, 3.0),
+        ("resident", 2, 3.0),
+        ("streamed", 1, 6.0),
+    ):
+        for rank in range(size):
+            report = {
+                "seconds": seconds,
+                "setup_s": 1.0,
+                "digests": {str(rank): "a"},
+                "each_s": [1.0],
+            }
+            (tmp_path / f"{mode}-{size}-0-{rank}.json").write_text(json.dumps(report))
+    contenders = [("streamed-local", 2), ("resident", 2), ("streamed", 1)]
+    assert [row["ratio"] for row in summarize(tmp_path, contenders, 1, 2)] == [0.5, None, 1.0]
+
+
 def test_a_process_that_ends_early_ends_the_benchmark(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(RuntimeError, match="ended with 3; never is missing"):

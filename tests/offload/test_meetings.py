@@ -53,3 +53,16 @@ def test_the_count_may_wrap_around():
         assert driver.still_waiting() == {0}
         ranks[1].meet(1)
         assert driver.still_waiting() == set()
+
+
+def test_a_trial_lets_nobody_wait_and_counts_for_nothing():
+    driver = Driver()
+    ranks = make(driver, 2)
+    for rank, meeting in enumerate(ranks):
+        meeting.try_out(rank)
+        assert len(driver.waiting) == rank + 1
+        assert driver.still_waiting() == set()
+    ranks[0].meet(0)
+    assert driver.still_waiting() == {0}
+    ranks[1].meet(1)
+    assert driver.still_waiting() == set()
