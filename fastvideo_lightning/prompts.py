@@ -20,9 +20,19 @@ class PromptFileError(ValueError):
     """Names are spelled as in the file, and every line of the message counts."""
 
     def __init__(self, wrong: Sequence[str], right: Sequence[str] = ()) -> None:
-        more = len(wrong) - MOST_SHOWN
-        shown = [*wrong[:MOST_SHOWN], *([f"... and {more} more lines."] if more > 0 else [])]
-        super().__init__("\n".join([*shown, *right]))
+        super().__init__("\n".join([*first_of_many(wrong, "line"), *right]))
+
+
+def first_of_many(wrong: Sequence[str], noun: str) -> list[str]:
+    """Return the first of what is wrong with each, and a line that counts the rest of many.
+
+    Args:
+        wrong: A line for each.
+        noun: What each of them is, such as `line`.
+    """
+    more = len(wrong) - MOST_SHOWN
+    counted = [f"... and {more} more {noun}{'s' if more > 1 else ''}."] if more > 0 else []
+    return [*wrong[:MOST_SHOWN], *counted]
 
 
 class PlacedPrompts(list[dict[str, Any]]):

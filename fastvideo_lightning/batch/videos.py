@@ -10,7 +10,7 @@ from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.writer import BatchWriter
 from fastvideo_lightning.output import GeneratedVideo
-from fastvideo_lightning.prompts import MOST_SHOWN, PromptDataset, PromptFileError
+from fastvideo_lightning.prompts import PromptDataset, PromptFileError, first_of_many
 
 if TYPE_CHECKING:
     import lightning as L
@@ -180,7 +180,7 @@ def _describe_all(
     if not entries and len({str(error) for error in errors}) == 1:
         raise errors[0]
     kind = TypeError if isinstance(errors[0], TypeError) else ValueError
-    raise kind("\n".join(wrong[:MOST_SHOWN])) from errors[0]
+    raise kind("\n".join(first_of_many(wrong, "prompt"))) from errors[0]
 
 
 def _rank_from_environment() -> int | None:

@@ -55,3 +55,15 @@ def test_what_the_model_refuses_of_all_texts_is_told_once(generator, tmp_path):
     for prompts in (read_prompt_file(path), ["a", "b"]):
         with pytest.raises(ValueError, match=r"^num_frames must be .*\.$"):
             generator.generate_videos(prompts, output_path=tmp_path, **{**SIZE, "num_frames": 2})
+
+
+@pytest.mark.parametrize(("more", "last"), [(1, "... and 1 more prompt."), (5, "... and 5 more p")])
+def test_of_many_prompts_the_first_are_told_and_the_rest_counted(generator, tmp_path, more, last):
+    # Two kinds, for what is the same of all is told once.
+    prompts = [{"prompt": "a", "num_frames": 2 + index % 2} for index in range(20 + more)]
+    with pytest.raises(ValueError, match="num_frames must be") as refused:
+        generator.generate_videos(prompts, output_path=tmp_path, **SIZE)
+    lines = str(refused.value).splitlines()
+    assert [line.partition(",")[0] for line in lines[:20]] == [f"Prompt {n + 1}" for n in range(20)]
+    assert len(lines) == 21
+    assert lines[20].startswith(last)
