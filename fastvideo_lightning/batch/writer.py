@@ -122,7 +122,9 @@ class BatchWriter:
         entry = replace(entry, status=FAILED, error=what, time={"finished": _now()})
         self.failed.append(entry)
         if not isinstance(error, StorageError):  # that one ends the batch and is told then
-            _log.warning("Failed: %.60r: %s", entry.prompt, what)
+            # Of one that ends the run the exception says why.
+            reason = "." if self._fail_fast else f": {what}"
+            _log.warning("Failed: %.60r%s", entry.prompt, reason)
         try:
             self._folder.manifest.append(entry)
         except OSError as unwritable:

@@ -1,5 +1,6 @@
 import json
 import threading
+from contextlib import nullcontext
 
 import pytest
 from checkpoints import PROMPT, SIZE
@@ -110,6 +111,18 @@ def test_a_prompt_that_fails_is_noted_and_the_others_are_made(generator, tmp_pat
     assert statuses == {PROMPT: "done", "a blue square": "failed", "a green circle": "done"}
     again = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
     assert [video.prompt for video in again] == ["a blue square"]
+
+
+@pytest.mark.parametrize(("fail_fast", "times_told"), [(False, 1), (True, 0)])
+def test_the_reason_of_a_failure_is_told_once_and_its_prompt_always(
+    generator, tmp_path, monkeypatch, caplog, fail_fast, times_told
+):
+    monkeypatch.setattr(*fail_on(generator, "a blue square"))
+    batch = generator.generate_videos(PROMPTS, output_path=tmp_path, fail_fast=fail_fast, **SIZE)
+    with pytest.raises(RuntimeError, match="no a blue") if fail_fast else nullcontext():
+        list(batch)
+    assert f"Failed: 'a blue square'{'.' if fail_fast else ': '}" in caplog.text
+    assert caplog.text.count("no a blue square") == times_told, "else the exception says it"
 
 
 def test_with_fail_fast_the_first_failure_ends_the_batch(generator, tmp_path, monkeypatch):
