@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.config import OffloadConfig, SamplingParams, spell_lists
 from fastvideo_lightning.option_table import (
     MODEL_ROWS,
     OTHER,
@@ -130,7 +130,8 @@ def in_command_words(message: str) -> str:
             return f"--{name}" if value == "True" else f"--no-{name}"
         return f"--{name} {value}"
 
-    def alone(match: re.Match[str]) -> str:
-        return "--" + match[0].replace("_", "-")
+    def option(name: str) -> str:
+        return "--" + name.replace("_", "-")
 
-    return _ALONE.sub(alone, _WITH_VALUE.sub(with_value, message))
+    text = spell_lists(_WITH_VALUE.sub(with_value, message), _NAMES, option)
+    return _ALONE.sub(lambda match: option(match[0]), text)

@@ -11,6 +11,7 @@ from fastvideo_lightning.config.names import (
     check_switch,
     check_text,
     nearest_name,
+    spell_lists,
 )
 from fastvideo_lightning.config.offload import (
     CACHES,
@@ -36,4 +37,5 @@ __all__ = [
     "check_switch",
     "check_text",
     "nearest_name",
+    "spell_lists",
 ]

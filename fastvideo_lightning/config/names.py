@@ -1,6 +1,7 @@
 """Names that a user typed, held against those that are known."""
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 
 
@@ -50,6 +51,22 @@ def check_text(text: str, where: str) -> None:
             f"{where} is no valid text: character {error.start + 1} is half a character, "
             f"{text[error.start]!r}. Write it in UTF-8."
         ) from error
+
+
+def spell_lists(message: str, names: Iterable[str], spell: Callable[[str], str]) -> str:
+    """Spell all names of a list alike, such as those of `height, width or num_frames`.
+
+    A short name is a plain word too, so a list counts only where a name in it has an underscore.
+    What follows a quote is spelled as in the file that it is from, and an option is one already.
+    """
+    name = "|".join(sorted(names, key=len, reverse=True))
+
+    def spell_each(match: re.Match[str]) -> str:
+        if "_" not in match[0]:
+            return match[0]
+        return re.sub(rf"\b(?:{name})\b", lambda each: spell(each[0]), match[0])
+
+    return re.sub(rf"(?<!['-])\b(?:{name})(?:(?:, | or )(?:{name}))+\b(?!=)", spell_each, message)
 
 
 def check_switch(name: str, value: object) -> None:

@@ -2,6 +2,8 @@
 
 import re
 
+from fastvideo_lightning.config import spell_lists
+
 LABELS = {
     "prompt": "Prompt",
     "negative_prompt": "Negative prompt",
@@ -29,6 +31,7 @@ def in_page_words(message: str) -> str:
     """Rewrite Python spellings as the page's: `Pass num_frames=17` as `Enter Frames 17`."""
     text = _PASS.sub("Enter ", message)
     text = _WITH_VALUE.sub(lambda match: f"{LABELS[match[1]]} {match[2]}", text)
+    text = spell_lists(text, LABELS, LABELS.__getitem__)
     return _ALONE.sub(lambda match: LABELS[match[0]], text)
 
 

@@ -18,6 +18,9 @@ def test_messages_speak_of_the_labels_on_the_page() -> None:
     assert in_page_words("Pass gpu_memory_budget=0.2, or a smaller height.") == (
         "Enter GPU memory budget (GiB) 0.2, or a smaller height."
     )
+    assert in_page_words("Pass a smaller height, width or num_frames.") == (
+        "Enter a smaller Height, Width or Frames."
+    )
     assert in_page_words("Pass one such as guidance_scale=5.0.") == (
         "Enter one such as Guidance 5.0."
     )
