@@ -9,6 +9,8 @@ import click
 
 from fastvideo_lightning.checkpoint_folder import find_folder
 from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.config.conflicts import check_auto_budget
+from fastvideo_lightning.devices import check_devices
 from fastvideo_lightning.option_files import read_config_file
 from fastvideo_lightning.options import (
     DEFAULTS,
@@ -93,12 +95,14 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
             check_quantization(choices["dtype"])
             flags = OffloadConfig.from_mapping({k: v for k, v in choices.items() if k in FLAGS})
             # Seconds of imports from here on.
+            device_type = check_devices(1, choices["accelerator"])
+            check_auto_budget(flags.gpu_memory_budget, on_gpu=device_type != "cpu")
             from fastvideo_lightning.output import check_output_folder
             from fastvideo_lightning.serve.server import LOCAL_HOSTS, check_address, serving
 
             check_address(host, port)
             check_output_folder(choices["output_path"])
-        studio = _open_studio(choices, flags)
+        studio = _open_studio(choices, flags, device_type)
     with serving(studio, host=host, port=port) as address:
         click.echo(address)
         if host not in LOCAL_HOSTS:
@@ -107,9 +111,8 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
         threading.Event().wait()
 
 
-def _open_studio(choices: dict[str, Any], config: OffloadConfig) -> "Studio":
+def _open_studio(choices: dict[str, Any], config: OffloadConfig, device_type: str) -> "Studio":
     from fastvideo_lightning import CheckpointError
-    from fastvideo_lightning.devices import check_devices
     from fastvideo_lightning.mistakes import users_mistakes
     from fastvideo_lightning.serve.limits import Limits
     from fastvideo_lightning.serve.studio import Model, Studio
@@ -119,7 +122,7 @@ def _open_studio(choices: dict[str, Any], config: OffloadConfig) -> "Studio":
             name=choices["model"],
             config=config,
             accelerator=choices["accelerator"],
-            device_type=check_devices(1, choices["accelerator"]),
+            device_type=device_type,
             loading={k: choices[k] for k in _LOADING if k in choices},
         )
         limits = {k: v for k, v in choices.items() if k in Limits.__dataclass_fields__}

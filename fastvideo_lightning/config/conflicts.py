@@ -37,6 +37,18 @@ def check_dtype(dtype: object, config: Any) -> None:
         )
 
 
+def check_auto_budget(budget_gib: object, *, on_gpu: bool) -> None:
+    """Raise ValueError where a page that computes on the CPU is to find out what is free on a GPU.
+
+    A number of GiB its plans have to keep all the same.
+    """
+    if budget_gib == "auto" and not on_gpu:
+        raise ValueError(
+            "gpu_memory_budget='auto' asks how much GPU memory is free, and this machine has no "
+            "GPU. Pass a number of GiB."
+        )
+
+
 def _check_fsdp(config: Any) -> None:
     if config.dit_layerwise_offload:
         conflict = ValueError(

@@ -44,6 +44,8 @@ class BudgetTooSmallError(ValueError):
         machine: The hardware; None where there is no telling how much memory it has.
         otherwise: What else would help, as the end of a sentence.
         is_auto: Whether the budget is what was found free.
+        fits_smaller: Whether a smaller video may fit, which is proposed then; else the smallest set
+            is of no video at all.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class BudgetTooSmallError(ValueError):
         otherwise: str = "",
         *,
         is_auto: bool = False,
+        fits_smaller: bool = True,
     ) -> None:
         self.smallest_bytes = smallest.reserved_bytes
         self.smallest = smallest
@@ -63,11 +66,12 @@ class BudgetTooSmallError(ValueError):
         if is_auto:
             where = machine.name if machine is not None else "GPU"
             budget = f"gpu_memory_budget=auto is {budget_bytes / GIB:.4g} GiB on the {where},"
+        larger = f"{'' if fits_smaller else 'more than '}gpu_memory_budget={gib}"
+        instead = [larger] if _has(machine, self.smallest_bytes) else []
+        instead += ["a smaller height, width or num_frames"] if fits_smaller else []
         super().__init__(
-            f"{budget} too small: the smallest possible is {gib} GiB, "
-            f"which the {stage} stage takes. Pass "
-            + (f"gpu_memory_budget={gib}, or " if _has(machine, self.smallest_bytes) else "")
-            + f"a smaller height, width or num_frames{otherwise}."
+            f"{budget} too small: the smallest possible is {gib} GiB, which the {stage} stage "
+            f"takes. Pass {', or '.join(instead or ['a smaller model'])}{otherwise}."
         )
 
 
@@ -114,6 +118,31 @@ def choose(
         )
     best = min(fitting, key=_rank)
     return best if machine is not None else predict(subject, best.config, None)
+
+
+def check_fits_any(
+    bare: Subject,
+    given: OffloadConfig,
+    machine: Machine | None,
+    budget_bytes: float,
+    *,
+    is_auto: bool = False,
+) -> None:
+    """Raise BudgetTooSmallError where no video of a model fits, however small.
+
+    Args:
+        bare: The model without a video.
+        given: As in `choose`.
+        machine: As in `choose`.
+        budget_bytes: As in `choose`.
+        is_auto: As in `choose`.
+    """
+    least = find_smallest(bare, given, machine)
+    if least.reserved_bytes > budget_bytes:
+        binding = _what_binds(bare, given, machine, budget_bytes)
+        raise BudgetTooSmallError(
+            budget_bytes, least, machine, binding, is_auto=is_auto, fits_smaller=False
+        )
 
 
 def _what_binds(

@@ -9,7 +9,7 @@ import torch
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.plan.cards import find_card, match_card
-from fastvideo_lightning.plan.choose import choose, find_smallest
+from fastvideo_lightning.plan.choose import check_fits_any, choose, find_smallest
 from fastvideo_lightning.plan.hub import headers_folder
 from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.plan import Plan
@@ -79,6 +79,20 @@ def make_plan(
         chosen = choose(subject, given, machine, budget_bytes, is_auto=is_auto)
     smallest_bytes = smallest.reserved_bytes
     return Plan(name or called, subject, chosen, machine, budget_bytes, smallest_bytes, num_gpus)
+
+
+def check_budget(module: VideoModule, given: OffloadConfig) -> None:
+    """Check that the budget among a user's flags has room for some video of the model.
+
+    Raises:
+        BudgetTooSmallError: If no video fits, however small.
+        ValueError: As `find_budget`.
+    """
+    budget_gib, machine = given.gpu_memory_budget, find_machine()
+    budget_bytes = find_budget(budget_gib, machine, is_here=True)
+    if budget_bytes is not None:
+        is_auto = budget_gib == "auto"
+        check_fits_any(Subject.bare(module), given, machine, budget_bytes, is_auto=is_auto)
 
 
 def open_headers(model: str | PathLike[str], *, dtype: str = "auto", **loading: Any) -> VideoModule:

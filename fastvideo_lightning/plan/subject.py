@@ -67,6 +67,15 @@ class Subject:
         turns, name = module.denoisers_take_turns, type(module.pipeline).__name__
         return cls(components, request, work, tiled, encoding, turns, name)
 
+    @classmethod
+    def bare(cls, module: VideoModule) -> "Subject":
+        """Measure a module with a video that takes no memory, which each video takes more than."""
+        components = measure_components(module)
+        nothing = {size.fqn: Work() for size in components}
+        request = Request.of(module, SamplingParams())
+        turns, name = module.denoisers_take_turns, type(module.pipeline).__name__
+        return cls(components, request, nothing, nothing, nothing, turns, name)
+
     @property
     def is_known(self) -> bool:
         """Whether the formulas of the work are the model's own."""

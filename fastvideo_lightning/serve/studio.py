@@ -9,12 +9,14 @@ from typing import Any
 from fastvideo_lightning.callbacks import MemoryReport
 from fastvideo_lightning.checkpoint import open_checkpoint
 from fastvideo_lightning.config import MAX_FPS, OffloadConfig, SamplingParams
+from fastvideo_lightning.config.conflicts import check_auto_budget
 from fastvideo_lightning.generator import VideoGenerator
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.sampling import SamplingDefaults
 from fastvideo_lightning.modules.vocabulary import unread
 from fastvideo_lightning.output import check_output_folder
 from fastvideo_lightning.plan import Plan, make_plan
+from fastvideo_lightning.plan.planning import check_budget
 from fastvideo_lightning.plan.show import plan_text
 from fastvideo_lightning.prompts import check_prompt
 from fastvideo_lightning.report import write_report
@@ -71,6 +73,10 @@ class Studio:
         model: What makes them.
         output_path: Folder of the videos.
         limits: The most that one visitor may ask for.
+
+    Raises:
+        BudgetTooSmallError: If the model's budget has no room for any video.
+        ValueError: If it is more than the GPU has.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Studio:
         self.output_path = Path(output_path)
         self.limits = limits or Limits()
         self.module = model.open()
+        check_budget(self.module, model.config)
         self.images = WantedImages.of(self.module)
         self.defaults = self.module.sampling_defaults
         self._trained = SamplingDefaults.from_mapping(model.read_sampling()).trained
@@ -185,11 +192,7 @@ class Studio:
 
     def _plan(self, request: Request) -> Plan:
         name, config = self.model.name, self._config_for(request)
-        if config.gpu_memory_budget == "auto" and not self.has_gpu:  # nor may a page name a card
-            raise ValueError(
-                "gpu_memory_budget='auto' asks how much GPU memory is free, and this machine has "
-                "no GPU. Enter a number of GiB."
-            )
+        check_auto_budget(config.gpu_memory_budget, on_gpu=self.has_gpu)
         return make_plan(self.module, request.params, flags=config, name=name)
 
     def _config_for(self, request: Request) -> OffloadConfig:

@@ -60,6 +60,26 @@ def test_a_wrong_choice_is_two_lines_and_starts_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("budget", "first", "second"),
+    [
+        ("auto", "'auto' asks how much GPU memory is free", "Pass a number of GiB."),
+        ("0.01", "0.01 is too small: the smallest", "Pass more than --gpu-memory-budget 0.14."),
+        ("0.12", "0.12 is too small: the smallest", "Pass more than --gpu-memory-budget 0.14."),
+    ],
+)
+def test_a_budget_that_no_video_fits_is_refused_before_the_page_starts(
+    monkeypatch, capsys, tmp_path, budget, first, second
+) -> None:
+    pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[serve]'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastvideo_lightning.serve.studio.Studio.start", lambda studio: 1 / 0)
+    assert run(["serve", "--accelerator", "cpu", "--gpu-memory-budget", budget]) == 2
+    lines = read_errors(capsys)
+    assert lines[0].startswith(f"Error: --gpu-memory-budget {first}")
+    assert lines[1:] == [second]
+
+
 def test_a_file_of_options_counts_and_what_is_typed_wins(monkeypatch, capsys, tmp_path) -> None:
     pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[serve]'")
     monkeypatch.chdir(tmp_path)

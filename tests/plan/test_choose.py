@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from fastvideo_lightning import OffloadConfig, SamplingParams
-from fastvideo_lightning.plan import BudgetTooSmallError, find_card, make_plan
+from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
+from fastvideo_lightning.plan import BudgetTooSmallError, find_card, make_plan, planning
 from fastvideo_lightning.plan.choose import CHOSEN, choose, possible_configs
 from fastvideo_lightning.plan.machine import GIB
 from fastvideo_lightning.plan.predict import predict
@@ -118,6 +118,29 @@ def test_flags_that_are_in_the_way_are_named_with_what_is_enough_without(wan):
     with pytest.raises(BudgetTooSmallError) as caught:
         make_plan(wan("wan-14b"), VIDEO, budget_gib=1, card="H100", flags=flags)
     assert "leave out" not in str(caught.value), "nothing fits without them either"
+
+
+def test_a_budget_is_refused_for_all_videos_only_where_the_smallest_does_not_fit(
+    wan, checkpoint, monkeypatch
+):
+    def check(module, budget, **flags):
+        planning.check_budget(module, OffloadConfig(gpu_memory_budget=budget, **flags))
+
+    monkeypatch.setattr(planning, "find_machine", lambda: find_card("RTX 3060"))
+    large = wan("wan-14b")
+    check(large, None)
+    with pytest.raises(BudgetTooSmallError):
+        make_plan(large, budget_gib=2)  # the video that it makes by default
+    check(large, 2)
+    make_plan(large, SamplingParams(height=16, width=16, num_frames=1), budget_gib=2)
+    with pytest.raises(BudgetTooSmallError, match=r"Pass more than gpu_memory_budget=2\.0\.$"):
+        check(large, 1.9)
+    with pytest.raises(BudgetTooSmallError, match="Pass a smaller model, or leave out dit_layerw"):
+        check(large, 11, dit_layerwise_offload=False)
+    with pytest.raises(ValueError, match="more than all memory of the RTX 3060"):
+        check(large, 12)
+    needs_image = VideoModule.from_pretrained(checkpoint("i2v_clip"), device_type="cpu")
+    check(needs_image, 1)
 
 
 def test_a_long_time_is_said_in_hours_and_minutes_too(wan):
