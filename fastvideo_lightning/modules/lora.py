@@ -11,7 +11,12 @@ from typing import Any
 from torch import nn
 
 from fastvideo_lightning.config.lora import name_of_lora
-from fastvideo_lightning.modules.adapter_files import check_adapter_name, explained, find_adapter
+from fastvideo_lightning.modules.adapter_files import (
+    check_adapter_name,
+    explained,
+    find_adapter,
+    telling_unplaced,
+)
 from fastvideo_lightning.modules.divided import (
     check_can_fuse,
     passing_over,
@@ -107,7 +112,11 @@ class TakesLora:
         kwargs |= self._expert_arguments(denoiser)
         before = self.loras
         folder = os.fspath(path) if found is None else str(found.parent)
-        with self._undivided(), explained(path, type(pipeline).__name__):
+        with (
+            self._undivided(),
+            explained(path, type(pipeline).__name__),
+            telling_unplaced(path, pipeline),
+        ):
             pipeline.load_lora_weights(folder, adapter_name=name, **kwargs)
         if name not in (names := {n for some in _loaded(pipeline).values() for n in some}):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from loras import TARGETS, write_lora
 from peft import LoraConfig, get_peft_model_state_dict
 
 from fastvideo_lightning import VideoModule
+from fastvideo_lightning.cli import run
 
 DEFAULT_FILE = "pytorch_lora_weights.safetensors"
 
@@ -36,14 +38,24 @@ def write_wider(folder: Path) -> Path:
     return folder
 
 
+def write_deeper(folder: Path, *, only_beyond: bool = False) -> Path:
+    """Write a LoRA of a model with twice as many blocks: of all, or of those beyond the second."""
+    model = transformer(seed=1, num_layers=4)
+    model.add_adapter(LoraConfig(r=4, target_modules=["to_q"]))
+    weights = get_peft_model_state_dict(model)
+    kept = {k: w for k, w in weights.items() if not only_beyond or k.startswith("blocks.3.")}
+    WanPipeline.save_lora_weights(folder, kept)
+    return folder
+
+
 @pytest.fixture
 def logged(monkeypatch) -> list[str]:
-    """What diffusers' loader logs."""
+    """What diffusers' loaders log."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("diffusers.loaders.peft")
-    monkeypatch.setattr(logger, "handlers", [handler])
+    for name in ("diffusers.loaders.peft", "diffusers.utils.peft_utils"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [handler])
     return lines
 
 
@@ -59,6 +71,57 @@ def test_one_of_a_model_of_another_size_is_refused_in_a_line(
     after = module.state_dict()
     assert after.keys() == state.keys()
     assert all(torch.equal(after[fqn], weight) for fqn, weight in state.items())
+
+
+UNPLACED = "8 weights of the LoRA {} found no place in the model and are left out, such as {}. It "
+UNPLACED += "was most likely made for another model: pass one that was made for this one."
+FIRST_UNPLACED = "blocks.2.attn1.to_q.lora_A.weight"
+
+
+def test_weights_of_a_deeper_model_are_left_out_with_one_warning(
+    module, lora, tmp_path, logged
+) -> None:
+    deeper = write_deeper(tmp_path / "deeper")
+    with pytest.warns(UserWarning, match="found no place") as warned:
+        module.load_lora(deeper)
+    assert [str(each.message) for each in warned] == [UNPLACED.format(deeper, FIRST_UNPLACED)]
+    assert logged == []
+    assert module.loras == {"deeper": 1.0}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*found no place")
+        module.load_lora(lora)
+
+
+def test_a_file_of_which_no_weight_has_a_place_is_refused_in_a_short_line(
+    module, lora, tmp_path, logged, monkeypatch
+) -> None:
+    monkeypatch.setattr("fastvideo_lightning.modules.adapter_files._MOST_SHOWN", 60)
+    module.load_lora(lora)
+    beyond = write_deeper(tmp_path / "beyond", only_beyond=True)
+    with pytest.raises(ValueError, match=r"cannot load .*beyond into WanPipeline") as caught:
+        module.load_lora(beyond)
+    reason = str(caught.value).partition("Error: ")[2]
+    assert reason.startswith("Target modules {'blocks.3.attn")
+    assert reason.index(" ...). Pass one") <= 60
+    assert logged == []
+    assert module.loras == {"style": 1.0}
+
+
+def test_the_command_warns_of_weights_without_a_place(
+    checkpoint, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.chdir(tmp_path)
+    deeper = write_deeper(tmp_path / "deeper")
+    words = ["--model", str(checkpoint("t2v")), "--lora", str(deeper), "--prompt", "a red circle"]
+    words += ["--height", "32", "--width", "32", "--num-frames", "5", "--num-inference-steps", "1"]
+    words += ["--no-save-video", "--accelerator", "cpu"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert run(["generate", *words]) == 0
+    said = capsys.readouterr().err.splitlines()
+    told = [line for line in said if "blocks.2" in line]
+    assert told == ["Warning: " + UNPLACED.format(deeper, FIRST_UNPLACED)]
 
 
 def test_a_file_that_holds_no_adapter_is_named(module, checkpoint) -> None:
