@@ -59,12 +59,15 @@ def find_folder(path: str | PathLike[str], *, revision: str | None = None) -> Pa
     return folder
 
 
-def find_cached(hub_id: str, *, revision: str | None = None) -> Path | None:
-    """Return the folder that the local cache has for a hub id, however much of it; or None."""
+def find_cached(hub_id: str, *, revision: str | None = None, index: str = INDEX) -> Path | None:
+    """Return the folder with an index that the local cache has for a hub id; or None.
+
+    There may be no more in it than the index.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    index = try_to_load_from_cache(hub_id, INDEX, revision=revision)
-    return Path(index).parent if isinstance(index, str) else None
+    found = try_to_load_from_cache(hub_id, index, revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def check_index(folder: Path) -> None:

@@ -43,7 +43,7 @@ def headers_folder(
 
     Raises:
         FileNotFoundError: If the hub has no such model.
-        CheckpointError: If the hub cannot be reached.
+        CheckpointError: If the hub cannot be reached, or has no pipeline of that id.
     """
     if find_folder(model, revision=revision) is not None or _is_cached(fspath(model), revision):
         yield None
@@ -81,6 +81,8 @@ def _fetch(hub_id: str, revision: str | None, folder: Path) -> bool:
     except CheckpointError:
         raise
     except unreachable as error:
+        if find_cached(hub_id, revision=revision, index=MODULAR_INDEX) is not None:
+            raise not_a_pipeline(hub_id, is_modular=True) from error
         raise CheckpointError(
             f"{hub_id} is not in the local cache, and the hub cannot be asked for its headers "
             f"({type(error).__name__}). Connect to the network, run `hf download {hub_id}` where "
