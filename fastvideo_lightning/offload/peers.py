@@ -135,7 +135,7 @@ class PeerSlots:
         """Arrange where ranks meet; None where the driver does not let streams do so."""
         assert self._driver is not None
         meeting = Meeting(self._driver, self.shards.rank, flags, theirs)
-        stream = torch.cuda.current_stream(self.device)
+        stream = torch.cuda.Stream(self.device)  # meetings are not on the default one either
         try:
             with torch.cuda.device(self.device):
                 meeting.try_out(stream.cuda_stream)

@@ -33,7 +33,7 @@ def stream(monkeypatch):
     synchronized = []
     stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: synchronized.append(True))
     stream.synchronized = synchronized
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     return stream
 
