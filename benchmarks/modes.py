@@ -4,12 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from benchmarks.machine import pinned_by_torch
 from benchmarks.shapes import RandomWan, streamed_bytes, weight_bytes
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.compiling import compile_blocks
+from fastvideo_lightning.offload.engine import OffloadEngine
 
 
 @dataclass
@@ -48,8 +50,14 @@ class Mode:
     needs_gpu: bool = False
 
 
-def place(callback: Placement, model: RandomWan, device: torch.device) -> Placed:
-    """Attach one of our callbacks, in a batch as the predict loop would have it."""
+def attach_in_batch(
+    callback: Placement, model: nn.Module, device: torch.device
+) -> tuple[OffloadEngine | None, Callable[[], None]]:
+    """Attach one of our callbacks, in a batch as the predict loop would have it.
+
+    Returns:
+        Its engine, where it has one, and what takes it down.
+    """
     engine = callback.attach(model, device).engine
     callback.on_predict_batch_start()
 
@@ -57,6 +65,12 @@ def place(callback: Placement, model: RandomWan, device: torch.device) -> Placed
         callback.on_predict_batch_end()
         callback.detach()
 
+    return engine, close
+
+
+def place(callback: Placement, model: RandomWan, device: torch.device) -> Placed:
+    """Attach one of our callbacks."""
+    engine, close = attach_in_batch(callback, model, device)
     if engine is None:
         return Placed(close=close)
     names = tuple(f"{unit.fqn}." for unit in engine.units)

@@ -9,13 +9,13 @@ when these are done. One that streams is closed behind its set-up and opened aga
 process registers a file once, and a second mode would find it registered. In `streamed-one` the
 first process streams everything and the others are idle in the rounds, which is what several are
 compared with; `streamed-auto` is in its first run all along, of which it does not know yet whether
-blocks could come as a whole. ``step_ms`` is the median of the rounds. Times
-and reserved memory are those of the slowest and of the fullest process, host bytes those of all
-together, a file that they map counted once. The difference is that to the first mode's output, the
-largest over the largest value; 0 is every bit. Set-up goes from the weights' file to a model that
-computes; making and connecting the groups of processes belongs to launching and is told apart.
-``setup`` in the JSON has the parts of the first process's set-up, as the package's log names them,
-``link_gb_s`` what the host brings to each GPU.
+blocks could come as a whole. ``step_ms`` is the median of the rounds. Times and reserved memory are
+those of the slowest and of the fullest process, host bytes those of all together, a file that they
+map counted once. The difference is that to the first mode's output, the largest over the largest
+value; 0 is every bit. Set-up goes from the weights' file to a model that computes; making and
+connecting the groups of processes belongs to launching and is told apart. ``setup`` in the JSON has
+the parts of the first process's set-up, as the package's log names them, ``link_gb_s`` what the
+host brings to each GPU.
 """
 
 import socket

@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from benchmarks.modes import attach_in_batch
 from benchmarks.shapes import RandomWan
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
@@ -34,17 +35,10 @@ class Pipeline(nn.Module):
 
 
 def placed(make: Callable[[], Placement]) -> Attach:
-    """By one of our callbacks, in a batch as the predict loop would have it."""
+    """By one of our callbacks."""
 
     def attach(pipeline: Pipeline, device: torch.device) -> tuple[Held, Callable[[], None]]:
-        callback = make()
-        engine = callback.attach(pipeline, device).engine
-        callback.on_predict_batch_start()
-
-        def close() -> None:
-            callback.on_predict_batch_end()
-            callback.detach()
-
+        engine, close = attach_in_batch(make(), pipeline, device)
         if engine is None:
             return (0, 0), close
         mapped = engine.store.mapped_bytes

@@ -38,7 +38,6 @@ MODES: dict[str, dict[str, Any]] = {
 ALONE = {"streamed-local": "streamed"}
 """Modes that are another one where a process is alone."""
 
-
 Contender = tuple[str, int]
 """A mode, and a number of processes."""
 
@@ -68,10 +67,8 @@ def make_videos(settings: dict[str, Any], contender: Contender, into: Path) -> N
             began = time.perf_counter()
             videos = list(PredictLoop(fabric).iterate(generator.module, prompts))
             seconds = time.perf_counter() - began
-            digests = {
-                v.index: hashlib.sha256(v.frames.tobytes()).hexdigest() for v in videos or ()
-            }
-            each = [video.generation_time_s for video in videos or ()]
+            digests = {v.index: hashlib.sha256(v.frames.tobytes()).hexdigest() for v in videos}
+            each = [video.generation_time_s for video in videos]
             report = {"seconds": seconds, "setup_s": setup_s, "digests": digests, "each_s": each}
             path = into / f"{mode}-{num_gpus}-{turn}-{fabric.global_rank}.json"
             path.with_suffix(".part").write_text(json.dumps(report))

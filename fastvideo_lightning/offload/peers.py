@@ -6,9 +6,9 @@ and no kernel takes part. A collective that joins parts is a kernel: it takes mu
 the model for as long as it runs, and a product that was cut into one piece for each of them then
 needs a second round. So each rank pushes what it has brought into the same slot of every other
 rank. Two meetings surround that, see Note [Meetings]: before the first push the slot is free on
-every rank, behind the last one all parts are there. All of it goes to the driver at once: by
-torch's calls a block took the host four times as long as one that comes as a whole, and where
-kernels are short the host is what a step waits for, on every rank for the slowest.
+every rank, behind the last one all parts are there. All of it goes to the driver at once: torch
+would make a view and choose a stream for each piece, and where kernels are short the host is what a
+step waits for, on every rank for the slowest.
 
 All ranks use the same slots in the same order, for they make the same calls; that they did is
 compared before each run, as all else is, see Note [Agreement].
