@@ -52,13 +52,18 @@ class Place:
         """As the table has it."""
         if not self.config.dit_layerwise_offload:
             return "resident"
-        return f"streamed, {self.config.dit_resident_blocks} resident"
+        slots = "" if self.config.num_slots == 2 else f", {self.config.num_slots} slots"
+        return f"streamed, {self.config.dit_resident_blocks} resident{slots}"
 
     def make_callback(self) -> Placement:
         """What puts the weights there."""
         if not self.config.dit_layerwise_offload:
             return Resident("")
-        return LayerwiseOffload("blocks", resident_blocks=self.config.dit_resident_blocks)
+        return LayerwiseOffload(
+            "blocks",
+            num_slots=self.config.num_slots,
+            resident_blocks=self.config.dit_resident_blocks,
+        )
 
 
 class Steps:
@@ -123,7 +128,7 @@ class Steps:
 
     def _choose(self, frames: int, budget_gib: float) -> Prediction:
         found = choose(self.subject(frames), OffloadConfig(), self._machine, budget_gib * GIB)
-        flags = ("dit_layerwise_offload", "dit_resident_blocks")
+        flags = ("dit_layerwise_offload", "dit_resident_blocks", "num_slots")
         config = OffloadConfig(**{flag: getattr(found.config, flag) for flag in flags})
         return replace(found, config=config)
 

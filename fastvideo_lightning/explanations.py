@@ -18,6 +18,7 @@ _TYPED = {
     "num_gpus": 1,
     "context_parallel": 2,
     "dit_resident_blocks": 10,
+    "num_slots": 2,
     "port": 7860,
     "max_side": 832,
     "max_frames": 81,

@@ -41,6 +41,9 @@ def make_placements(
         )
     if config.dit_resident_blocks and config.use_fsdp_inference:
         _say_once("dit_resident_blocks has no effect with use_fsdp_inference=True.")
+    streams_encoder = bool(config.text_encoder_layerwise_offload and module.text_encoders)
+    if config.num_slots != OffloadConfig.num_slots and not (streams or streams_encoder):
+        _say_once(f"num_slots={config.num_slots} has no effect where nothing streams.")
     if not on_gpu:
         _say_what_needs_a_gpu(config)
     memory = config.host_memory if config.pin_cpu_memory else "pageable"
@@ -97,6 +100,7 @@ def _place_denoiser(
     is_apart = num_processes == 1 or config.shard_transport == "local"
     return LayerwiseOffload(
         fqn,
+        num_slots=config.num_slots,
         resident_blocks=config.dit_resident_blocks,
         share_residents=module.denoisers_take_turns and config.dit_resident_blocks > 0,
         host_memory=memory,
@@ -113,7 +117,12 @@ def _place_text_encoder(fqn: str, config: OffloadConfig, memory: str) -> object:
                 "text_encoder_cpu_offload=True has no effect with "
                 "text_encoder_layerwise_offload=True, which streams the encoder instead."
             )
-        return LayerwiseOffload(fqn, host_memory=memory, shard_transport=config.shard_transport)
+        return LayerwiseOffload(
+            fqn,
+            num_slots=config.num_slots,
+            host_memory=memory,
+            shard_transport=config.shard_transport,
+        )
     return CPUExecution(fqn) if config.text_encoder_cpu_offload else Resident(fqn)
 
 

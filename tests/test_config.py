@@ -24,6 +24,7 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "shard_transport": "auto",
         "text_encoder_layerwise_offload": False,
         "dit_resident_blocks": 0,
+        "num_slots": 2,
         "context_parallel": 1,
         "compile": False,
         "cuda_graphs": False,

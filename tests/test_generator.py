@@ -171,6 +171,32 @@ def test_a_shard_transport_for_one_process_is_said_to_have_no_effect(
 
 
 @pytest.mark.parametrize(
+    ("flags", "is_said"),
+    [
+        ({"num_slots": 3}, False),
+        ({"num_slots": 3, "dit_layerwise_offload": False}, True),
+        ({"dit_layerwise_offload": False}, False),
+        (
+            {
+                "num_slots": 3,
+                "dit_layerwise_offload": False,
+                "text_encoder_layerwise_offload": True,
+            },
+            False,
+        ),
+    ],
+)
+def test_slots_without_effect_are_said(
+    checkpoint: FindCheckpoint, caplog: pytest.LogCaptureFixture, flags, is_said: bool
+) -> None:
+    _said.clear()
+    module = VideoModule.from_pretrained(checkpoint("t2v"))
+    with caplog.at_level(logging.INFO, logger="fastvideo_lightning"):
+        make_placements(module, OffloadConfig(**flags), on_gpu=True)
+    assert ("num_slots=3 has no effect where nothing streams." in caplog.text) is is_said
+
+
+@pytest.mark.parametrize(
     ("flags", "expected"),
     [
         (

@@ -29,6 +29,8 @@ class OffloadConfig:
         pin_cpu_memory: Pin the host copies: faster transfers, but locked memory.
         text_encoder_layerwise_offload: Stream the text encoder instead of computing it on the CPU.
         dit_resident_blocks: So many of a streamed denoiser's blocks, at least, stay on the device.
+        num_slots: Blocks that stream have device memory for so many at the same time. 2 are enough
+            where computing or copying takes clearly longer, 1 takes the sum of both.
         compile: Compile the denoisers' blocks.
         cuda_graphs: Have the GPU repeat a step by itself: for steps so small that launching them
             takes longest.
@@ -63,6 +65,7 @@ class OffloadConfig:
     pin_cpu_memory: bool = True
     text_encoder_layerwise_offload: bool = False
     dit_resident_blocks: int = 0
+    num_slots: int = 2
     compile: bool = False
     cuda_graphs: bool = False
     vae_tiling: bool = False
@@ -99,6 +102,7 @@ class OffloadConfig:
                 "forbids. Pass host_memory='pageable', or leave pin_cpu_memory on."
             )
         check_count("dit_resident_blocks", self.dit_resident_blocks, low=0)
+        check_count("num_slots", self.num_slots, low=1)
         check_count("context_parallel", self.context_parallel, low=1)
         self._check_budget()
         for field in fields(self):

@@ -9,13 +9,13 @@ from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.cards import find_card
 from fastvideo_lightning.plan.machine import GIB, Machine
-from fastvideo_lightning.plan.places import NUM_SLOTS
 from fastvideo_lightning.plan.predict import Prediction, predict
 from fastvideo_lightning.plan.subject import Subject
 
 CHOSEN = (
     "dit_layerwise_offload",
     "dit_resident_blocks",
+    "num_slots",
     "text_encoder_cpu_offload",
     "text_encoder_layerwise_offload",
     "image_encoder_cpu_offload",
@@ -23,6 +23,9 @@ CHOSEN = (
     "vae_tiling",
 )
 """The flags that a plan decides where the user has not."""
+
+SLOTS = (2, 3)
+"""Of which a plan chooses; why the third may help, `overlap` says."""
 
 TIGHTER = 0.85
 """Share of the memory that was too much which the next try may take."""
@@ -207,8 +210,10 @@ def possible_configs(subject: Subject, given: OffloadConfig) -> Iterator[Offload
     """All sets of flags that keep those that the user passed, each once in effect."""
     num_blocks = max((len(size.blocks) for size in subject.by_role(Role.DENOISER)), default=0)
     denoiser: list[dict[str, object]] = [{"dit_layerwise_offload": False, "dit_resident_blocks": 0}]
-    for count in range(0, num_blocks, NUM_SLOTS):
-        denoiser.append({"dit_layerwise_offload": True, "dit_resident_blocks": count})
+    for slots in SLOTS if "num_slots" not in given.given else (given.num_slots,):
+        for count in range(0, num_blocks, slots):
+            streamed = {"dit_layerwise_offload": True, "dit_resident_blocks": count}
+            denoiser.append({**streamed, "num_slots": slots})
     encoder: list[dict[str, object]] = [
         {"text_encoder_cpu_offload": cpu, "text_encoder_layerwise_offload": streamed}
         for cpu, streamed in ((False, False), (False, True), (True, False))
@@ -233,7 +238,7 @@ def _allowed(options: list[dict[str, object]], given: OffloadConfig) -> list[dic
         if all(
             fixed.get(name, value) == value
             for name, value in option.items()
-            if name not in ("dit_resident_blocks", "image_encoder_cpu_offload")
+            if name not in ("dit_resident_blocks", "num_slots", "image_encoder_cpu_offload")
         )
     ]
     # Where no option agrees, as with both ways of offloading an encoder, what was given decides.

@@ -9,7 +9,6 @@ from fastvideo_lightning.offload.partition import spread
 from fastvideo_lightning.plan.measure import ComponentSize, PartSize
 from fastvideo_lightning.plan.subject import Subject
 
-NUM_SLOTS = 2
 RESIDENT, ON_CALL, ON_CPU = "resident", "on the GPU for each call", "computed on the CPU"
 
 
@@ -37,10 +36,10 @@ class ComponentPlan:
 def place_component(size: ComponentSize, config: OffloadConfig, slot_bytes: int) -> ComponentPlan:
     """Say where the flags put a component, as `placements.make_placements` does."""
     if size.role is Role.DENOISER and config.dit_layerwise_offload and size.blocks:
-        return _stream(size, config.dit_resident_blocks, slot_bytes)
+        return _stream(size, config.dit_resident_blocks, config.num_slots, slot_bytes)
     if size.role is Role.TEXT_ENCODER:
         if config.text_encoder_layerwise_offload and size.blocks:
-            return _stream(size, 0, slot_bytes)
+            return _stream(size, 0, config.num_slots, slot_bytes)
         if config.text_encoder_cpu_offload:
             return ComponentPlan(size.fqn, size.whole.size_bytes, ON_CPU, 0, size.whole.size_bytes)
     offloads = {
@@ -55,8 +54,10 @@ def place_component(size: ComponentSize, config: OffloadConfig, slot_bytes: int)
     return ComponentPlan(size.fqn, whole.size_bytes, RESIDENT, whole.kept_bytes, 0)
 
 
-def _stream(size: ComponentSize, resident_blocks: int, slot_bytes: int) -> ComponentPlan:
-    stays = resident_positions(len(size.blocks), resident_blocks)
+def _stream(
+    size: ComponentSize, resident_blocks: int, num_slots: int, slot_bytes: int
+) -> ComponentPlan:
+    stays = resident_positions(len(size.blocks), resident_blocks, num_slots)
     kept = sum((size.blocks[i] for i in stays), PartSize())
     streamed = sum(part.size_bytes for i, part in enumerate(size.blocks) if i not in stays)
     tables = sum((table for table in size.tables if table.size_bytes > slot_bytes), PartSize())
@@ -80,7 +81,7 @@ def place_components(
         place = place_component(size, config, slot_bytes)
         shares = subject.takes_turns and config.dit_layerwise_offload
         if size.role is Role.DENOISER and shares:
-            stays = resident_positions(len(size.blocks), config.dit_resident_blocks)
+            stays = denoiser_residents(size, config)
             own = sum((size.blocks[i] for i in stays), PartSize())
             # What is not shared lies between the blocks; homes are as large as the largest set.
             shared = max(own.kept_bytes - homes, 0)
@@ -94,10 +95,15 @@ def place_components(
     return tuple(places)
 
 
-def resident_positions(num_blocks: int, resident_blocks: int) -> set[int]:
+def denoiser_residents(size: ComponentSize, config: OffloadConfig) -> set[int]:
+    """The blocks of a streamed denoiser that stay on the device."""
+    return resident_positions(len(size.blocks), config.dit_resident_blocks, config.num_slots)
+
+
+def resident_positions(num_blocks: int, resident_blocks: int, num_slots: int) -> set[int]:
     """The blocks that stay on the device, as `LayerwiseOffload` chooses them."""
     streamed = max(num_blocks - resident_blocks, 0)
-    return spread(num_blocks, num_blocks - streamed + streamed % NUM_SLOTS)
+    return spread(num_blocks, num_blocks - streamed + streamed % num_slots)
 
 
 def slot_size(subject: Subject, config: OffloadConfig) -> int:
@@ -105,7 +111,7 @@ def slot_size(subject: Subject, config: OffloadConfig) -> int:
     streamed: list[Sequence[PartSize]] = []
     for size in subject.by_role(Role.DENOISER):
         if config.dit_layerwise_offload:
-            stays = resident_positions(len(size.blocks), config.dit_resident_blocks)
+            stays = denoiser_residents(size, config)
             streamed.append([part for i, part in enumerate(size.blocks) if i not in stays])
     if config.text_encoder_layerwise_offload:
         streamed += [size.blocks for size in subject.by_role(Role.TEXT_ENCODER)]

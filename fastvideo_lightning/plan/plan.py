@@ -50,6 +50,8 @@ class Plan:
         without_effect = set()
         if not self.config.dit_layerwise_offload:
             without_effect.add("dit_resident_blocks")
+            if not self.config.text_encoder_layerwise_offload:
+                without_effect.add("num_slots")
         if not self.subject.by_role(Role.IMAGE_ENCODER):
             without_effect.add("image_encoder_cpu_offload")
         return {n: getattr(self.config, n) for n in CHOSEN if n not in without_effect}
@@ -62,7 +64,7 @@ class Plan:
             stem = name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{stem}" if value else f"--no-{stem}")
-            elif value:
+            elif value != getattr(OffloadConfig, name):
                 words.append(f"--{stem} {value}")
         return " ".join(words)
 

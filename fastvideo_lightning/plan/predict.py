@@ -14,11 +14,13 @@ from functools import cached_property
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.machine import Machine
+from fastvideo_lightning.plan.measure import ComponentSize
+from fastvideo_lightning.plan.overlap import BlockTime, step_time
 from fastvideo_lightning.plan.places import (
-    NUM_SLOTS,
     ON_CALL,
     ON_CPU,
     ComponentPlan,
+    denoiser_residents,
     place_components,
     slot_size,
 )
@@ -28,9 +30,10 @@ from fastvideo_lightning.plan.work import Work
 
 VAE_FRAGMENTATION = 1.56  # from the allocator's rules; convolutions' workspaces are not in it
 WORKSPACE_BYTES = 34 << 20  # of the matrix library, on the cards where it takes most
-# Where a small tensor splits a large free piece, a denoiser holds so much more than counted; this
-# does not always happen, and no more than this share of everything is set aside for it.
-SPLIT, MOST_SPLIT = 0.18, 0.06
+# Where a small tensor splits a large free piece, a denoiser holds so much more than counted, which
+# depends on what was free before. It is set aside where it is at most the first of these shares of
+# everything, so that the plan is a tenth above at most where nothing splits; else the second is.
+SPLIT, WHOLE_SPLIT, PART_SPLIT = 0.18, 0.08, 0.06
 CONVOLUTION_BYTES = 96 << 20  # of the library that decoders compute with
 
 
@@ -79,7 +82,8 @@ class Prediction:
     @cached_property
     def device_bytes(self) -> int:
         """Weights that stay on the device."""
-        return sum(part.device_bytes for part in self.components) + NUM_SLOTS * self.slot_bytes
+        stays = sum(part.device_bytes for part in self.components)
+        return stays + self.config.num_slots * self.slot_bytes
 
 
 def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) -> Prediction:
@@ -93,7 +97,7 @@ def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) ->
     slot_bytes = slot_size(subject, config)
     components = place_components(subject, config, slot_bytes)
     kept = sum(part.device_bytes for part in components)
-    stays = kept + NUM_SLOTS * _whole_segments(slot_bytes)
+    stays = kept + config.num_slots * _whole_segments(slot_bytes)
     places = {part.fqn: part for part in components}
     clock = _Clock(machine)
     works = {
@@ -103,7 +107,7 @@ def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) ->
     lasting = sum(work.kept_bytes for work in works.values())
     stages = (
         _encode(subject, config, places, stays, clock),
-        _denoise(subject, works, places, stays + lasting, slot_bytes, clock),
+        _denoise(subject, config, works, places, stays + lasting, slot_bytes, clock),
         _decode(subject, config, places, stays + lasting, slot_bytes, clock),
     )
     return Prediction(config, components, stages, slot_bytes)
@@ -216,6 +220,7 @@ def _on_call(subject: Subject, places: dict[str, ComponentPlan], slot_bytes: int
 
 def _denoise(
     subject: Subject,
+    config: OffloadConfig,
     works: dict[str, Work],
     places: dict[str, ComponentPlan],
     stays: int,
@@ -237,13 +242,34 @@ def _denoise(
         copy = clock.link(places[size.fqn].streamed_bytes)
         share = num_calls / len(denoisers)
         compute, link = compute + share * once, link + share * copy
-        total += share * max(once, copy)
+        total += share * (_step_time(size, config, once, clock) if copy else once)
         moved += round(share * places[size.fqn].streamed_bytes)
         kind = kind if once >= copy else "link"
     compiling = max((work.compiling_bytes for work in works.values()), default=0)
     reserved: float = stays + peak + ahead + compiling
-    reserved += min(SPLIT * peak, MOST_SPLIT * (reserved + WORKSPACE_BYTES))
+    reserved += _set_aside(SPLIT * peak, reserved + WORKSPACE_BYTES)
     return clock.stage("denoise", reserved, compute, link, total, kind, moved)
+
+
+def _set_aside(split: float, everything: float) -> float:
+    """Bytes that a plan adds because free pieces may be split."""
+    return split if split <= WHOLE_SPLIT * everything else PART_SPLIT * everything
+
+
+def _step_time(
+    size: ComponentSize, config: OffloadConfig, compute_s: float, clock: _Clock
+) -> float:
+    """Seconds of one call of a streamed denoiser; blocks compute in proportion to their size."""
+    stays = denoiser_residents(size, config)
+    whole = sum(block.size_bytes for block in size.blocks)
+    blocks = [
+        BlockTime(
+            compute_s * block.size_bytes / whole,
+            0.0 if i in stays else clock.link(block.size_bytes),
+        )
+        for i, block in enumerate(size.blocks)
+    ]
+    return step_time(blocks, config.num_slots)
 
 
 def _decode(

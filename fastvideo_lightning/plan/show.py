@@ -10,7 +10,6 @@ from rich.text import Text
 
 from fastvideo_lightning.plan.choose import round_up
 from fastvideo_lightning.plan.machine import GIB
-from fastvideo_lightning.plan.places import NUM_SLOTS
 
 if TYPE_CHECKING:
     from fastvideo_lightning.plan.plan import Plan
@@ -87,9 +86,11 @@ def _components(plan: "Plan", unit: Unit) -> Table:
         sizes = (part.size_bytes, part.device_bytes, part.host_bytes)
         whole, device, host = map(unit.show, sizes)
         table.add_row(part.fqn, whole, part.where, device, host)
-    slots = NUM_SLOTS * plan.prediction.slot_bytes
+    count = plan.config.num_slots
+    slots = count * plan.prediction.slot_bytes
     if slots:
-        table.add_row("", "", f"{NUM_SLOTS} slots that blocks stream through", unit.show(slots), "")
+        name = "1 slot" if count == 1 else f"{count} slots"
+        table.add_row("", "", f"{name} that blocks stream through", unit.show(slots), "")
     return table
 
 

@@ -17,6 +17,12 @@ def test_streaming_together_equals_plain(world: World, kind, how, tmp_path):
     assert len(set(misses)) == 1
 
 
+@pytest.mark.parametrize("num_slots", [1, 3])
+def test_so_does_it_with_other_numbers_of_slots(world: World, num_slots, tmp_path):
+    path = tmp_path / "model.safetensors"
+    world.run(claims.streaming_equals_plain, "memory", "gather", path, num_slots=num_slots)
+
+
 def test_each_rank_brings_its_part_alone(world: World):
     world.run(claims.each_brings_its_part_alone)
 

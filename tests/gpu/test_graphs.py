@@ -164,15 +164,15 @@ def reserved_bytes() -> int:
 
 def test_a_resident_model_is_repeated_too_and_the_memory_given_back():
     plain, model = wide().to(DEVICE), wide()
-    callback = Resident("", cuda_graphs=True)
-    callback.attach(model, DEVICE)
+    callback = Resident("transformer", cuda_graphs=True)
+    callback.attach(nn.ModuleDict({"transformer": model}), DEVICE)
     reserved = []
     for _ in range(3):  # in the first the libraries take their workspaces, once for each stream
         callback.on_predict_batch_start()
         for x in inputs():
             assert torch.equal(model(x), plain(x))
         assert graphed(callback)._captured
-        callback.on_denoise_step_start(step=5, denoiser="", following="vae")
+        callback.on_denoise_step_start(step=5, denoiser="transformer", following="vae")
         assert not graphed(callback)._captured
         reserved.append(reserved_bytes())
         callback.on_predict_batch_end()

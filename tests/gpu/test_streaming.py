@@ -227,12 +227,13 @@ def test_meta_weights_reach_only_their_home():
     plain = wide(4)
     toy = OnMeta(plain)
     torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated(DEVICE)
+    before = torch.cuda.memory_stats(DEVICE)["requested_bytes.all.current"]
     callback = LayerwiseOffload("blocks")
     torch.cuda.reset_peak_memory_stats(DEVICE)
     callback.attach(toy, DEVICE)
     between = sum(p.numel() * 4 for m in (toy.embed, toy.head) for p in m.parameters())
-    peak = torch.cuda.max_memory_allocated(DEVICE) - before
+    # Not what is allocated: a tensor takes the rest of a free piece with it where that is small.
+    peak = torch.cuda.memory_stats(DEVICE)["requested_bytes.all.peak"] - before
     assert peak <= engine_in(callback).device_bytes + between + 64 * 1024
     assert torch.equal(toy(wide_sample()), plain.to(DEVICE)(wide_sample()))
 

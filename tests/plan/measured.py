@@ -47,6 +47,8 @@ STEPS = [
     ("H100", "wan-1.3b", 17, 15, 94.6, 2.441),
     ("H100", "wan-1.3b", 81, 15, 645.0, 4.190),
 ]
+# Of 14B on the H200 at commit a2cdec2 with three slots: frames, ms of a step, GB reserved.
+THREE_SLOTS = [(1, 494.6, 3.61), (17, 493.9, 4.69)]
 # Compiled blocks of 1.3B on an H100: frames, resident blocks or RESIDENT, whether the process
 # compiled within the row (once for a single frame, once for any number of them; later rows found it
 # done), ms, GB reserved. Resident at one frame the hosts' times differ too much.

@@ -49,6 +49,8 @@ def test_all_that_fits_stays_resident(wan):
         {"dit_layerwise_offload": True},
         {"dit_layerwise_offload": False},
         {"dit_layerwise_offload": True, "dit_resident_blocks": 6},
+        {"dit_layerwise_offload": True, "num_slots": 1},
+        {"dit_layerwise_offload": True, "num_slots": 4},
         {"text_encoder_cpu_offload": True},
         {"text_encoder_cpu_offload": False},
         {"text_encoder_layerwise_offload": True},

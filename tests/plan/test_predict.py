@@ -17,13 +17,14 @@ from tests.plan.measured import (
     HELD_BEFORE,
     RESIDENT,
     STEPS,
+    THREE_SLOTS,
     VIDEOS,
 )
 
 NAMES = ("card", "name", "frames", "resident_blocks", "step_ms", "reserved_gb")
 
 
-def predict_denoising(module, frames, resident_blocks, card):
+def predict_denoising(module, frames, resident_blocks, card, **flags):
     params = SamplingParams(height=480, width=832, num_frames=frames, num_inference_steps=1)
     subject = Subject.of(module, params.merge(guidance_scale=1.0))
     # The benchmark had a denoiser and nothing else.
@@ -31,7 +32,7 @@ def predict_denoising(module, frames, resident_blocks, card):
     subject = replace(subject, components=components)
     config = OffloadConfig(dit_layerwise_offload=False)
     if resident_blocks is not RESIDENT:
-        config = OffloadConfig(dit_resident_blocks=resident_blocks)
+        config = OffloadConfig(dit_resident_blocks=resident_blocks, **flags)
     return predict(subject, config, find_card(card)).stages[1]
 
 
@@ -50,6 +51,13 @@ def test_step_time_is_within_15_percent(
 ):
     stage = predict_denoising(wan(name), frames, resident_blocks, card)
     assert stage.time_s * 1e3 == pytest.approx(step_ms, rel=0.15)
+
+
+@pytest.mark.parametrize(("frames", "step_ms", "reserved_gb"), THREE_SLOTS)
+def test_so_are_memory_and_time_with_three_slots(frames, step_ms, reserved_gb, wan):
+    stage = predict_denoising(wan("wan-14b"), frames, 0, "H200", num_slots=3)
+    assert stage.time_s * 1e3 == pytest.approx(step_ms, rel=0.15)
+    assert reserved_gb * 1e9 <= stage.reserved_bytes - HELD_BEFORE <= 1.1e9 * reserved_gb
 
 
 @pytest.mark.parametrize(("is_streamed", "prompt_ms", "reserved_gb"), ENCODINGS)
@@ -86,8 +94,8 @@ def test_a_whole_videos_memory_is_never_below_and_at_most_a_tenth_above(frames, 
 def test_the_bound_is_the_longer_of_computing_and_copying(wan):
     few = predict_denoising(wan("wan-14b"), 1, 0, "H200")
     many = predict_denoising(wan("wan-14b"), 81, 0, "H200")
-    assert (few.bound, few.time_s) == ("link", few.link_s)
-    assert (many.bound, many.time_s) == ("compute", many.compute_s)
+    assert (few.bound, few.time_s) == ("link", pytest.approx(few.link_s))
+    assert (many.bound, many.time_s) == ("compute", pytest.approx(many.compute_s))
     assert few.moved_bytes == many.moved_bytes == pytest.approx(28.115e9, rel=1e-3)
 
 
@@ -114,7 +122,7 @@ def test_what_decoding_allocates_is_as_counted_in_diffusers(dtype, tiled, frames
 
 
 def test_a_decoder_takes_memory_of_its_own_where_no_slot_has_room_for_it(wan):
-    params = SamplingParams(height=480, width=832, num_frames=17)
+    params = SamplingParams(height=480, width=832, num_frames=1)
     for name, has_room in (("wan-14b", True), ("wan-1.3b", False)):
         subject = Subject.of(wan(name), params)
         vae = next(size for size in subject.components if size.role is Role.VAE)
