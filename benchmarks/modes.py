@@ -13,6 +13,8 @@ from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.compiling import compile_blocks
 from fastvideo_lightning.offload.engine import OffloadEngine
 
+OURS_BYTES_PER_S, PEERS_BYTES_PER_S = 2e9, 5e8
+
 
 @dataclass
 class Placed:
@@ -41,6 +43,8 @@ class Mode:
         like: the mode whose output it is to give, bit for bit.
         party: modes of one party are in memory at the same time, beside the resident one.
         needs_gpu: whether it cannot be tried on a CPU.
+        setup_bytes_per_s: the slowest that it was seen to be set up, for knowing whether there is
+            time for it.
     """
 
     attach: Callable[[RandomWan, torch.device], Placed]
@@ -48,6 +52,7 @@ class Mode:
     like: str = "resident"
     party: str = "ours"
     needs_gpu: bool = False
+    setup_bytes_per_s: float = OURS_BYTES_PER_S
 
 
 def attach_in_batch(
@@ -145,7 +150,7 @@ def group_offload(party: str, *, kind: str, record_stream: bool) -> Mode:
         )
         return Placed(streamed_bytes(model), pinned_by_torch() - before, weight_bytes(model))
 
-    return Mode(attach, party=party, needs_gpu=True)
+    return Mode(attach, party=party, needs_gpu=True, setup_bytes_per_s=PEERS_BYTES_PER_S)
 
 
 def sequential_offload(model: RandomWan, device: torch.device) -> Placed:
@@ -191,7 +196,9 @@ MODES: dict[str, Mode] = {
     "group-block": group_offload("gb", kind="block_level", record_stream=False),
     "group-leaf": group_offload("gl", kind="leaf_level", record_stream=False),
     "streamed-pageable": Mode(streamed("pageable").attach, party="pageable"),
-    "model-offload": Mode(model_offload, party="model"),
-    "sequential-offload": Mode(sequential_offload, party="sequential"),
+    "model-offload": Mode(model_offload, party="model", setup_bytes_per_s=PEERS_BYTES_PER_S),
+    "sequential-offload": Mode(
+        sequential_offload, party="sequential", setup_bytes_per_s=PEERS_BYTES_PER_S
+    ),
 }
 """In the order in which they are measured: what matters most comes first."""

@@ -50,16 +50,16 @@ def find_folder(name: str) -> Iterator[Path]:
 class Results:
     """The files, written anew with every row."""
 
-    def __init__(self, facts: dict, output: Path) -> None:
-        self.facts, self._output = {**facts, "rows": []}, output
-        output.mkdir(parents=True, exist_ok=True)
+    def __init__(self, facts: dict, path: Path) -> None:
+        self.facts, self._path = {**facts, "rows": []}, path
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, rows: Iterator[dict[str, object]]) -> None:
         """Keep rows as they come."""
         for row in rows:
             self.facts["rows"].append(row)
-            (self._output / "plan.json").write_text(json.dumps(self.facts, indent=1) + "\n")
-            (self._output / "plan.md").write_text(make_table(self.facts))
+            self._path.with_suffix(".json").write_text(json.dumps(self.facts, indent=1) + "\n")
+            self._path.with_suffix(".md").write_text(make_table(self.facts))
             click.echo(f"{row['model']}, {row['frames']} frames: {row['where']}", err=True)
 
 
@@ -71,6 +71,7 @@ class Results:
 @click.option(
     "--decoding/--no-decoding", default=True, show_default=True, help="The VAE, after a model."
 )
+@options.name("plan")
 @options.limit(215.0)
 @options.output
 def main(
@@ -79,20 +80,22 @@ def main(
     budgets: str,
     size: tuple[int, int],
     decoding: bool,
+    name: str,
     limit_s: float,
     output: Path,
 ) -> None:
-    """Measure and write `plan.json` and `plan.md`."""
+    """Measure and write JSON and a Markdown table."""
     deadline, device = Deadline(limit_s), find_device()
     machine = probe(device) if device.type == "cuda" else find_card("H100")
     table = match_card(machine.name)
     sides = "x".join(map(str, size))
-    results = Results({**describe_machine(device), "size": sides, "machine": vars(machine)}, output)
+    facts = {**describe_machine(device), "size": sides, "machine": vars(machine)}
+    results = Results(facts, output / name)
     limits = [float(budget) for budget in budgets.split(",")]
     where = (size, machine, table, device, deadline)
-    for name in models.split(","):
-        with find_folder(name) as folder:
-            steps = Steps(name, folder, *where)
+    for model in models.split(","):
+        with find_folder(model) as folder:
+            steps = Steps(model, folder, *where)
             results.add(steps.measure(steps.list_places(frames, limits)))
         if decoding:
             results.add(measure_decoding(*where))

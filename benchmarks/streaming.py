@@ -30,8 +30,6 @@ from benchmarks.modes import MODES
 from benchmarks.report import write_report
 from benchmarks.shapes import make_transformer, streamed_bytes, weight_bytes
 
-SLOWEST_SETUP_BYTES_PER_S = 5e8
-
 
 class Race:
     """The contenders of one model, those that are over included.
@@ -76,10 +74,10 @@ class Race:
         }
         self._probe = LinkProbe(self.device)
 
-    @property
-    def _setup_s(self) -> float:
-        """What an alternative takes to be set up, at the slowest rate that was seen."""
-        return weight_bytes(self._model) / SLOWEST_SETUP_BYTES_PER_S
+    def _setup_s(self, modes: list[str]) -> float:
+        """What modes take to be set up one after another, at the slowest rate that was seen."""
+        size_bytes = weight_bytes(self._model)
+        return sum(size_bytes / MODES[mode].setup_bytes_per_s for mode in modes)
 
     def run(self, modes: list[str]) -> None:
         """Measure ``modes``, party after party; the resident model is there all the time."""
@@ -87,10 +85,11 @@ class Race:
         modes = [mode for mode in modes if mode != "resident"]
         parties = dict.fromkeys(MODES[mode].party for mode in modes) or {"": None}
         for number, party in enumerate(parties):
-            if number and not self._deadline.allows(self._setup_s):
+            names = [mode for mode in modes if MODES[mode].party == party]
+            if number and not self._deadline.allows(self._setup_s(names)):
                 click.echo(f"no time is left for {party}", err=True)
-                break
-            guests = [self._enter(mode) for mode in modes if MODES[mode].party == party]
+                continue
+            guests = [self._enter(mode) for mode in names]
             for frames in self._counts:
                 self._run_rounds([*anchors, *guests], frames)
                 self._write()

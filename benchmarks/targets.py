@@ -79,6 +79,12 @@ TARGETS = (
         1.01,
         _over_bound("wan-14b", 17, STREAMED),
     ),
+    Target(
+        "14B, 17 frames, three slots, step / resident step",
+        "<= 1.01",
+        1.01,
+        _over_resident("wan-14b", 17, "streamed-three-slots"),
+    ),
     Target("14B, 81 frames, step / resident step", "<= 1.01", 1.01, _over_resident("wan-14b", 81)),
     Target("14B, 1 frame, bytes / step / link rate", ">= 0.97", 0.97, _link_use, is_least=True),
     Target(
