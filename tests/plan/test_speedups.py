@@ -172,3 +172,19 @@ def test_a_model_whose_formulas_are_not_its_own_says_so(wan):
     subject = replace(Subject.of(module, SamplingParams(num_frames=17)), pipeline="OtherPipeline")
     plan = replace(make_plan(module, SamplingParams(num_frames=17)), subject=subject)
     assert "A first guess: OtherPipeline is no Wan pipeline" in plan.notes[0]
+
+
+def test_where_launches_set_the_pace_the_flag_that_helps_is_named(wan):
+    flags = {"dit_layerwise_offload": False, "text_encoder_cpu_offload": False}
+
+    def notes(frames, **more):
+        video = SamplingParams(num_frames=frames)
+        return make_plan(wan("wan-1.3b"), video, card="H100", flags={**flags, **more}).notes
+
+    (note,) = notes(1)
+    assert "with cuda_graphs=True all steps together would take" in note
+    slow, fast = (float(word) for word in (note.split()[-1].rstrip("."), note.split()[-6]))
+    assert fast < 0.7 * slow
+    assert notes(81) == []
+    assert not any("would take" in note for note in notes(1, cache="taylorseer"))
+    assert not any("would take" in note for note in notes(1, cuda_graphs=True))
