@@ -211,7 +211,7 @@ def possible_configs(subject: Subject, given: OffloadConfig) -> Iterator[Offload
     num_blocks = max((len(size.blocks) for size in subject.by_role(Role.DENOISER)), default=0)
     denoiser: list[dict[str, object]] = [{"dit_layerwise_offload": False, "dit_resident_blocks": 0}]
     for slots in SLOTS if "num_slots" not in given.given else (given.num_slots,):
-        for count in range(0, num_blocks, slots):
+        for count in range(0, num_blocks - slots + 1, slots):  # that some stream
             streamed = {"dit_layerwise_offload": True, "dit_resident_blocks": count}
             denoiser.append({**streamed, "num_slots": slots})
     encoder: list[dict[str, object]] = [

@@ -111,8 +111,13 @@ def slot_size(subject: Subject, config: OffloadConfig) -> int:
     streamed: list[Sequence[PartSize]] = []
     for size in subject.by_role(Role.DENOISER):
         if config.dit_layerwise_offload:
-            stays = denoiser_residents(size, config)
-            streamed.append([part for i, part in enumerate(size.blocks) if i not in stays])
-    if config.text_encoder_layerwise_offload:
-        streamed += [size.blocks for size in subject.by_role(Role.TEXT_ENCODER)]
+            streamed.append(_all_but(size, denoiser_residents(size, config)))
+    for size in subject.by_role(Role.TEXT_ENCODER):
+        if config.text_encoder_layerwise_offload:
+            left_over = resident_positions(len(size.blocks), 0, config.num_slots)
+            streamed.append(_all_but(size, left_over))
     return max((part.size_bytes for blocks in streamed for part in blocks), default=0)
+
+
+def _all_but(size: ComponentSize, stays: set[int]) -> list[PartSize]:
+    return [part for i, part in enumerate(size.blocks) if i not in stays]

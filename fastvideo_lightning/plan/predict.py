@@ -82,8 +82,7 @@ class Prediction:
     @cached_property
     def device_bytes(self) -> int:
         """Weights that stay on the device."""
-        stays = sum(part.device_bytes for part in self.components)
-        return stays + self.config.num_slots * self.slot_bytes
+        return sum(part.device_bytes for part in self.components)
 
 
 def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) -> Prediction:

@@ -70,6 +70,23 @@ def test_a_plan_takes_a_third_slot_where_it_is_faster_in_the_same_memory(wan):
     assert "--num-slots" not in few.command_line
 
 
+@pytest.mark.parametrize("num_slots", [2, 3])
+def test_what_stays_whole_is_not_said_to_stream(num_slots):
+    flags = {"num_slots": num_slots}
+    plan = make_plan("tiny-shapes", budget_gib=40, card="H200", flags=flags)
+    assert not plan.config.dit_layerwise_offload
+    assert not plan.config.text_encoder_layerwise_offload
+
+
+def test_an_encoder_with_fewer_blocks_than_slots_takes_none():
+    flags = {"dit_layerwise_offload": False, "text_encoder_layerwise_offload": True}
+    slots = [
+        make_plan("tiny-shapes", flags={**flags, "num_slots": count}).prediction.slot_bytes
+        for count in (2, 3)
+    ]
+    assert slots[0] > 0 == slots[1]  # it has two
+
+
 def test_slots_are_counted_and_named(wan):
     plans = [
         make_plan(wan("wan-14b"), VIDEO, flags=OffloadConfig(num_slots=count)) for count in (2, 3)
