@@ -21,12 +21,14 @@ def engine_of(
         num_slots: slots of the ring; None takes the engine as it is (2 for a new one).
 
     Raises:
-        ValueError: the engine has units already and another number of slots.
+        ValueError: units stream through another number of slots already.
     """
     engines = _ENGINES.setdefault(root, {})
     engine = engines.get(device)
     if engine is None or not engine.units:
         engine = engines[device] = OffloadEngine((), device, num_slots=num_slots or 2)
+    if num_slots is not None and not engine.ring.slots:
+        engine.ring.num_slots = num_slots
     if num_slots not in (None, engine.ring.num_slots):
         raise ValueError(
             f"Callbacks on one module share their slots: got num_slots={num_slots} beside "

@@ -250,3 +250,23 @@ def test_a_streamed_model_may_be_called_within_the_call_of_a_whole_component():
         assert torch.equal(pipe.vae(sample()), plain.vae(sample()))
     assert shown[::2] == shown[1::2]
     assert pipe.vae.out.weight.data_ptr() not in shown
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_model_that_comes_in_whole_takes_the_slots_of_those_that_stream(first):
+    root = nn.ModuleDict({"a": make_toy(7), "b": make_toy(2, seed=1)})
+    expected = [root[fqn](sample()) for fqn in "ab"]
+    callbacks = [LayerwiseOffload("a", num_slots=3), ModelOffload("b")]
+    for callback in (callbacks[first], callbacks[1 - first]):
+        callback.attach(root, "cpu")
+    for fqn, output in zip("ab", expected, strict=True):
+        assert torch.equal(root[fqn](sample()), output)
+    engines = {callback.attachments[0].engine for callback in callbacks}
+    assert [len(engine.ring.slots) for engine in engines] == [3]
+
+
+def test_streams_of_one_module_with_other_numbers_of_slots_are_refused():
+    root = nn.ModuleDict({"a": make_toy(7), "b": make_toy(7)})
+    LayerwiseOffload("a").attach(root, "cpu")
+    with pytest.raises(ValueError, match="got num_slots=3 beside num_slots=2"):
+        LayerwiseOffload("b", num_slots=3).attach(root, "cpu")
