@@ -185,6 +185,7 @@ MODES: dict[str, Mode] = {
     "streamed-half-resident": streamed("mapped", resident_share=0.5),
     "streamed-tenth-resident": streamed("mapped", resident_share=0.1),
     "streamed-three-slots": streamed("mapped", num_slots=3),
+    "streamed-three-slots-tenth-resident": streamed("mapped", resident_share=0.1, num_slots=3),
     "graphed-resident": Mode(graphed_resident, beside="graphed-resident", party="graphed"),
     "graphed-streamed": Mode(
         streamed("mapped", cuda_graphs=True).attach, beside="graphed-resident", party="graphed"

@@ -60,6 +60,7 @@ def streaming(model: str, frames: int, modes: str, limit_s: float, name: str = "
 
 
 OURS = "resident,streamed-mapped,streamed-pinned,streamed-half-resident,streamed-tenth-resident"
+SLOTS = "streamed-three-slots,streamed-three-slots-tenth-resident"
 GRAPHED = "graphed-resident,graphed-streamed"
 COMPILED = "compiled-resident,compiled-streamed"
 PEERS = "resident,group-block-record,group-leaf-record,group-block,group-leaf,model-offload"
@@ -78,9 +79,15 @@ PARTS: dict[str, Part] = {
     ),
     "prompts": Part("prompts", "--model wan-1.3b", 400, 2, without=("limit_s",)),
     "killed-rank": Part("killed_rank", "--model wan-14b", 240, 2, without=("limit_s",)),
-    "14b-17": streaming("wan-14b", 17, f"{OURS},streamed-three-slots,{GRAPHED}", 300),
+    "14b-17": streaming("wan-14b", 17, f"{OURS},{SLOTS},{GRAPHED}", 300),
     "14b-1": streaming("wan-14b", 1, f"{OURS},{GRAPHED}", 240),
     "14b-81": streaming("wan-14b", 81, "resident,streamed-mapped", 300),
+    "launches": Part(
+        "streaming",
+        f"--model wan-narrow --frames 1 --size 64x64 --rounds 30 --modes {OURS},{GRAPHED} "
+        "--name streaming-wan-narrow",
+        60,
+    ),
     "1.3b-1": streaming("wan-1.3b", 1, f"{OURS},{GRAPHED}", 120),
     "1.3b-17": streaming("wan-1.3b", 17, f"{OURS},{GRAPHED},{COMPILED}", 180),
     "stages": Part("stages", "--parts encode,moments,caps", 480),
