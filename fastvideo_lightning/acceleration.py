@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastvideo_lightning.config import OffloadConfig, nearest_name
+from fastvideo_lightning.modules.roles import models_that_decode_by
 
 if TYPE_CHECKING:
     from fastvideo_lightning.modules import VideoModule
@@ -64,16 +65,28 @@ def accelerate(module: "VideoModule", config: OffloadConfig) -> Callable[[], Non
                 undo.append(_set_attention_backend(fqn, denoiser, config.attention_backend))
             if config.cache is not None:
                 undo.append(_enable_cache(fqn, denoiser, config.cache, module))
-        for fqn in module.vaes:
-            vae: Any = module.get_submodule(fqn)
-            if config.vae_tiling:
-                vae.enable_tiling()
-            if config.vae_slicing:
-                vae.enable_slicing()
+        for means in ("tiling", "slicing"):
+            if getattr(config, f"vae_{means}"):
+                undo.extend(_decode_by(means, module))
     except BaseException:
         turn_off()
         raise
     return turn_off
+
+
+def _decode_by(means: str, module: "VideoModule") -> list[Callable[[], None]]:
+    """Turn on `tiling` or `slicing` where a model knows it; a sound's VAE or a vocoder does not."""
+    able = models_that_decode_by(means, module)
+    if not able:
+        kinds = [f"{fqn} ({type(module.get_submodule(fqn)).__name__})" for fqn in module.vaes]
+        named = ", ".join(kinds) or "this pipeline"
+        raise ValueError(
+            f"vae_{means}=True: diffusers has no {means} for {named}. Leave vae_{means} out."
+        )
+    off = [vae for vae in able if not getattr(vae, f"use_{means}")]  # the others came so
+    for vae in off:
+        getattr(vae, f"enable_{means}")()
+    return [getattr(vae, f"disable_{means}") for vae in off]
 
 
 def _set_attention_backend(fqn: str, denoiser: Any, backend: str) -> Callable[[], None]:

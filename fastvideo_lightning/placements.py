@@ -126,8 +126,14 @@ def _place_text_encoder(fqn: str, config: OffloadConfig, memory: str) -> object:
     return CPUExecution(fqn) if config.text_encoder_cpu_offload else Resident(fqn)
 
 
-def explain_memory(stage: Stage, config: OffloadConfig) -> str:
-    """Say in which stage memory ran out and which flag would help."""
+def explain_memory(stage: Stage, config: OffloadConfig, *, has_tiles: bool = True) -> str:
+    """Say in which stage memory ran out and which flag would help.
+
+    Args:
+        stage: How far the video was.
+        config: The flags in force.
+        has_tiles: Whether the model can decode in tiles.
+    """
     streamed = config.text_encoder_cpu_offload or config.text_encoder_layerwise_offload
     flags = {
         "dit_layerwise_offload=True": config.dit_layerwise_offload,
@@ -148,7 +154,7 @@ def explain_memory(stage: Stage, config: OffloadConfig) -> str:
     off = [flag for flag, is_on in flags.items() if not is_on]
     if best in off:
         help_ = f"Pass {best}."
-    elif stage is Stage.DECODE and not config.vae_tiling:
+    elif stage is Stage.DECODE and has_tiles and not config.vae_tiling:
         help_ = "Pass vae_tiling=True: it decodes in tiles, which changes pixels slightly."
     elif off:
         help_ = f"Pass {off[0]}."

@@ -163,7 +163,7 @@ class Placing:
         fabric._callbacks[at:at] = self._callbacks
 
     def accelerate(self) -> None:
-        """Turn on the flags' cache, attention backend and slicing; the weights are placed."""
+        """Turn on the flags' cache, backend, tiling and slicing; the weights are placed."""
         self.slow_down()
         self._turn_off = accelerate(self.module, self.config)
 
@@ -210,11 +210,6 @@ class Placing:
         if self.plan is not None and self.plan.budget_bytes is not None:
             self._callbacks.append(MemoryBudget(self.plan.budget_bytes / _GIB))
             _log.info("Planned for %.4g GiB: %s", self.plan.budget_bytes / _GIB, _said(self.config))
-        for fqn in self.module.vaes:
-            vae = self.module.get_submodule(fqn)
-            if getattr(vae, "use_tiling", False) != self.config.vae_tiling:
-                switch = vae.enable_tiling if self.config.vae_tiling else vae.disable_tiling
-                switch()  # type: ignore[operator]
 
 
 def params_of(item: Mapping[str, Any]) -> SamplingParams:

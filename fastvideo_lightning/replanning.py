@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.roles import models_that_decode_by
 from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.placements import explain_memory
 from fastvideo_lightning.placing import Placing, params_of
@@ -153,7 +154,8 @@ class Replanning:
         """Turn the device's error into one that names the stage and a plan that takes less."""
         stage = self._placing.module.stage
         tighter = self._tighter(item, stage)
-        message = explain_memory(stage, self._placing.config)
+        has_tiles = bool(models_that_decode_by("tiling", self._placing.module))
+        message = explain_memory(stage, self._placing.config, has_tiles=has_tiles)
         flags = None
         if tighter is not None:
             flags = self._difference(tighter)

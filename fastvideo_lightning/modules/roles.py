@@ -105,3 +105,14 @@ class PlaysRoles(nn.Module):
     def vaes(self) -> tuple[str, ...]:
         """FQNs of the models that turn latents into frames."""
         return self.roles.vaes
+
+
+def models_that_decode_by(means: str, module: PlaysRoles) -> list[nn.Module]:
+    """Return those of the VAEs, and of what else runs outside of the steps, that can save memory.
+
+    Args:
+        means: `tiling` or `slicing`.
+        module: diffusers gives the methods to models too that then refuse; those have no switch.
+    """
+    models = map(module.get_submodule, module.vaes)
+    return [m for m in models if hasattr(m, f"enable_{means}") and hasattr(m, f"use_{means}")]

@@ -219,10 +219,11 @@ def possible_configs(subject: Subject, given: OffloadConfig) -> Iterator[Offload
         for cpu, streamed in ((False, False), (False, True), (True, False))
     ]
     both = (False, True)
-    has_images = bool(subject.by_role(Role.IMAGE_ENCODER))
+    images = both if subject.by_role(Role.IMAGE_ENCODER) else (True,)
+    tiles = both if subject.has_tiles else (False,)
     rest: list[dict[str, object]] = [
         {"image_encoder_cpu_offload": image, "vae_cpu_offload": vae, "vae_tiling": tiled}
-        for image, vae, tiled in product(both if has_images else (True,), both, both)
+        for image, vae, tiled in product(images, both, tiles)
     ]
     for options in product(*(_allowed(each, given) for each in (denoiser, encoder, rest))):
         chosen = {name: value for option in options for name, value in option.items()}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
-from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.modules.roles import Role, models_that_decode_by
 from fastvideo_lightning.plan.measure import ComponentSize, measure_components
 from fastvideo_lightning.plan.work import (
     Request,
@@ -29,6 +29,7 @@ class Subject:
         takes_turns: Whether of several denoisers each has a part of the steps to itself: their
             resident blocks share device memory.
         pipeline: The class of the pipeline.
+        has_tiles: Whether a VAE can decode in tiles.
     """
 
     components: tuple[ComponentSize, ...]
@@ -38,6 +39,7 @@ class Subject:
     encoding: dict[str, Work]
     takes_turns: bool = False
     pipeline: str = "WanPipeline"
+    has_tiles: bool = True
 
     @classmethod
     def of(
@@ -65,7 +67,8 @@ class Subject:
             else:
                 work[size.fqn] = text_encoder_work(module, size)
         turns, name = module.denoisers_take_turns, type(module.pipeline).__name__
-        return cls(components, request, work, tiled, encoding, turns, name)
+        tiles = bool(models_that_decode_by("tiling", module))
+        return cls(components, request, work, tiled, encoding, turns, name, tiles)
 
     @classmethod
     def bare(cls, module: VideoModule) -> "Subject":
@@ -74,7 +77,8 @@ class Subject:
         nothing = {size.fqn: Work() for size in components}
         request = Request.of(module, SamplingParams())
         turns, name = module.denoisers_take_turns, type(module.pipeline).__name__
-        return cls(components, request, nothing, nothing, nothing, turns, name)
+        tiles = bool(models_that_decode_by("tiling", module))
+        return cls(components, request, nothing, nothing, nothing, turns, name, tiles)
 
     @property
     def is_known(self) -> bool:
