@@ -139,5 +139,5 @@ def _cache_config(cache: str, module: "VideoModule") -> Any:
         raise ValueError(f"{type(pipeline).__name__} does not tell its current timestep")
     return diffusers.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
-        current_timestep_callback=lambda: pipeline.current_timestep,
+        current_timestep_callback=lambda: module.current_timestep,
     )

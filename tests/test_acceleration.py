@@ -12,6 +12,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from diffusers.utils import load_image
 from references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator
@@ -84,6 +85,24 @@ def test_a_cache_makes_the_frames_that_it_makes_in_plain_diffusers(
         transformer = generator.module.get_submodule("transformer")
     assert not transformer.is_cache_enabled
     assert (expected != plain_frames(folder, lambda p: None)).any()
+
+
+def test_a_video_of_an_image_has_a_timestep_of_its_own(checkpoint, tmp_path) -> None:
+    settings = {**SAMPLING, "width": 64, "guidance_scale": 3.0}
+    image = checkpoints.write_image(tmp_path / "image.png", size=(64, 32))
+
+    def plain(**more) -> np.ndarray:
+        pipeline = load_plain(checkpoint("ti2v"), expects_image="image" in more)
+        pipeline.transformer.enable_cache(CACHES["pyramid"](pipeline))
+        return frames_of(pipeline, {**settings, **more})
+
+    expected = {None: plain(), image: plain(image=load_image(str(image)))}
+    with make_generator(
+        checkpoint("ti2v"), LayerwiseOffload("transformer"), cache="pyramid"
+    ) as generator:
+        for path in (image, None, image):
+            frames = make_frames(generator, width=64, image_path=path)
+            assert np.array_equal(frames, expected[path])
 
 
 @pytest.mark.parametrize("cache", ["first_block", "taylorseer"])

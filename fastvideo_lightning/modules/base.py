@@ -59,6 +59,7 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, L.LightningModule):
         self._home_device = torch.device("cpu")
         self._pipeline = place_pipeline(pipeline, self._home_device)
         self._weight_sources = MappingProxyType(dict(weight_sources or {}))
+        self._called = self._pipeline  # the one that makes the current video, or made the last
         self._watch: StepWatch | None = None
         for name, component in pipeline.components.items():
             if isinstance(component, nn.Module):
@@ -141,6 +142,11 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, L.LightningModule):
     def stage(self) -> Stage:
         """How far the current video is, or the last one was when it failed."""
         return Stage.IDLE if self._watch is None else self._watch.stage
+
+    @property
+    def current_timestep(self) -> Any:
+        """The timestep of the current video's step, as the pipeline that makes it tells it."""
+        return self._called.current_timestep
 
     @property
     def sampling_defaults(self) -> SamplingParams:
@@ -249,7 +255,7 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, L.LightningModule):
         denoisers = map(self.get_submodule, self.denoisers)
         scheduled, pipeline = chosen_scheduler(self._pipeline, params), self._pipeline
         with scheduled, guided(pipeline, params), guards_at_rest(pipeline):
-            pipeline = self.pipeline_for(params)
+            pipeline = self._called = self.pipeline_for(params)
             with self._watch.watch(pipeline, denoisers) as watching:
                 output = pipeline(
                     **self.prompt_arguments(prompt),
