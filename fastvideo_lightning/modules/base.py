@@ -31,11 +31,12 @@ from fastvideo_lightning.modules.roles import PlaysRoles, Role, role_of
 from fastvideo_lightning.modules.sampling import SamplingDefaults
 from fastvideo_lightning.modules.schedulers import check_scheduler, chosen_scheduler
 from fastvideo_lightning.modules.steps import Stage, StepWatch
+from fastvideo_lightning.modules.unread import WaitsInFiles
 from fastvideo_lightning.output import GeneratedVideo
 from fastvideo_lightning.weights import StoredWeight
 
 
-class VideoModule(PlaysRoles, TakesLora, SplitsTokens, L.LightningModule):
+class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.LightningModule):
     """One diffusers video pipeline as a LightningModule.
 
     The pipeline's models are submodules under their own names, so a weight's FQN reads

@@ -188,6 +188,28 @@ def test_a_module_without_a_training_step_says_so(checkpoint, callback) -> None:
         make_trainer(callback).fit(module, loader)
 
 
+def plain_trainer(*callbacks: Any) -> L.Trainer:
+    """A Trainer with a strategy of its own, which moves modules."""
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    placed = [TrainerCallback(callback) for callback in callbacks]
+    return L.Trainer(accelerator="cpu", callbacks=placed, enable_checkpointing=False, **quiet)
+
+
+def test_a_trainers_own_strategy_hides_no_reason_behind_weights_that_were_not_read(
+    checkpoint,
+) -> None:
+    module = VideoModule.from_pretrained(checkpoint("t2v"))
+    loader = torch.utils.data.DataLoader(PromptDataset(PROMPTS, **SAMPLING), batch_size=1)
+    with pytest.raises(Exception, match=r"No `training_step\(\)` method defined"):
+        plain_trainer().fit(module, loader)
+    with pytest.raises(RuntimeError, match=r"not been read yet.*TrainerHostResidentStrategy"):
+        module.to("meta")
+    data = PromptDataModule([PROMPT], seed=7, **SAMPLING)
+    (video,) = plain_trainer(LayerwiseOffload("transformer")).predict(module, datamodule=data)
+    assert np.array_equal(video.frames, make_plain_frames(checkpoint("t2v"), SAMPLING))
+    assert module.to(torch.float64).transformer.proj_out.weight.dtype == torch.float64
+
+
 def test_the_strategy_and_the_callback_are_for_predict_alone(checkpoint) -> None:
     class Trainable(L.LightningModule):
         def training_step(self, batch: Any) -> None: ...
