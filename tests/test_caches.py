@@ -10,10 +10,13 @@ import torch
 from checkpoints import PROMPT
 from diffusers import FasterCacheConfig, NucleusMoEImageTransformer2DModel, TaylorSeerCacheConfig
 from diffusers.hooks import MagCacheConfig, SeaCacheConfig, TextKVCacheConfig
+from recipes import RECIPES
+from recipes.runs import write_media
 from references import SEED
 
 from fastvideo_lightning import (
     HostResidentStrategy,
+    OffloadConfig,
     PredictLoop,
     PromptDataset,
     VideoGenerator,
@@ -165,3 +168,17 @@ def test_where_weights_are_placed_anew_skipped_blocks_are_not_copied_either(
     assert all(np.array_equal(each, frames[0]) for each in frames)
     assert copied[2:] == pytest.approx(copied[:2], rel=0.01)  # paddings of blocks may differ
     assert "enable_cache" not in caplog.text
+
+
+def test_where_a_step_fails_with_a_cache_on_it_is_named(tmp_path) -> None:
+    recipe = RECIPES["WanVideoToVideoPipeline"]  # which tells caches of no pass
+    settings = recipe.ours(write_media(tmp_path))
+    module = VideoModule.from_pipeline(recipe.build())
+    config = OffloadConfig(cache="first_block")
+    with (
+        VideoGenerator(module, config, accelerator="cpu", progress=False) as generator,
+        pytest.raises(ValueError, match="No cache context") as caught,
+    ):
+        generator.generate_video(PROMPT, save_video=False, **settings)
+    (note,) = caught.value.__notes__
+    assert note.startswith("A cache is on, and WanVideoToVideoPipeline may be none that")

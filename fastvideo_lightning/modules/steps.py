@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastvideo_lightning.modules.finite import LatentsWatch
@@ -61,6 +62,7 @@ class StepWatch:
             for denoiser in denoisers:
                 if getattr(denoiser, "is_cache_enabled", False):  # a failed video leaves its own
                     denoiser._reset_stateful_cache()  # type: ignore[operator]
+                    stack.enter_context(self._telling_of_cache(type(pipeline).__name__))
                 # Before the hooks that bring the weights in: the step has started by then.
                 handle = denoiser.register_forward_pre_hook(start, prepend=True)
                 stack.callback(handle.remove)
@@ -77,6 +79,22 @@ class StepWatch:
             else:  # nothing is denoised
                 yield {}
         self.stage = Stage.IDLE
+
+    @contextmanager
+    def _telling_of_cache(self, name: str) -> Iterator[None]:
+        """Name the cache where a step fails with one on: diffusers does not know who takes it."""
+        try:
+            yield
+        except Exception as error:
+            said = (
+                f"A cache is on, and {name} may be none that diffusers' caches know. Without it: "
+            )
+            said += "leave out cache, or call disable_cache()."
+            is_its_own = not isinstance(error, torch.OutOfMemoryError)
+            is_said = said in getattr(error, "__notes__", ())  # by another denoiser
+            if is_its_own and not is_said and self.stage is Stage.DENOISE:
+                error.add_note(said)
+            raise
 
     def _start_section(self, num_steps: int) -> None:
         """Begin to denoise; a video that is made in sections begins again for each.
