@@ -86,10 +86,8 @@ class StepWatch:
         try:
             yield
         except Exception as error:
-            said = (
-                f"A cache is on, and {name} may be none that diffusers' caches know. Without it: "
-            )
-            said += "leave out cache, or call disable_cache()."
+            said = f"A cache is on, and {name} may be none that diffusers' caches know. "
+            said += "Leave cache out, or call disable_cache()."
             is_its_own = not isinstance(error, torch.OutOfMemoryError)
             is_said = said in getattr(error, "__notes__", ())  # by another denoiser
             if is_its_own and not is_said and self.stage is Stage.DENOISE:
