@@ -88,3 +88,31 @@ def test_a_block_moves_as_the_bytes_of_its_file(file) -> None:
     share = size_bytes / (4 * values)
     small = sum(-(-w.numel() * 4 // 512) * 512 for w in block.parameters() if w.dim() != 2)
     assert abs(unit.size_bytes - in_fp32 * share - small) < 0.05 * in_fp32
+
+
+def test_adapters_go_around_the_bytes_and_are_not_added_to_them(file, tmp_path) -> None:
+    pytest.importorskip("peft", reason="needs peft")
+    from loras import write_lora
+
+    around = write_lora(file.parent, tmp_path / "around", seed=3)
+    apart = write_lora(file.parent, tmp_path / "apart", seed=4, targets=["proj_out"])
+    plain, module = load(file), VideoModule.from_pipeline(load(file))
+    for path in (around, apart):
+        plain.load_lora_weights(path, adapter_name=path.name)
+        module.load_lora(path)
+
+    def check() -> None:
+        expected = frames_of(plain, SAMPLING)
+        check_frames(module, [LayerwiseOffload("transformer")], expected, SAMPLING)
+
+    module.set_loras({"around": 0.7, "apart": 1.0})
+    plain.set_adapters(["around", "apart"], [0.7, 1.0])
+    check()
+    with pytest.raises(ValueError, match=r"fuse_lora cannot add to transformer\.blocks.*GGUFParam"):
+        module.fuse_lora()
+    check()  # and nothing was fused
+    module.set_loras({"apart": 1.0})
+    plain.set_adapters(["apart"], [1.0])
+    module.fuse_lora()
+    plain.fuse_lora(components=["transformer"], adapter_names=["apart"])
+    check()

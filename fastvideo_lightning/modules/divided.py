@@ -43,12 +43,33 @@ def place_beside_shards(denoiser: nn.Module, device: torch.device) -> None:
 
 
 def check_can_fuse(fqn: str, denoiser: nn.Module) -> None:
-    """Raise ValueError where adapters cannot be added to the weights."""
+    """Raise ValueError, before any weight is changed, where adapters cannot be added to them."""
     if any(isinstance(weight, DTensor) for weight in denoiser.parameters()):
         raise ValueError(
             f"fuse_lora cannot add to the weights of {fqn}, which FSDP shards. Leave it out: "
             "unfused adapters count as they are."
         )
+    layer: Any
+    for name, layer in denoiser.named_modules():
+        if _adds_to_bytes(layer):
+            kind = type(layer.get_base_layer().weight).__name__
+            raise ValueError(
+                f"fuse_lora cannot add to {fqn}.{name}.weight ({kind}), whose bytes are no "
+                "numbers. Leave it out: unfused adapters count as they are."
+            )
+
+
+def _adds_to_bytes(layer: Any) -> bool:
+    """Whether an active adapter lies around packed weights that PEFT takes for plain ones.
+
+    Of kinds that it can widen and narrow again (torchao's, bitsandbytes') it has own layers.
+    """
+    if type(layer).__module__ != "peft.tuners.lora.layer" or not hasattr(layer, "lora_A"):
+        return False
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.is_floating_point():
+        return False
+    return bool(layer.lora_A.keys() & set(layer.active_adapters))
 
 
 @contextmanager
