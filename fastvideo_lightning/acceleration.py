@@ -62,7 +62,7 @@ def accelerate(module: "VideoModule", config: OffloadConfig) -> Callable[[], Non
         for fqn in module.denoisers:
             denoiser = module.get_submodule(fqn)
             if config.attention_backend is not None:
-                undo.append(_set_attention_backend(fqn, denoiser, config.attention_backend))
+                undo.append(_set_attention_backend(fqn, module, config.attention_backend))
             if config.cache is not None:
                 undo.append(_enable_cache(fqn, denoiser, config.cache, module))
         for means in ("tiling", "slicing"):
@@ -89,23 +89,31 @@ def _decode_by(means: str, module: "VideoModule") -> list[Callable[[], None]]:
     return [getattr(vae, f"disable_{means}") for vae in off]
 
 
-def _set_attention_backend(fqn: str, denoiser: Any, backend: str) -> Callable[[], None]:
+def _set_attention_backend(fqn: str, module: "VideoModule", backend: str) -> Callable[[], None]:
+    """Set it on a denoiser and for the module's videos; no other pipeline gets it."""
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
 
+    denoiser: Any = module.get_submodule(fqn)
     if not hasattr(denoiser, "set_attention_backend"):
         raise ValueError(
             f"attention_backend={backend!r}: {fqn} ({type(denoiser).__name__}) is no diffusers "
             "model with attention backends. Leave attention_backend out."
         )
-    before, _ = Registry.get_active_backend()  # type: ignore[no-untyped-call]
+    processors: set[Any] = {getattr(inner, "processor", None) for inner in denoiser.modules()}
+    able = [(p, p._attention_backend) for p in processors if hasattr(p, "_attention_backend")]
+    of_process, _ = Registry.get_active_backend()  # type: ignore[no-untyped-call]
     try:
         denoiser.set_attention_backend(backend)
     except (ValueError, RuntimeError, ImportError) as error:
         raise ValueError(f"attention_backend={backend!r}: {error}") from error
+    finally:
+        Registry.set_active_backend(of_process)
+    module.attention_backend = backend
 
     def reset() -> None:
-        denoiser.reset_attention_backend()
-        Registry.set_active_backend(before)
+        module.attention_backend = None
+        for processor, before in able:
+            processor._attention_backend = before
 
     return reset
 

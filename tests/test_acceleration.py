@@ -15,7 +15,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.utils import load_image
 from references import SEED, frames_of, load_plain
 
-from fastvideo_lightning import OffloadConfig, VideoGenerator
+from fastvideo_lightning import OffloadConfig, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.placements import make_placements
 
@@ -169,6 +169,28 @@ def test_an_attention_backend_is_diffusers_own_and_goes_with_the_generator(folde
     assert _AttentionBackendRegistry.get_active_backend()[0] == active
 
 
+def test_an_attention_backend_is_of_one_generator_and_what_was_there_comes_back(folder) -> None:
+    native, math = "native", "_native_math"
+    expected = plain_frames(folder, lambda p: None)
+    pipeline = load_plain(folder, expects_image=False)
+    processors = [block.attn1.processor for block in pipeline.transformer.blocks]
+    pipeline.transformer.set_attention_backend("_native_efficient")
+    own = processors[0]._attention_backend
+    _AttentionBackendRegistry.set_active_backend(type(own)(native))
+    first = make_generator(folder, LayerwiseOffload("transformer"), attention_backend=math)
+    assert (make_frames(first) != expected).any()
+    module, config = VideoModule.from_pipeline(pipeline), OffloadConfig(attention_backend=native)
+    second = VideoGenerator(module, config, accelerator="cpu", progress=False)
+    second.setup()
+    with make_generator(folder, LayerwiseOffload("transformer")) as other:
+        assert np.array_equal(make_frames(other), expected)
+    first.close()
+    assert np.array_equal(make_frames(second), expected)
+    second.close()
+    assert {processor._attention_backend for processor in processors} == {own}
+    assert _AttentionBackendRegistry.get_active_backend()[0] == native
+
+
 def test_without_guidance_a_step_is_one_pass(folder) -> None:
     streaming = LayerwiseOffload("transformer")
     with make_generator(folder, streaming) as generator:
@@ -222,8 +244,6 @@ def test_a_backend_that_is_not_there_is_refused_by_name(folder) -> None:
 
 
 def test_processes_that_bring_blocks_together_skip_no_copies(folder) -> None:
-    from fastvideo_lightning import VideoModule
-
     module = VideoModule.from_pretrained(folder)
     for processes, skips in ((1, True), (2, False)):
         config = OffloadConfig(cache="first_block")

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
 from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.attention import attending
 from fastvideo_lightning.modules.batches import uncollated
 from fastvideo_lightning.modules.context import SplitsTokens
 from fastvideo_lightning.modules.dtypes import stays_fp32
@@ -47,7 +48,12 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
         pipeline: The pipeline; a placed copy of it is kept, the object itself is left alone.
         weight_sources: Where the weights on meta lie, by FQN.
         sampling: What the checkpoint's `sampling.json` says.
+
+    Attributes:
+        attention_backend: What its videos are made with; None is diffusers' own choice.
     """
+
+    attention_backend: str | None = None
 
     def __init__(
         self,
@@ -255,7 +261,8 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
         self._watch = StepWatch(self._announce, params.num_inference_steps or 1)
         denoisers = map(self.get_submodule, self.denoisers)
         scheduled, pipeline = chosen_scheduler(self._pipeline, params), self._pipeline
-        with scheduled, guided(pipeline, params), guards_at_rest(pipeline):
+        backend = attending(self.attention_backend)
+        with scheduled, guided(pipeline, params), guards_at_rest(pipeline), backend:
             pipeline = self._called = self.pipeline_for(params)
             with self._watch.watch(pipeline, denoisers) as watching:
                 output = pipeline(
