@@ -44,7 +44,7 @@ class VideoAPI(ls.LitAPI):
         prompt = request.pop("prompt", "")
         try:
             video = self.generator.generate_video(prompt, save_video=False, **request)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, FileNotFoundError) as error:
             raise HTTPException(status_code=422, detail=str(error)) from error
         with tempfile.TemporaryDirectory() as folder:
             return video.save(Path(folder) / "video.mp4").read_bytes()

@@ -111,9 +111,13 @@ def test_the_server_answers_a_request_over_http_with_a_video_or_with_what_was_wr
             assert answer.headers["Content-Type"] == "video/mp4"
             (tmp_path / "video.mp4").write_bytes(answer.read())
         assert count_frames(tmp_path / "video.mp4") == 17
-        with pytest.raises(urllib.error.HTTPError, match="422") as wrong:
-            post({"prompt": "a red circle", "heigt": 64})
-        assert "Did you mean height" in wrong.value.read().decode()
+        for passed, answer in (
+            ({"heigt": 64}, "Did you mean height"),
+            ({"image_path": "no/such.png"}, "no/such.png"),
+        ):
+            with pytest.raises(urllib.error.HTTPError, match="422") as wrong:
+                post({"prompt": "a red circle", **passed})
+            assert answer in wrong.value.read().decode()
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
