@@ -11,6 +11,8 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.pipelines import Pipeline
 
 _SHIFTS = ("flow_shift", "shift")
+# For few steps with an adapter (LCM, TCD, Hyper-SD); diffusers lists them as nobody's compatibles.
+_FEW_STEPS = ("LCMScheduler", "TCDScheduler")
 
 
 @contextmanager
@@ -98,7 +100,8 @@ def _possible_classes(scheduler: Any) -> list[Any]:
     import diffusers
 
     if not _follows_flow(scheduler):
-        return [*scheduler.compatibles, type(scheduler)]
+        few = _FEW_STEPS if "beta_schedule" in scheduler.config else ()
+        return [*scheduler.compatibles, type(scheduler), *(getattr(diffusers, n) for n in few)]
     names = [name for name in dir(diffusers) if name.endswith("Scheduler")]
     classes = [getattr(diffusers, name) for name in names if "Inverse" not in name]
     return [

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import PROMPT, SIZE
+from recipes import RECIPES
+from recipes.runs import run_plain
 from references import SEED, frames_of, load_plain
 
-from fastvideo_lightning import SamplingParams, VideoGenerator
+from fastvideo_lightning import SamplingParams, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload
 
 SAMPLING = {**SIZE, "guidance_scale": 1.0, "num_inference_steps": 3}
@@ -49,6 +51,20 @@ def test_frames_are_those_of_plain_diffusers_with_that_scheduler(name, generator
         assert np.array_equal(video.frames, expected)
         assert torch.equal(torch.get_rng_state(), state)
     assert generator.module.pipeline.scheduler is before
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler"])
+def test_the_schedulers_of_few_step_adapters_go_with_models_of_noise(name) -> None:
+    recipe = RECIPES["AnimateDiffPipeline"]
+    plain = recipe.build()
+    plain.scheduler = getattr(diffusers, name).from_config(plain.scheduler.config)
+    torch.manual_seed(SEED)
+    expected = run_plain(plain, recipe, {}).frames
+    module = VideoModule.from_pipeline(recipe.build())
+    with VideoGenerator(module, accelerator="cpu", progress=False) as generator:
+        settings = {**recipe.ours({}), "seed": SEED, "scheduler": name}
+        video = generator.generate_video(PROMPT, save_video=False, **settings)
+    assert np.array_equal(video.frames, expected)
 
 
 def test_a_flow_shift_goes_with_it(generator, checkpoint):
