@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from weakref import proxy
 
 from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import Entry
@@ -30,7 +31,7 @@ class VideoBatch(Iterator[GeneratedVideo]):
     """The videos that a call of `generate_videos` makes, each given out once its file is whole.
 
     That is while the next one is made already: writing overlaps making. With several ranks each
-    gives out its own.
+    gives out its own. A loop over them may be left at any time: what nobody holds closes itself.
 
     Attributes:
         total: Prompts that were asked for.
@@ -54,6 +55,8 @@ class VideoBatch(Iterator[GeneratedVideo]):
         self.total = len(prompts)
         self.num_skipped = 0
         self._folder = folder
+        # By a proxy: what it walks would else hold it, and a loop that is left would not let go.
+        self._videos = VideoBatch._make(proxy(self), folder)
         self._items = list(prompts)
         self._entries = _describe_all(self._items, describe, places)
         self._writer = BatchWriter(folder, self._entries, fail_fast=fail_fast, settings=settings)
@@ -68,7 +71,6 @@ class VideoBatch(Iterator[GeneratedVideo]):
                 raise
         self.recovered = folder.recovered
         self._of_others: tuple[int, list[Entry]] = (0, [])
-        self._videos = self._make()
 
     @property
     def num_made(self) -> int:
@@ -109,7 +111,10 @@ class VideoBatch(Iterator[GeneratedVideo]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _make(self) -> Generator[GeneratedVideo]:
+    def __del__(self) -> None:
+        self.close()
+
+    def _make(self, folder: BatchFolder) -> Generator[GeneratedVideo]:
         try:
             if not self._items and self._rank is None:
                 return  # and no weight is read
@@ -122,7 +127,7 @@ class VideoBatch(Iterator[GeneratedVideo]):
             yield from self._writer.take_written()
             self._gather(fabric)
         finally:
-            self._folder.close()
+            folder.close()
 
     def _gather(self, fabric: "L.Fabric") -> None:
         """Wait for the other processes, and learn what they made."""

@@ -1,0 +1,40 @@
+"""A batch that nobody reads to its end lets go of its folder and of its generator."""
+
+import pytest
+from checkpoints import PROMPT, SIZE
+
+from fastvideo_lightning import VideoGenerator
+
+PROMPTS = [PROMPT, "a blue square", "a green circle", "a red square"]
+
+
+@pytest.fixture
+def generator(checkpoint):
+    with VideoGenerator.from_pretrained(checkpoint("t2v"), accelerator="cpu") as generator:
+        yield generator
+
+
+def test_a_loop_that_is_left_lets_go_of_the_generator_and_of_the_folder(generator, tmp_path):
+    for _ in generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE):
+        break
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".jsonl"}
+    batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    assert len(list(batch)) == batch.num_made == 4 - batch.num_skipped < 4
+
+
+def test_an_error_in_the_callers_loop_lets_go_of_both_too(generator, tmp_path):
+    def read() -> None:
+        for video in generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE):
+            raise KeyError(video.prompt)
+
+    with pytest.raises(KeyError):
+        read()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".jsonl"}
+    assert generator.generate_video(PROMPT, save_video=False, **SIZE).frames.any()
+
+
+def test_a_batch_that_was_never_begun_leaves_its_folder_empty(generator, tmp_path):
+    batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    assert any(tmp_path.iterdir())
+    del batch
+    assert not any(tmp_path.iterdir())
