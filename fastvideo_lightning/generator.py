@@ -5,6 +5,7 @@ Nothing heavy is imported here before the choices of the user were checked.
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Self
 
 from fastvideo_lightning.batch.generating import GeneratesBatches
@@ -289,5 +290,8 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
 
     def _iterate(self, prompts: Any, writer: Any) -> Iterator[Any]:
         fabric, skip_failure = self._launch(), getattr(writer, "skip_failure", None)
-        with self._saving.by(writer):
-            yield from self._replanning.iterate(fabric, list(prompts), skip_failure)
+        videos = self._replanning.iterate(fabric, list(prompts), skip_failure)
+        with self._saving.by(writer), closing(videos):
+            for video in videos:
+                yield video
+                _ = self.module  # closed meanwhile, it makes no more

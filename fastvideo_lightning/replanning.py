@@ -4,7 +4,7 @@ import gc
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class Replanning:
         fabric: "L.Fabric",
         prompts: Iterable[Mapping[str, Any]],
         skip_failure: "SkipFailure | None",
-    ) -> Iterator[Any]:
+    ) -> Generator[Any]:
         """Make the videos; on running out of memory, replan or explain.
 
         Args:

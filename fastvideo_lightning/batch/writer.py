@@ -81,6 +81,10 @@ class BatchWriter:
             # The exception that ends the run is on its way; this one must not take its place.
             _log.error("%s", error)
 
+    def teardown(self) -> None:
+        """The same as after an exception."""
+        self.on_exception()
+
     def take_written(self) -> Iterator[GeneratedVideo]:
         """Give out the videos whose files are whole, each once, in the order of the prompts."""
         while self._written:

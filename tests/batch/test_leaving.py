@@ -1,5 +1,7 @@
 """A batch that nobody reads to its end lets go of its folder and of its generator."""
 
+import json
+
 import pytest
 from checkpoints import PROMPT, SIZE
 
@@ -38,3 +40,16 @@ def test_a_batch_that_was_never_begun_leaves_its_folder_empty(generator, tmp_pat
     assert any(tmp_path.iterdir())
     del batch
     assert not any(tmp_path.iterdir())
+
+
+def test_a_generator_that_is_closed_in_the_middle_of_a_batch_ends_it_with_an_error(
+    generator, tmp_path
+):
+    batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    next(batch)
+    generator.close()
+    lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line)["status"] for line in lines] == ["done", "done"], "none half written"
+    with pytest.raises(RuntimeError, match="This generator is closed"):
+        list(batch)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".jsonl"}
