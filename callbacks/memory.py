@@ -91,19 +91,17 @@ class MemoryReport:
         self._end()
         self._device = fabric.device
         self._clock = DeviceClock(fabric.device)
-        self._engines = engines_of(unwrap(module))
         self._writes = fabric.is_global_zero
         is_cuda = fabric.device.type == "cuda"
         name = torch.cuda.get_device_name(fabric.device) if is_cuda else "CPU"
         self.timeline = Timeline(name, plan=self.plan, link_bytes_per_s=self.link_bytes_per_s)
-        for engine in self._engines:
-            engine.transport = TimedTransport(engine.transport, self._clock)
         self._began_s = time.perf_counter()
-        self._sampler = _Sampler(self.timeline.samples, self._device, self._began_s)
-        self._sampler.start()
+        self._begin(module)
 
-    def on_predict_batch_start(self, batch: Mapping[str, object]) -> None:
-        """A video begins with its encode stage."""
+    def on_predict_batch_start(self, module: nn.Module, batch: Mapping[str, object]) -> None:
+        """A video begins with its encode stage, and after one that failed measuring begins anew."""
+        if self._sampler is None:
+            self._begin(module)
         self.timeline.prompts.append(str(batch["prompt"]))
         self._open = _OpenVideo(self._moment())
 
@@ -124,6 +122,7 @@ class MemoryReport:
     def on_predict_end(self) -> None:
         """Write the report and say the five lines."""
         self._end()
+        self.timeline.error = None  # of a video that failed: the run went on
         if not self._writes:
             return
         lines = summary_lines(self.timeline)
@@ -189,6 +188,13 @@ class MemoryReport:
                 )
             )
             before = moment
+
+    def _begin(self, module: nn.Module) -> None:
+        self._engines = engines_of(unwrap(module))
+        for engine in self._engines:
+            engine.transport = TimedTransport(engine.transport, self._clock)
+        self._sampler = _Sampler(self.timeline.samples, self._device, self._began_s)
+        self._sampler.start()
 
     def _end(self) -> None:
         if self._sampler is not None:

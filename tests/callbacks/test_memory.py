@@ -99,6 +99,28 @@ def test_a_run_that_fails_leaves_a_report_with_the_reason(checkpoint, streaming,
     assert report.timeline.error is None
 
 
+def test_after_a_prompt_that_fails_the_others_are_measured_as_before(
+    checkpoint, streaming, tmp_path
+):
+    report = MemoryReport(tmp_path / "r.json", quiet=True)
+    with make_generator(checkpoint, report) as generator:
+
+        def fail(*_):
+            handle.remove()
+            raise ValueError("broken")
+
+        handle = generator.module.vae.decoder.register_forward_pre_hook(fail)
+        prompts = ["one", "two", "three"]
+        list(generator.generate_videos(prompts, output_path=tmp_path / "videos", **SIZE))
+        (engine,) = engines_of(generator.module)
+        assert not isinstance(engine.transport, TimedTransport)
+    assert json.loads((tmp_path / "r.json").read_text())["error"] is None, "the run went on"
+    timeline = report.timeline
+    assert [len(timeline.stages(video)) for video in range(3)] == [2, 3, 3]
+    assert all(timeline.stages(video)[1].moved_bytes for video in range(3))
+    assert timeline.samples[-1].at_s > timeline.spans[-1].begin_s
+
+
 def test_samples_take_constant_memory_however_long_the_run(monkeypatch):
     monkeypatch.setattr(memory, "_MAX_SAMPLES", 10)
     sampler = memory._Sampler([], memory.torch.device("cpu"), 0.0)
