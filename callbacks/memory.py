@@ -1,5 +1,6 @@
 """MemoryReport: a timeline of the run by stage and step, and the file that shows it."""
 
+import logging
 import os
 import sys
 import threading
@@ -25,6 +26,7 @@ from fastvideo_lightning.report import (
     write_report,
 )
 
+_log = logging.getLogger(__name__)
 _INTERVAL_S = 0.05
 # Beyond so many samples every second one goes, and they are taken half as often.
 _MAX_SAMPLES = 4000
@@ -54,6 +56,8 @@ class MemoryReport:
 
     The host does not wait for the device where it would not without. After the run, `timeline` has
     everything; five lines go to stderr. On a CPU, host memory and times are measured.
+
+    A report that cannot be written after all is told of, and the videos are as without it.
 
     Args:
         path: A file that ends in `.html`, `.png` or `.json`; None writes none.
@@ -125,9 +129,7 @@ class MemoryReport:
         self.timeline.error = None  # of a video that failed: the run went on
         if not self._writes:
             return
-        lines = summary_lines(self.timeline)
-        if self.path is not None:
-            lines.append(f"Report: {write_report(self.timeline, self.path)}")
+        lines = [*summary_lines(self.timeline), *self._write()]
         if not self.quiet:
             print("\n".join(lines), file=sys.stderr)
 
@@ -136,8 +138,8 @@ class MemoryReport:
         self.timeline.error = str(exception).partition("\n")[0] or type(exception).__name__
         self._read()
         self._end()
-        if self._writes and self.path is not None:
-            write_report(self.timeline, self.path)
+        if self._writes:
+            self._write()
 
     def teardown(self) -> None:
         """Stop measuring."""
@@ -188,6 +190,16 @@ class MemoryReport:
                 )
             )
             before = moment
+
+    def _write(self) -> list[str]:
+        """Write the file and return a line about it; the videos must not fail with it."""
+        if self.path is None:
+            return []
+        try:
+            return [f"Report: {write_report(self.timeline, self.path)}"]
+        except (OSError, ValueError) as error:
+            _log.error("%s", error)
+            return []
 
     def _begin(self, module: nn.Module) -> None:
         self._engines = engines_of(unwrap(module))

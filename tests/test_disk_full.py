@@ -4,6 +4,7 @@ import contextlib
 import errno
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -113,6 +114,19 @@ def test_a_video_whose_entry_does_not_fit_is_made_again(disk, monkeypatch):
     assert again.open() == {}
     again.keep(noise(size=32), long)
     assert len(list((disk / "videos").glob("*.mp4"))) == 1
+
+
+def test_a_report_that_does_not_fit_is_told_of_and_costs_no_video(disk, tmp_path):
+    fill(disk)
+    asked = ["generate", "--prompts", "-", "--output-path", tmp_path / "videos"]
+    sizes = ["--num-inference-steps", "1", "--report", disk / "r.html"]
+    command = [sys.executable, "-m", "fastvideo_lightning", *asked, *sizes]
+    ended = subprocess.run(command, input="a red circle\n", capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines() == [str(tmp_path / "videos" / "a_red_circle.mp4")]
+    assert "r.html' cannot be written: No space left on device." in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("1 of 1 video is in")
+    assert [left.name for left in disk.iterdir()] == ["ballast"]
 
 
 def pack(disk):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,17 +38,16 @@ def check_report_path(path: str | os.PathLike[str]) -> Path:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder is in its place")
     except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
-        reason = getattr(error, "strerror", None) or str(error)
-        kind = type(error) if isinstance(error, OSError) else ValueError
-        raise kind(
-            f"The report {str(path)!r} cannot be written: {reason}. "
-            "Pass a file in a folder that you may write to, such as report.html."
-        ) from error
+        raise _explain(path, error) from error
     return path
 
 
 def write_report(timeline: Timeline, path: str | os.PathLike[str]) -> Path:
-    """Write a report, whole or not at all, and return its path."""
+    """Write a report, whole or not at all, and return its path.
+
+    Raises:
+        ValueError, OSError: As `check_report_path`.
+    """
     path = check_report_path(path)
     kind = path.suffix.lower()
     if kind == ".json":
@@ -61,6 +61,20 @@ def write_report(timeline: Timeline, path: str | os.PathLike[str]) -> Path:
 
         content = make_page(timeline).encode()
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise _explain(path, error) from error
     return path
+
+
+def _explain(path: Path, error: OSError | ValueError) -> OSError | ValueError:
+    reason = getattr(error, "strerror", None) or str(error)
+    kind = type(error) if isinstance(error, OSError) else ValueError
+    return kind(
+        f"The report {str(path)!r} cannot be written: {reason}. "
+        "Pass a file in a folder that you may write to, such as report.html."
+    )
