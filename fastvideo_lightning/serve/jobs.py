@@ -61,7 +61,7 @@ class Progress:
         step_s: Mean seconds of a step; 0 before the second.
         elapsed_s: Seconds since its turn came.
         message: What went wrong, or what the finished video is.
-        files: What it wrote, the video first.
+        files: What it wrote, the video first, then its report.
     """
 
     state: JobState = JobState.QUEUED

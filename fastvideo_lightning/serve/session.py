@@ -109,8 +109,8 @@ class Session:
 
 
 def _read_report(files: Sequence[Path]) -> str:
-    """Show the report of a finished video; nothing where somebody has taken the file away."""
+    """Show the report of a finished video; nothing where there is no such file any more."""
     try:
-        return show_report(files[1]) if files else ""
+        return show_report(files[1]) if len(files) > 1 else ""
     except OSError:
         return ""

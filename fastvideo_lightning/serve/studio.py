@@ -231,8 +231,13 @@ class Studio:
         finally:
             self._watch.job = None
         assert video.video_path is not None
-        report = write_report(self._report.timeline, video.video_path.with_suffix(".report.html"))
         asked = {**job.request.params.given(), "prompt": job.request.prompt}
-        said = unread(self.module.pipeline, asked)
+        files: tuple[Path, ...] = (video.video_path,)
+        said = [*unread(self.module.pipeline, asked)]
+        report = video.video_path.with_suffix(".report.html")
+        try:
+            files += (write_report(self._report.timeline, report),)
+        except OSError as error:
+            said.append(explain(error))
         summary = " ".join([f"{video.summary}.", *said]) if said else video.summary
-        return summary, (video.video_path, report)
+        return summary, files

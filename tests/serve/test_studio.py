@@ -62,6 +62,20 @@ def test_a_request_becomes_a_video_in_the_output_folder(studio, output) -> None:
     assert progress.step == 4
 
 
+def test_a_video_whose_report_cannot_be_written_is_shown_all_the_same(
+    studio, output, monkeypatch
+) -> None:
+    def refuse(timeline, path):
+        raise OSError(f"The report {path.name!r} cannot be written: no room.")
+
+    monkeypatch.setattr("fastvideo_lightning.serve.studio.write_report", refuse)
+    progress = end_of(studio, studio.submit(ask(num_frames=1, num_inference_steps=1)))
+    assert progress.state is JobState.DONE
+    assert "report.html' cannot be written: no room." in progress.message
+    (path,) = progress.files
+    assert len(read_frames(path)) == 1
+
+
 def test_a_cancelled_video_leaves_no_file_and_the_next_one_is_whole(studio, output) -> None:
     before = set(output.iterdir())
     job = studio.submit(ask(num_inference_steps=20, width=96, height=96))
