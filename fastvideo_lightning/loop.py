@@ -65,7 +65,12 @@ class PredictLoop:
         return sorted(videos, key=lambda video: video.index) if return_predictions else None
 
     def iterate(
-        self, module: Any, prompts: Any, *, skip_failure: SkipFailure | None = None
+        self,
+        module: Any,
+        prompts: Any,
+        *,
+        skip_failure: SkipFailure | None = None,
+        num_before: int = 0,
     ) -> Iterator[Any]:
         """Make the videos as `run` does and give each out once `on_predict_batch_end` was called.
 
@@ -75,6 +80,8 @@ class PredictLoop:
             skip_failure: Asked with the batch and the exception when `predict_step` fails. Where it
                 says yes, `on_exception` is called and the next prompt follows. It is not asked
                 where several ranks wait for each other in a prompt.
+            num_before: Prompts of this run that came before these, where it was interrupted: they
+                count in `batch_idx` and `num_batches`.
 
         Yields:
             This rank's videos, in the order of the prompts.
@@ -82,7 +89,7 @@ class PredictLoop:
         module = module.module if isinstance(module, _FabricModule) else module
         was_training = module.training
         module.eval()
-        videos = self._walk(module, prompts, skip_failure)
+        videos = self._walk(module, prompts, skip_failure, num_before)
         try:
             while True:
                 with torch.no_grad():  # not while the caller holds a video
@@ -96,11 +103,14 @@ class PredictLoop:
         finally:
             module.train(was_training)
 
-    def _walk(self, module: Any, prompts: Any, skip_failure: SkipFailure | None) -> Iterator[Any]:
+    def _walk(
+        self, module: Any, prompts: Any, skip_failure: SkipFailure | None, num_before: int
+    ) -> Iterator[Any]:
         turns, num_batches = self._share(prompts)
+        num_batches = None if num_batches is None else num_before + num_batches
         self._call("on_predict_start", module, num_batches=num_batches)
         self._call("on_predict_epoch_start", module)
-        for batch_idx, (turn, following) in enumerate(_with_next(iter(turns))):
+        for batch_idx, (turn, following) in enumerate(_with_next(iter(turns)), num_before):
             moment = {"batch": turn.batch, "batch_idx": batch_idx, "is_repeat": turn.is_repeat}
             next_batch = None if following is None else following.batch
             self._call("on_predict_batch_start", module, next_batch=next_batch, **moment)

@@ -86,10 +86,13 @@ class Replanning:
         skipping = _Skipping(skip_failure, self._gives_up, self.explain)
         num_made = 0
         while True:
-            remaining = items[num_made + skipping.num_skipped :]
+            num_before = num_made + skipping.num_skipped
             try:
                 for video in PredictLoop(fabric).iterate(
-                    self._placing.module, remaining, skip_failure=skipping if skip_failure else None
+                    self._placing.module,
+                    items[num_before:],
+                    skip_failure=skipping if skip_failure else None,
+                    num_before=num_before,
                 ):
                     num_made += 1
                     yield video

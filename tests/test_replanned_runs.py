@@ -1,0 +1,61 @@
+"""What callbacks hear of a run in which a video was made again with less on the device."""
+
+import pytest
+import torch
+from checkpoints import PROMPT, SIZE
+
+from fastvideo_lightning import OffloadConfig, VideoGenerator
+from fastvideo_lightning.placing import Placing
+
+PROMPTS = [PROMPT, "a green square", "a red square"]
+ALL_RESIDENT = {
+    "dit_layerwise_offload": False,
+    "text_encoder_cpu_offload": False,
+    "vae_cpu_offload": False,
+}
+
+
+@pytest.fixture
+def make_batch(checkpoint, monkeypatch, tmp_path):
+    """Make a batch, placed as on a GPU, whose second video finds no memory at first."""
+    begin = Placing.__init__
+
+    def as_on_gpu(self, *args, **kwargs):
+        begin(self, *args, **{**kwargs, "on_gpu": True})
+
+    monkeypatch.setattr(Placing, "__init__", as_on_gpu)
+
+    def make(callback):
+        with VideoGenerator.from_pretrained(
+            checkpoint("t2v"), accelerator="cpu", on_oom="replan", callbacks=[callback]
+        ) as generator:
+            generator._placing.replace(generator._launch(), OffloadConfig(**ALL_RESIDENT))
+            calls = [0]
+
+            def fail_in_second_video(*_):
+                calls[0] += 1
+                if calls[0] == 5:  # two steps, two calls each
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+            generator.module.transformer.register_forward_pre_hook(fail_in_second_video)
+            assert len(list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))) == 3
+
+    return make
+
+
+class Counting:
+    def __init__(self):
+        self.heard = []
+
+    def on_predict_start(self, num_batches):
+        self.heard.append(f"{num_batches} videos")
+
+    def on_predict_batch_start(self, batch, batch_idx):
+        self.heard.append((batch_idx, batch["prompt"]))
+
+
+def test_videos_are_counted_on_where_one_is_made_again(make_batch):
+    counting = Counting()
+    make_batch(counting)
+    first, second, third = enumerate(PROMPTS)
+    assert counting.heard == ["3 videos", first, second, "3 videos", second, third]
