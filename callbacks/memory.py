@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import lightning as L
 import psutil
@@ -30,6 +31,13 @@ _log = logging.getLogger(__name__)
 _INTERVAL_S = 0.05
 # Beyond so many samples every second one goes, and they are taken half as often.
 _MAX_SAMPLES = 4000
+
+
+class Planned(Protocol):
+    """What a run is to take."""
+
+    def to_dict(self) -> Mapping[str, object]:
+        """Return what was predicted, as `MemoryReport` takes it."""
 
 
 @dataclass
@@ -61,7 +69,8 @@ class MemoryReport:
 
     Args:
         path: A file that ends in `.html`, `.png` or `.json`; None writes none.
-        plan: What was predicted, as `Plan.to_dict` has it.
+        plan: What was predicted, as `Plan.to_dict` has it; where a video is made again with less on
+            the device, that plan takes its place.
         link_bytes_per_s: What the link can do.
         quiet: Leave the five lines out.
 
@@ -88,7 +97,7 @@ class MemoryReport:
         self._began_s = 0.0
         self._open: _OpenVideo | None = None
         self._sampler: _Sampler | None = None
-        self._writes = False
+        self._writes = self._goes_on = False
 
     def on_predict_start(self, fabric: L.Fabric, module: nn.Module) -> None:
         """Begin a timeline."""
@@ -98,9 +107,18 @@ class MemoryReport:
         self._writes = fabric.is_global_zero
         is_cuda = fabric.device.type == "cuda"
         name = torch.cuda.get_device_name(fabric.device) if is_cuda else "CPU"
-        self.timeline = Timeline(name, plan=self.plan, link_bytes_per_s=self.link_bytes_per_s)
-        self._began_s = time.perf_counter()
+        if not self._goes_on:
+            link = self.link_bytes_per_s
+            self.timeline = Timeline(name, plan=self.plan, link_bytes_per_s=link)
+            self._began_s = time.perf_counter()
+        self._goes_on = False
         self._begin(module)
+
+    def on_replan(self, plan: Planned) -> None:
+        """Memory ran out, and the run goes on under this plan: its timeline does too."""
+        self._goes_on = True
+        if self.timeline.plan is not None:
+            self.timeline.plan = plan.to_dict()
 
     def on_predict_batch_start(self, module: nn.Module, batch: Mapping[str, object]) -> None:
         """A video begins with its encode stage, and after one that failed measuring begins anew."""

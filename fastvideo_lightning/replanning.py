@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,6 @@ from fastvideo_lightning.placements import explain_memory
 from fastvideo_lightning.placing import Placing, params_of
 from fastvideo_lightning.plan import Plan, make_plan
 from fastvideo_lightning.plan.choose import CHOSEN, choose_tighter
-from fastvideo_lightning.plan.predict import Prediction
 
 if TYPE_CHECKING:
     import lightning as L
@@ -125,14 +125,14 @@ class Replanning:
 
     def _adapt(self, fabric: "L.Fabric", items: list[Mapping[str, Any]]) -> None:
         """Place for the videos that are asked for; on running out of memory, replan or explain."""
-        tighter: Prediction | None = None
+        tighter: Plan | None = None
         first: Mapping[str, Any] = items[0] if items else {}
         while True:
             try:
                 if tighter is None:
                     self._placing.adapt(fabric, items)
                 else:
-                    self._placing.tighten(fabric, tighter)
+                    self._placing.tighten(fabric, tighter.prediction)
                 return
             except torch.OutOfMemoryError as error:
                 gives_up = not items or self._gives_up(first)
@@ -184,34 +184,36 @@ class Replanning:
         where = f"in the {_STAGES.get(stage, 'set-up')} stage"
         self._warn(where, "making the video", tighter, self._num_replans[item["index"]])
         with self._explained(item):
-            self._placing.tighten(fabric, tighter)
+            self._placing.tighten(fabric, tighter.prediction)
+        fabric.call("on_replan", fabric=fabric, module=self._placing.module, plan=tighter)
 
-    def _warn(self, where: str, doing: str, tighter: Prediction, number: int) -> None:
+    def _warn(self, where: str, doing: str, tighter: Plan, number: int) -> None:
         flags = self._difference(tighter)
         words = ", ".join(f"{name}={value}" for name, value in flags.items())
         said = f"Out of GPU memory {where}: {doing} again with {words}"
         _log.warning("%s (%d of %d).", said, number, MAX_REPLANS)
 
-    def _tighter(self, item: Mapping[str, Any], stage: Stage) -> Prediction | None:
+    def _tighter(self, item: Mapping[str, Any], stage: Stage) -> Plan | None:
         if self._placing.config.use_fsdp_inference:
             return None
         try:
             plan = self._plan(item)
         except ValueError:  # what the model makes by default needs an image, or has no size
             return None
-        return choose_tighter(
+        tighter = choose_tighter(
             plan.subject,
             self._placing.given,
             plan.machine,
             self._placing.config,
             _STAGES.get(stage),
         )
+        return None if tighter is None else replace(plan, prediction=tighter)
 
     def _plan(self, item: Mapping[str, Any]) -> Plan:
         return make_plan(self._placing.module, params_of(item), flags={})
 
-    def _difference(self, prediction: Prediction) -> dict[str, Any]:
-        now, then = self._placing.config, prediction.config
+    def _difference(self, tighter: Plan) -> dict[str, Any]:
+        now, then = self._placing.config, tighter.config
         changed = {name: getattr(then, name) for name in CHOSEN}
         return {name: value for name, value in changed.items() if value != getattr(now, name)}
 

@@ -5,6 +5,7 @@ import torch
 from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator
+from fastvideo_lightning.callbacks import MemoryReport
 from fastvideo_lightning.placing import Placing
 
 PROMPTS = [PROMPT, "a green square", "a red square"]
@@ -59,3 +60,23 @@ def test_videos_are_counted_on_where_one_is_made_again(make_batch):
     make_batch(counting)
     first, second, third = enumerate(PROMPTS)
     assert counting.heard == ["3 videos", first, second, "3 videos", second, third]
+
+
+def test_a_report_has_the_whole_run_and_the_plan_that_it_ended_with(make_batch):
+    report = MemoryReport(plan={"reserved_gib": 99.0, "stages": []}, quiet=True)
+    make_batch(report)
+    timeline = report.timeline
+    first, second, third = PROMPTS
+    assert timeline.prompts == [first, second, second, third]
+    assert [len(timeline.steps(video)) for video in range(4)] == [2, 0, 2, 2]
+    begins = [span.begin_s for span in timeline.spans]
+    assert begins == sorted(begins)
+    assert timeline.error is None
+    assert timeline.plan["reserved_gib"] < 1
+    assert timeline.plan["flags"]["vae_cpu_offload"]
+
+
+def test_a_report_without_a_plan_gets_none(make_batch):
+    report = MemoryReport(quiet=True)
+    make_batch(report)
+    assert report.timeline.plan is None
