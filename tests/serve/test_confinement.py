@@ -1,6 +1,7 @@
 """What can be read through the page: files of its output folder, and nothing else."""
 
 import http.client
+import io
 import json
 import shutil
 import socket
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import pytest
+from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[serve]'")
 
@@ -157,7 +160,8 @@ def join(page: Page, **values: object) -> str:
     status, text = page.ask(
         "POST", "/gradio_api/queue/join", {"data": list(given.values()), **session}
     )
-    assert status == 200, text
+    if status != 200:
+        return f"{status} {text}"
     return page.ask("GET", f"/gradio_api/queue/data?session_hash={session['session_hash']}")[1]
 
 
@@ -169,6 +173,30 @@ def test_an_image_field_takes_no_path_that_was_not_uploaded(page, path) -> None:
     assert PASSWORDS not in answer
     assert '"success":false' in answer.replace(" ", "")
     assert not list(page.output.glob("a*.mp4"))
+
+
+@pytest.mark.parametrize("more", [{}, {"meta": {}}, {"orig_name": "x.svg"}, {"path": "http://x/"}])
+def test_an_image_that_says_of_itself_no_upload_is_not_opened(page, tmp_path, more) -> None:
+    path = tmp_path / "private.png"
+    Image.new("RGB", (32, 32), "red").save(path)
+    is_elsewhere = "path" in more
+    meta = {"meta": {"_type": "gradio.FileData"}} if is_elsewhere else {}
+    answer = join(page, image_path={"path": str(path), **meta, **more})
+    assert answer == "404 There is no such thing here."
+    assert not list(page.output.glob("a*.mp4"))
+
+
+def test_an_image_that_was_uploaded_is_opened(page) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(picture, "PNG")
+    files = {"files": ("mine.png", picture.getvalue())}
+    route = f"http://127.0.0.1:{page.port}/gradio_api/upload"
+    (path,) = httpx.post(route, files=files, timeout=20).json()
+    answer = join(page, image_path={"path": path, "meta": {"_type": "gradio.FileData"}})
+    assert '"success":true' in answer.replace(" ", "")
+    assert "Done" in answer
+    for made in page.output.glob("a.*"):
+        made.unlink()
 
 
 def test_a_path_as_bare_text_is_no_image_either(page) -> None:
