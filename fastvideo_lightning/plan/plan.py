@@ -14,6 +14,8 @@ from fastvideo_lightning.plan.subject import Subject
 if TYPE_CHECKING:
     from rich.console import Group
 
+_OF_THE_BUDGET = {"gpu_memory_budget", "on_oom"}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -29,6 +31,7 @@ class Plan:
         budget_bytes: Device memory that may be reserved; None where no budget was given.
         smallest_bytes: The smallest budget that is possible under the user's flags.
         num_gpus: GPUs that share the prompts; the plan is for each of them.
+        dtype: What the model is loaded with, where that was asked for.
     """
 
     model: str
@@ -38,6 +41,7 @@ class Plan:
     budget_bytes: int | None
     smallest_bytes: int
     num_gpus: int = 1
+    dtype: str = "auto"
 
     @property
     def config(self) -> OffloadConfig:
@@ -58,15 +62,23 @@ class Plan:
 
     @property
     def command_line(self) -> str:
-        """The flags as one types them."""
+        """The flags as one types them, and what else was asked for that the plan counts on."""
         words = [f"--num-gpus {self.num_gpus}"] if self.num_gpus > 1 else []
-        for name, value in self.flags.items():
+        words += [f"--dtype {self.dtype}"] if self.dtype != "auto" else []
+        for name, value in {**self.flags, **self._asked}.items():
             stem = name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{stem}" if value else f"--no-{stem}")
             elif value != getattr(OffloadConfig, name):
                 words.append(f"--{stem} {value}")
         return " ".join(words)
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """The flags that the plan does not decide, where they are none of the defaults."""
+        default, others = OffloadConfig(), OffloadConfig.__dataclass_fields__.keys() - {*CHOSEN}
+        asked = {n: getattr(self.config, n) for n in sorted(others - _OF_THE_BUDGET)}
+        return {n: value for n, value in asked.items() if value != getattr(default, n)}
 
     @property
     def reserved_bytes(self) -> int:

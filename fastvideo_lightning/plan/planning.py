@@ -77,8 +77,16 @@ def make_plan(
     else:
         is_auto = budget_gib == "auto"
         chosen = choose(subject, given, machine, budget_bytes, is_auto=is_auto)
-    smallest_bytes = smallest.reserved_bytes
-    return Plan(name or called, subject, chosen, machine, budget_bytes, smallest_bytes, num_gpus)
+    return Plan(
+        name or called,
+        subject,
+        chosen,
+        machine,
+        budget_bytes,
+        smallest.reserved_bytes,
+        num_gpus,
+        dtype,
+    )
 
 
 def check_budget(module: VideoModule, given: OffloadConfig) -> None:

@@ -45,6 +45,17 @@ def test_json_has_the_same_and_flags_that_are_given_are_kept(folder, capsys):
     assert [stage["name"] for stage in plan["stages"]] == ["encode", "denoise", "decode"]
 
 
+def test_what_to_type_has_whatever_the_plan_counts_on(folder, capsys):
+    asked = ["--dtype", "fp8", "--cuda-graphs", "--host-memory", "mapped", "--vae-tiling"]
+    asked += ["--gpu-memory-budget", "12"]
+    plan = json.loads(plan_of(capsys, "--model", folder, *SIZE, "--gpu", "H100", *asked, "--json"))
+    words = plan["command_line"]
+    assert "--dtype fp8 " in words
+    assert words.endswith("--vae-tiling --cuda-graphs --host-memory mapped")
+    again = [*words.split(), "--gpu", "H100", "--gpu-memory-budget", "12", "--json"]
+    assert json.loads(plan_of(capsys, "--model", folder, *SIZE, *again)) == plan
+
+
 def test_several_gpus_are_in_the_plan_and_in_what_to_type(folder, capsys):
     arguments = ["--gpu", "RTX 4090", "--num-gpus", "2"]
     plan = json.loads(plan_of(capsys, "--model", folder, *SIZE, *arguments, "--json"))
