@@ -173,10 +173,15 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
     """Make the folder if need be and prove that files can be written there.
 
     Raises:
+        TypeError: If `folder` is no path.
         ValueError: If `folder` is empty or names a media file.
         OSError: If it cannot be made or written to; the class says which.
     """
-    text = os.fspath(folder)
+    text = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
+    if not isinstance(text, str):
+        raise TypeError(
+            f"output_path must be a folder, got {folder!r}. Pass one such as output_path='output/'."
+        )
     if not text or "\0" in text:
         raise ValueError(
             f"output_path must be a folder, got {text!r}. Pass one such as output_path='output/'."

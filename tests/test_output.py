@@ -182,6 +182,12 @@ def test_a_folder_name_that_cannot_be_is_a_value_error(folder):
         check_output_folder(folder)
 
 
+@pytest.mark.parametrize("folder", [None, b"videos", 3])
+def test_what_is_no_path_is_a_type_error_that_names_the_argument(folder):
+    with pytest.raises(TypeError, match="output_path must be a folder, got"):
+        check_output_folder(folder)
+
+
 def test_a_file_name_in_place_of_the_folder_is_refused_with_the_folder_to_pass(tmp_path):
     with pytest.raises(ValueError, match="Pass the folder: output_path='videos'"):
         check_output_folder("videos/mine.mp4")

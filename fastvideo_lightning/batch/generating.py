@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastvideo_lightning.batch.describe import describe, dtypes_of
 from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.videos import VideoBatch
-from fastvideo_lightning.config import SamplingParams, check_keywords
+from fastvideo_lightning.config import SamplingParams, check_keywords, check_switch
 from fastvideo_lightning.prompts import PlacedPrompts, PromptDataset
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class GeneratesBatches:
             RuntimeError: If another batch is being written into the folder.
         """
         check_keywords(sampling, known=_SAMPLING, others=_TAKEN, where="generate_videos()")
+        check_switch("resume", resume)
+        check_switch("fail_fast", fail_fast)
         from fastvideo_lightning.modules.vocabulary import warn_of_unread
 
         module, dataset = self.module, PromptDataset(prompts, **sampling)

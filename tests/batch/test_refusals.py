@@ -26,6 +26,9 @@ def test_wrong_prompts_are_found_before_any_work(generator, tmp_path):
             generator.generate_videos(prompts, output_path=tmp_path, **SIZE)
     with pytest.raises(TypeError, match="Did you mean num_frames"):
         generator.generate_videos(["a"], output_path=tmp_path, num_framez=5)
+    for switch in ("resume", "fail_fast"):
+        with pytest.raises(TypeError, match=f"{switch} must be True or False, got 'no'"):
+            generator.generate_videos(["a"], output_path=tmp_path, **{switch: "no"})
     assert not (tmp_path / "manifest.jsonl").exists()
 
 
