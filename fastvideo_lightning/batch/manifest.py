@@ -12,6 +12,14 @@ from typing import Any
 
 MANIFEST = "manifest.jsonl"
 DONE, FAILED = "done", "failed"
+# What is read of an entry, so that a line which somebody has changed is no entry, or a right one.
+_KINDS = {
+    "prompt": str,
+    "file": str | None,
+    "sha256": str | None,
+    "parameters": dict,
+    "settings": dict,
+}
 
 _log = logging.getLogger(__name__)
 
@@ -161,4 +169,7 @@ def _parse(line: bytes) -> Entry | None:
         entry = Entry(**{name: value for name, value in values.items() if name in known})
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return entry if entry.status in (DONE, FAILED) else None
+    is_one = entry.status in (DONE, FAILED) and all(
+        isinstance(getattr(entry, name), kind) for name, kind in _KINDS.items()
+    )
+    return entry if is_one else None

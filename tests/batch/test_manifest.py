@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import DONE, FAILED, Entry, Manifest, sha256_of
 
 
@@ -61,6 +62,18 @@ def test_a_line_that_is_no_entry_is_told_by_its_number(manifest, line, caplog):
     manifest.path.write_text(line + "\n\n")
     manifest.append(entry())
     assert len(manifest.read()) == 1
+    assert "line 1 is no entry" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changed", [{"prompt": 5}, {"file": 7}, {"file": ["a.mp4"]}, {"sha256": {}}, {"settings": []}]
+)
+def test_a_line_whose_values_somebody_has_changed_is_no_entry_either(manifest, changed, caplog):
+    line = {"prompt": "a", "seed": 7, "status": DONE, "file": "a.mp4", "sha256": "0", **changed}
+    manifest.path.write_text(json.dumps(line) + "\n")
+    folder = BatchFolder(manifest.folder)
+    assert folder.open() == {}
+    folder.close()
     assert "line 1 is no entry" in caplog.text
 
 
