@@ -45,7 +45,8 @@ class Finished:
 
     def is_there(self) -> bool:
         """Whether the very same was asked for before and every file of then is still whole."""
-        if self._path.is_symlink() or self._model is None:
+        is_file = self._path.is_file() and not self._path.is_symlink()  # a pipe would never end
+        if not is_file or self._model is None:
             return False
         try:
             kept = json.loads(self._path.read_text(encoding="utf-8"))

@@ -44,7 +44,8 @@ class BatchFolder:
 
     Raises:
         ValueError, OSError: As `check_output_folder`.
-        StorageError: If a symlink stands where the folder keeps its own files.
+        StorageError: If a symlink, or something of another kind, stands where the folder keeps its
+            own files.
         OSError: If its manifest cannot be read and written.
     """
 
@@ -63,6 +64,15 @@ class BatchFolder:
                     "pass another output_path."
                 )
         self.manifest.check()
+        for own, kind, is_right in (
+            (self._partial, "folder", self._partial.is_dir()),
+            (self.path / _LOCK, "file", (self.path / _LOCK).is_file()),
+        ):
+            if own.exists() and not is_right:
+                raise StorageError(
+                    f"{str(own)!r} is no {kind}, and a batch needs it as one. Move it away, or "
+                    "pass another output_path."
+                )
 
     def open(self) -> dict[str, list[Entry]]:
         """Lock the folder, give whole videos of a killed run their names, and remove its rest.

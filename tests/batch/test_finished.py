@@ -1,6 +1,7 @@
 """A batch that is there already is told so by its note; nothing else passes for one."""
 
 import json
+import os
 
 import pytest
 
@@ -76,6 +77,12 @@ def test_something_else_that_is_asked_for_is_looked_at(out, model, other):
 def test_other_devices_may_mean_other_dtypes(out, model, monkeypatch):
     note(out, model).keep()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert not note(out, model).is_there()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_the_place_of_the_note_is_not_waited_for(out, model):
+    os.mkfifo(out / FINISHED)
     assert not note(out, model).is_there()
 
 
