@@ -133,7 +133,7 @@ def _read_jsonl(text: str, name: str) -> Iterator[Line]:
 
 def _read_object(line: str) -> dict[str, Any]:
     try:
-        values = json.loads(line, object_pairs_hook=_join_pairs)
+        values = json.loads(line, object_pairs_hook=_join_pairs, parse_int=_parse_int)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"not JSON: {error.msg} at column {error.colno}. Write one object a line."
@@ -142,6 +142,13 @@ def _read_object(line: str) -> dict[str, Any]:
         got = _JSON_KINDS.get(type(values), "a number")
         raise ValueError(f"expected an object, got {got}. Write one object a line.")
     return values
+
+
+def _parse_int(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError as error:  # Python reads no more than some thousands
+        raise ValueError(f"a number of {len(digits)} digits is too long. Shorten it.") from error
 
 
 def _join_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

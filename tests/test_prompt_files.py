@@ -81,6 +81,7 @@ WRONG = [
     ("p.txt", b"fine\n\xff\xfe", "line 2: this is not UTF-8 text"),
     ("p.txt", "\n \n", "holds no prompts"),
     ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": "b",}', "line 3: not JSON: .* column 16"),
+    ("p.jsonl", f'{{"seed": {"9" * 5000}}}', "line 1: a number of 5000 digits is too long. Short"),
     ("p.jsonl", '["a"]', "line 1: expected an object, got a list"),
     ("p.jsonl", '{"seed": 3}', "line 1: there is no prompt. Write the text of one"),
     ("p.jsonl", '{"promt": "a"}', r"line 1: there is no key 'promt'\. Did you mean 'prompt'\?"),
