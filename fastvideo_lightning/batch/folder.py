@@ -109,13 +109,18 @@ class BatchFolder:
         return done
 
     def close(self) -> None:
-        """Let the next batch have the folder; a second call does nothing."""
-        self.forget()
+        """Let the next batch have the folder; a second call does nothing.
+
+        What cannot be removed, as where the folder takes no more, stays for the next batch.
+        """
+        with suppress(OSError):
+            self.forget()
         if self._lock.is_locked:
             names = self._partial / _NAMES
-            if self._partial.is_dir() and set(self._partial.iterdir()) <= {names}:
-                names.unlink(missing_ok=True)
-                self._partial.rmdir()
+            with suppress(OSError):
+                if self._partial.is_dir() and set(self._partial.iterdir()) <= {names}:
+                    names.unlink(missing_ok=True)
+                    self._partial.rmdir()
             # While it is held: whoever opened the file before finds it gone, and takes a new one.
             # Windows removes no file that is open, and the lock's own release does.
             with suppress(OSError):
@@ -128,9 +133,9 @@ class BatchFolder:
         Raises:
             StorageError: If the folder does not take it.
         """
-        self.forget()
         part = self._partial / f"{uuid4().hex}{self._suffix}"
         try:
+            self.forget()
             video.save(part)
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -138,7 +143,8 @@ class BatchFolder:
             return self._name(part, entry)
         except OSError as error:
             for left in (part, self._partial / f"{entry.sha256}{self._suffix}"):
-                left.unlink(missing_ok=True)
+                with suppress(OSError):
+                    left.unlink(missing_ok=True)
             raise self.explain(error, entry.prompt) from error
 
     def forget(self) -> None:

@@ -1,11 +1,13 @@
 """A batch that nobody reads to its end lets go of its folder and of its generator."""
 
+import errno
 import json
 
 import pytest
 from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
+from fastvideo_lightning.batch.folder import StorageError
 
 PROMPTS = [PROMPT, "a blue square", "a green circle", "a red square"]
 
@@ -52,4 +54,23 @@ def test_a_generator_that_is_closed_in_the_middle_of_a_batch_ends_it_with_an_err
     assert [json.loads(line)["status"] for line in lines] == ["done", "done"], "none half written"
     with pytest.raises(RuntimeError, match="This generator is closed"):
         list(batch)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".jsonl"}
+
+
+def test_a_folder_that_may_no_longer_be_written_to_ends_the_batch_with_that_reason(
+    generator, tmp_path, monkeypatch
+):
+    batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    next(batch)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as forbidden:
+        for name in ("link", "rmdir", "unlink"):
+            forbidden.setattr(f"os.{name}", refuse)
+        with pytest.raises(StorageError, match="could not be written into .*: Permission denied"):
+            list(batch)
+    again = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    assert len(list(again)) == again.total - again.num_skipped < 4
     assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".jsonl"}
