@@ -39,7 +39,7 @@ class Attachment:
         units: what the engine moves for this callback.
         residents: weights that stay in one place.
         graphed: the model's forward, where it is captured and replayed.
-        first: the unit that the target's next call needs first, where units move.
+        group: the units of the target, where units move.
         places: where ``model`` had tensors when they were last looked at; see ``adapt``.
     """
 
@@ -52,10 +52,15 @@ class Attachment:
         self.engine: OffloadEngine | None = None
         self.residents: list[ResidentSet] = []
         self.graphed: GraphedForward | None = None
-        self.first: OffloadUnit | None = None
+        self.group: UnitGroup | None = None
         self.handles: list[Handle] = []
         self._passes_per_step = 1
         self._passes_so_far = 0
+
+    @property
+    def first(self) -> OffloadUnit | None:
+        """The unit that the target's next call needs first, where units move."""
+        return None if self.group is None else self.group.first
 
     def foresee(self, step: int, *, comes_next: bool) -> None:
         """A denoising step begins: note how many passes the last one took, say what follows it.

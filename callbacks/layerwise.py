@@ -133,7 +133,7 @@ class LayerwiseOffload(Placement):
         choice = ShardTransport.LOCAL if is_apart else self.shard_transport
         share_streaming(engine, choice, group.units)
         engine.attach(group, sources)
-        attachment.first, attachment.units = group.first, group.units
+        attachment.group, attachment.units = group, group.units
         attachment.handles.append(Undo(lambda: engine.detach(group.units)))
         tables, staying = split_tables(staying, sources, device, larger_than=engine.ring.slot_bytes)
         self._keep(attachment, staying, device, run_device=device)

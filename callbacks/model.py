@@ -37,7 +37,7 @@ class ModelOffload(Placement):
             self.target, target, inside, transient=True, host_memory=self.host_memory
         )
         engine = attachment.engine = engine_of(attachment.root, device)
-        engine.attach(UnitGroup([unit]), weight_sources(attachment.root))
-        attachment.first, attachment.units = unit, (unit,)
+        attachment.group, attachment.units = UnitGroup([unit]), (unit,)
+        engine.attach(attachment.group, weight_sources(attachment.root))
         attachment.handles.append(Undo(lambda: engine.detach([unit])))
         attachment.handles.extend(hook_transient(engine, unit))

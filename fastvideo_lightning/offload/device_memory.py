@@ -104,17 +104,16 @@ class DeviceMemory:
             if slot.holder is not None and slot.holder.state is UnitState.OFFLOADED:
                 slot.holder = None
 
-    def is_ready_for(self, first: OffloadUnit | None, residents: Sequence[OffloadUnit]) -> bool:
-        """Whether of the ring ``first`` alone is prefetched, and each of ``residents`` is home."""
-        ahead = [
-            s.holder
-            for s in self.ring.slots
-            if s.holder and s.holder.state is UnitState.PREFETCHING
-        ]
-        streams = first is not None and first.home is None
-        return ahead == ([first] if streams else []) and all(
-            unit.home is not None and unit.home.holder is unit for unit in residents
-        )
+    def places_of(
+        self, units: Sequence[OffloadUnit], residents: Sequence[OffloadUnit]
+    ) -> tuple[DeviceSlot, ...] | None:
+        """Slots of ``units``, if they and no others are prefetched, ``residents`` being at home."""
+        holders = [slot.holder for slot in self.ring.slots if slot.holder is not None]
+        prefetched = {unit for unit in holders if unit.state is UnitState.PREFETCHING}
+        at_home = all(unit.home is not None and unit.home.holder is unit for unit in residents)
+        if prefetched != set(units) or not at_home:
+            return None
+        return tuple(unit.slot for unit in units if unit.slot is not None)
 
     def drop_prefetched(self, *, keep: Sequence[OffloadUnit]) -> None:
         """Give up what was prefetched into the ring and is not used yet, but for ``keep``."""

@@ -14,6 +14,7 @@ from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.mover import UnitMover
 from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
+from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.streams import Transport
@@ -64,8 +65,7 @@ class OffloadEngine(UnitMover):
                 list(pool.map(lambda unit: unit.load(self.store), new))
             self.groups.append(group)
             streamed = [unit for unit in group.streamed if unit in new and not unit.transient]
-            for i, unit in enumerate(streamed):
-                unit.preferred_slot = i % self.memory.ring.num_slots
+            self._give_slots(streamed)
             self.order.add_cycle(streamed)
             with phase("make slots"):
                 self.memory.take_in(group, self.units)
@@ -140,19 +140,20 @@ class OffloadEngine(UnitMover):
         if group.first is not None:
             self._start(group.first)
 
-    def is_at_start(self, group: UnitGroup) -> bool:
-        """Whether this pass begins as the last one ended and, as far as is known, will end so too.
+    def places_at_start(self, group: UnitGroup) -> tuple[DeviceSlot, ...] | None:
+        """Where a pass finds its first units; None where it does not begin as the last one ended.
 
-        Then passes are alike to the last address, and one can stand for the others.
+        Passes that begin alike, and as far as is known end so too, are alike to the last address,
+        and one can stand for the others.
         """
-        first = group.first
-        return (
+        regular = (
             self.running
             and self.order.expected is None
             and len(group.streamed) % self.ring.num_slots == 0
             and self.order.closes(group.streamed)
-            and self.memory.is_ready_for(first, group.residents)
         )
+        ahead = self.order.window(group.streamed[0], self.ring.num_slots) if group.streamed else ()
+        return self.memory.places_of(ahead[:-1], group.residents) if regular else None
 
     def repeat(self, group: UnitGroup) -> None:
         """Take note of a pass over a group that the device made again by itself."""
@@ -161,9 +162,18 @@ class OffloadEngine(UnitMover):
             self.stats.copies += 1
             self.stats.bytes_copied += unit.size_bytes
 
-    def leave(self, model: nn.Module) -> None:
-        """The model has returned or raised."""
+    def leave(self, model: nn.Module, group: UnitGroup) -> None:
+        """The model has returned or raised; if its pass needed all units, that is their order."""
         self._active.discard(id(model))
+        seen = self.order.seen(group.streamed)
+        if seen == list(group.streamed) or len(seen) < len(group.streamed):
+            group.otherwise = ()
+        elif seen == group.otherwise:
+            group.streamed, group.otherwise = seen, ()
+            self._give_slots(seen)
+            self.order.follow(seen)
+        else:
+            group.otherwise = seen
 
     def refresh(self, *, alone: bool = False) -> None:
         """Take over edits, with the other ranks or not; RuntimeError where a dtype changed."""
@@ -183,6 +193,10 @@ class OffloadEngine(UnitMover):
             self.memory.fit(self.units)
         if not alone:
             self.transport.agree(self.units, [*self.memory.ring.slots, *self.memory.homes])
+
+    def _give_slots(self, units: Sequence[OffloadUnit]) -> None:
+        for i, unit in enumerate(units):
+            unit.preferred_slot = i % self.memory.ring.num_slots
 
     def _start(self, unit: OffloadUnit) -> None:
         """Prefetch from ``unit`` on, in place of what was expected, and its group's residents."""

@@ -21,6 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unfl
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Call, Handle, Inseparable, MethodHandle, Undo
+from fastvideo_lightning.offload.slots import DeviceSlot
 
 MAX_GRAPHS = 4
 """Kinds of calls that are captured in one run; more share nothing worth keeping."""
@@ -37,11 +38,13 @@ class Captured:
         graph: makes it again.
         inputs: tensors that the graph reads, in the order of the flattened arguments.
         output: what the call returned, with tensors that the graph writes.
+        places: slots with weights that were copied before the call.
     """
 
     graph: torch.cuda.CUDAGraph
     inputs: list[torch.Tensor]
     output: object
+    places: tuple[DeviceSlot, ...]
 
 
 class GraphedForward(Inseparable):
@@ -94,14 +97,15 @@ class GraphedForward(Inseparable):
         Raises:
             RuntimeError: the call cannot be captured.
         """
-        if not self._open or torch.is_grad_enabled() or not self._is_regular():
+        places = None if not self._open or torch.is_grad_enabled() else self._places()
+        if places is None:
             return self._call(args, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
-        kind = kind_of(leaves, spec)
+        kind = kind_of(leaves, spec, places)
         if kind in self._captured:
             return self._repeat(self._captured[kind], leaves)
         if kind in self._seen and len(self._captured) < MAX_GRAPHS:
-            captured = self._capture(leaves, spec)
+            captured = self._capture(leaves, spec, places)
             if captured is not None:
                 self._captured[kind] = captured
                 return self._replay(captured)
@@ -114,14 +118,17 @@ class GraphedForward(Inseparable):
             self._engine.start(self._group)
         return self._forward(*args, **kwargs)
 
-    def _is_regular(self) -> bool:
-        """Whether the pass is to end with every address as it begins, copies from pinned memory."""
-        return self._engine is None or (
-            self._engine.is_at_start(self._group)
-            and all(unit.slab is not None and unit.slab.pinned for unit in self._group.streamed)
-        )
+    def _places(self) -> tuple[DeviceSlot, ...] | None:
+        """Where weights are as the pass begins; None where it is not to end so, or cannot copy."""
+        if self._engine is None:
+            return ()
+        if any(unit.slab is None or not unit.slab.pinned for unit in self._group.streamed):
+            return None
+        return self._engine.places_at_start(self._group)
 
-    def _capture(self, leaves: list[object], spec: TreeSpec) -> Captured | None:
+    def _capture(
+        self, leaves: list[object], spec: TreeSpec, places: tuple[DeviceSlot, ...]
+    ) -> Captured | None:
         """Record a call without making it; None where it does not end as it began.
 
         The graph's inputs get the call's values.
@@ -150,10 +157,10 @@ class GraphedForward(Inseparable):
                 f"{self.fqn} cannot be captured as a CUDA graph: {str(cause).splitlines()[0]} "
                 "Leave cuda_graphs out."
             ) from cause
-        if not self._is_regular():
+        if self._places() != places:
             self._give_up()
             return None
-        return Captured(graph, [c for c in copies if isinstance(c, torch.Tensor)], output)
+        return Captured(graph, [c for c in copies if isinstance(c, torch.Tensor)], output, places)
 
     def _give_up(self) -> None:
         """Forget copies that were to be captured and never made."""
@@ -174,9 +181,9 @@ class GraphedForward(Inseparable):
         if self._engine is None:
             captured.graph.replay()
         else:
-            first, memory = self._group.first, self._engine.memory
-            if first is not None and first.slot is not None:
-                self._engine.transport.wait(first.slot)
+            memory = self._engine.memory
+            for slot in captured.places:
+                self._engine.transport.wait(slot)
             captured.graph.replay()
             self._engine.transport.replayed((*memory.ring.slots, *memory.homes))
         return tree_map_only(torch.Tensor, torch.Tensor.clone, captured.output)
@@ -189,14 +196,17 @@ class GraphedForward(Inseparable):
             torch.cuda.empty_cache()  # what was set aside for the graphs
 
 
-def kind_of(leaves: Sequence[object], spec: TreeSpec) -> Hashable | None:
+def kind_of(
+    leaves: Sequence[object], spec: TreeSpec, places: tuple[DeviceSlot, ...] = ()
+) -> Hashable | None:
     """What calls have in common that one graph can stand for; None for a call that none can.
 
     Args:
         leaves: the call's arguments, flattened.
         spec: how they were nested.
+        places: slots with weights that are there before the call.
     """
-    kind: list[Hashable] = [spec]
+    kind: list[Hashable] = [spec, *map(id, places)]
     for leaf in leaves:
         if isinstance(leaf, torch.Tensor):
             kind.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device))

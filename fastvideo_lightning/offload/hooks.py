@@ -84,7 +84,7 @@ def hook_model(
         return move_inputs(args, kwargs, engine.device)
 
     def after(module: nn.Module, args: object, output: object) -> None:
-        engine.leave(module)
+        engine.leave(module, group)
 
     return [
         model.register_forward_pre_hook(Hook(before, fqn), prepend=True, with_kwargs=True),

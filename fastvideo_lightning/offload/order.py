@@ -6,6 +6,10 @@ block of its own list, and the list wraps around, for the next denoising step be
 did. When another unit follows twice in a row it becomes the successor; a single detour (a skipped
 block) is a miss and leaves the order alone.
 
+A model may call its lists in another order than it names them, or by turns. Where two passes in a
+row needed all of its units in one and the same other order, the cycle is made anew (``follow``), so
+that a pass begins with the unit that is needed first, and the list ends where the model does.
+
 In a backward the blocks are called again in the opposite order, which changes no successor: whom to
 prefetch then is who comes before.
 
@@ -30,6 +34,7 @@ class UnitOrder:
         self._position: dict[OffloadUnit, int] = {}
         self._tails: set[OffloadUnit] = set()
         self._doubted: dict[OffloadUnit, OffloadUnit] = {}
+        self._in_pass: list[OffloadUnit] = []
         self._last: OffloadUnit | None = None
         self._first: OffloadUnit | None = None
         self._turns: dict[OffloadUnit, list[OffloadUnit]] = defaultdict(list)
@@ -86,6 +91,22 @@ class UnitOrder:
     def begin_pass(self) -> None:
         """A model with streamed blocks is called."""
         self._passes_left -= 1
+        self._in_pass.clear()
+
+    def seen(self, units: Sequence[OffloadUnit]) -> list[OffloadUnit]:
+        """Those of ``units`` that this pass has needed so far, by their first call."""
+        return [unit for unit in dict.fromkeys(self._in_pass) if unit in units]
+
+    def follow(self, units: Sequence[OffloadUnit]) -> None:
+        """Expect the units of a cycle in another order from now on."""
+        positions = sorted(self._position[unit] for unit in units)
+        self._tails.difference_update(units)
+        self._tails.update(units[-1:])
+        self._position.update(zip(units, positions, strict=True))
+        self._successor.update(zip(units, [*units[1:], units[0]], strict=True))
+        self._doubted.clear()
+        self._turns.clear()
+        self._turns_before.clear()
 
     def expect(self, unit: OffloadUnit, *, after_passes: int) -> None:
         """Expect ``unit`` when the model's list ends for the ``after_passes``-th time from now."""
@@ -127,6 +148,7 @@ class UnitOrder:
             self._expected = None
         if unit not in self._position or in_backward():
             return
+        self._in_pass.append(unit)
         last, self._last = self._last, unit
         if last is None:
             self._first = unit

@@ -52,17 +52,22 @@ def test_a_call_with_an_object_that_may_change_is_of_no_kind():
     assert kind(torch.zeros(1), nn.Identity()) is None
 
 
-def test_a_pass_stands_for_the_next_once_the_first_pass_of_a_run_is_over():
-    toy, callback, engine, group = attach()
+def is_at_start(engine, group):
+    return engine.places_at_start(group) is not None
+
+
+@pytest.mark.parametrize(("num_blocks", "num_slots"), [(4, 1), (4, 2), (6, 3), (3, 3)])
+def test_a_pass_stands_for_the_next_once_the_first_pass_of_a_run_is_over(num_blocks, num_slots):
+    toy, callback, engine, group = attach(num_blocks, num_slots=num_slots)
     toy(sample())
-    assert not engine.is_at_start(group)  # weights may be edited between these calls
+    assert not is_at_start(engine, group)  # weights may be edited between these calls
     callback.on_predict_batch_start()
-    assert not engine.is_at_start(group)  # two units are on their way, not one
+    assert not is_at_start(engine, group)  # every slot is filled, and none is left for the last
     for _ in range(3):
         toy(sample())
-        assert engine.is_at_start(group)
+        assert is_at_start(engine, group)
     callback.on_predict_batch_end()
-    assert not engine.is_at_start(group)
+    assert not is_at_start(engine, group)
 
 
 def test_a_pass_that_something_else_follows_does_not():
@@ -71,19 +76,41 @@ def test_a_pass_that_something_else_follows_does_not():
     toy(sample())
     engine.expect(group.streamed[2], after_passes=2)
     engine.order.begin_pass()
-    assert engine.is_at_start(group)  # it follows the pass after this one
+    assert is_at_start(engine, group)  # it follows the pass after this one
     engine.order.begin_pass()
-    assert not engine.is_at_start(group)
+    assert not is_at_start(engine, group)
 
 
-def test_a_pass_in_another_order_does_not():
+@pytest.mark.parametrize("order", [[0, 2, 1, 3], [2, 3, 0, 1]])
+def test_a_pass_in_another_order_does_once_that_is_known(order):
     toy, callback, engine, group = attach()
     callback.on_predict_batch_start()
     toy(sample())
-    toy.order = [0, 2, 1, 3]
+    toy.order = order
     for _ in range(3):
         toy(sample())
-    assert not engine.is_at_start(group)
+    assert is_at_start(engine, group)
+    assert [unit.module for unit in group.streamed] == [toy.blocks[i] for i in order]
+
+
+def test_a_pass_that_leaves_a_block_out_does_not():
+    toy, callback, engine, group = attach()
+    callback.on_predict_batch_start()
+    toy(sample())
+    toy.order = [0, 2, 3]
+    for _ in range(3):
+        toy(sample())
+    assert not is_at_start(engine, group)
+
+
+def test_passes_that_begin_in_other_places_are_of_another_kind():
+    toy, callback, engine, group = attach()
+    callback.on_predict_batch_start()
+    toy(sample())
+    places = engine.places_at_start(group)
+    leaves, spec = tree_flatten(((sample(),), {}))
+    assert kind_of(leaves, spec, places) == kind_of(leaves, spec, (engine.ring.slots[0],))
+    assert kind_of(leaves, spec, places) != kind_of(leaves, spec, (engine.ring.slots[1],))
 
 
 def test_the_order_and_the_counts_are_the_same_whether_a_pass_was_made_or_repeated():
@@ -96,7 +123,7 @@ def test_the_order_and_the_counts_are_the_same_whether_a_pass_was_made_or_repeat
             if repeated:
                 engine.enter(toy)
                 engine.repeat(group)
-                engine.leave(toy)
+                engine.leave(toy, group)
             else:
                 toy(sample())
             after = engine.stats.copies, engine.stats.bytes_copied
