@@ -180,3 +180,18 @@ def residents_stay_and_the_rest_is_shared(device):
     callback.on_predict_batch_end()
     assert joined(callback) > 0
     callback.detach()
+
+
+def an_order_that_is_not_the_lists_own_is_learned(device):
+    plain, model = toy_of(6), toy_of(6)
+    plain.order = model.order = [4, 5, 0, 3, 1, 2]
+    callback = attach(model, device)
+    engine = engine_in(callback)
+    callback.on_predict_batch_start()
+    assert_equal(model, plain, device, times=3)
+    before = engine.stats.copies, engine.stats.misses
+    assert_equal(model, plain, device, times=3)
+    assert (engine.stats.copies - before[0], engine.stats.misses - before[1]) == (3 * 6, 0)
+    callback.on_predict_batch_end()
+    engine.check()
+    callback.detach()

@@ -58,6 +58,10 @@ def test_residents_stay_and_the_rest_is_shared(world: World):
     world.run(claims.residents_stay_and_the_rest_is_shared)
 
 
+def test_an_order_that_is_not_the_lists_own_is_learned(world: World):
+    world.run(claims.an_order_that_is_not_the_lists_own_is_learned)
+
+
 @pytest.mark.parametrize("kind", ["memory", "file"])
 @pytest.mark.parametrize("who", ["all", "one", "each"])
 @pytest.mark.parametrize("edit", edit_claims.EDITS)
