@@ -95,7 +95,8 @@ class UnitOrder:
 
     def seen(self, units: Sequence[OffloadUnit]) -> list[OffloadUnit]:
         """Those of ``units`` that this pass has needed so far, by their first call."""
-        return [unit for unit in dict.fromkeys(self._in_pass) if unit in units]
+        among = set(units)
+        return [unit for unit in dict.fromkeys(self._in_pass) if unit in among]
 
     def follow(self, units: Sequence[OffloadUnit]) -> None:
         """Expect the units of a cycle in another order from now on."""
