@@ -66,7 +66,7 @@ class Results:
 @click.command()
 @click.option("--models", default="wan-14b,wan-1.3b", show_default=True)
 @options.frames("81,17,1")
-@click.option("--budgets", default="3,8,16,24,40", show_default=True, help="GiB.")
+@click.option("--budgets", default="3,6,8,16,24,40", show_default=True, help="GiB.")
 @options.size()
 @click.option(
     "--decoding/--no-decoding", default=True, show_default=True, help="The VAE, after a model."
