@@ -85,9 +85,10 @@ def test_frames_are_those_of_plain_diffusers_wherever_the_weights_are(name, fold
 
 @pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
 def test_a_checkpoint_that_was_saved_quantized_loads_as_it_is(kind, folder, tmp_path) -> None:
-    pipeline = load(folder, torchao(kind))
-    expected = frames_of(pipeline, SAMPLING)
-    pipeline.save_pretrained(tmp_path)
+    load(folder, torchao(kind)).save_pretrained(tmp_path)
+    # Not what was saved: from another file weights may lie at other distances, and products round
+    # by that on some processors.
+    expected = frames_of(load_plain(tmp_path, expects_image=False), SAMPLING)
     for memory in ("auto", "pinned"):
         module = VideoModule.from_pretrained(tmp_path)
         streaming = LayerwiseOffload("transformer", host_memory=memory)
