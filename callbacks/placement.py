@@ -141,8 +141,14 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def canonical_device(device: torch.device | str) -> torch.device:
-    """A device with its index: ``cuda`` alone is the current one."""
+    """A device with its index: ``cuda`` alone is the current one.
+
+    Raises:
+        RuntimeError: there is no such device here.
+    """
     device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"torch finds no GPU here for {str(device)!r}. Pass 'cpu'.")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

@@ -56,7 +56,7 @@ def check_devices(num_gpus: int, accelerator: str) -> str:
     if not there:
         raise ValueError(
             f"num_gpus={num_gpus} asks for GPUs, and this machine has none. Leave num_gpus out to "
-            f"compute on the CPU, or pass accelerator=cpu to share it among {num_gpus} processes."
+            f"compute on the CPU, or pass accelerator='cpu' to share it among {num_gpus} processes."
         )
     if num_gpus > there:
         raise ValueError(

@@ -9,7 +9,7 @@ import click
 
 from fastvideo_lightning.config import nearest_name
 from fastvideo_lightning.option_types import BudgetType, MappingType
-from fastvideo_lightning.options import GroupedOption, WrongChoiceError
+from fastvideo_lightning.options import COMMAND, GroupedOption, WrongChoiceError
 
 
 def read_config_file(path: str, options: list[click.Parameter]) -> dict[str, Any]:
@@ -24,7 +24,9 @@ def read_config_file(path: str, options: list[click.Parameter]) -> dict[str, Any
         name = str(key).replace("-", "_")
         if name not in known:
             near = nearest_name(name, known)
-            hint = f"Did you mean {_spelled_like(key, near)}?" if near else "See --help."
+            hint = f"See {COMMAND} generate --help."
+            if near:
+                hint = f"Did you mean {_spelled_like(key, near)}?"
             raise WrongChoiceError(f"{path}: no such option: {key}. {hint}")
         if name in values:
             raise WrongChoiceError(f"{path}: {key} is given twice. Keep one of the two.")

@@ -69,7 +69,7 @@ def plan(
         console = Console()
         if not console.is_terminal:
             console.width = 100
-        console.print(made, soft_wrap=not console.is_terminal)
+        console.print(made, soft_wrap=not console.is_terminal, crop=False)
         if made.machine is None:
             click.echo('Name a card for times: --gpu "RTX 4090".', err=True)
 

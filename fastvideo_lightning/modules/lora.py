@@ -1,6 +1,7 @@
 """LoRA adapters of a video module, by diffusers' own loaders and PEFT."""
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import isfinite
@@ -116,7 +117,10 @@ class TakesLora:
             self._undivided(),
             explained(path, type(pipeline).__name__),
             telling_unplaced(path, pipeline),
+            warnings.catch_warnings(),
         ):
+            # Several adapters are what is wanted.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
             pipeline.load_lora_weights(folder, adapter_name=name, **kwargs)
         if name not in (names := {n for some in _loaded(pipeline).values() for n in some}):
             raise ValueError(

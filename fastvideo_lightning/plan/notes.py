@@ -14,6 +14,7 @@ def make_notes(subject: Subject, prediction: Prediction, machine: Machine | None
     """Return a sentence for each thing that one has to know to read the plan rightly."""
     config = prediction.config
     notes = [*_on_pixels(config), *_on_experts(subject, config), *_on_speed(config, machine)]
+    notes += _without_effect(prediction)
     notes += _on_launches(subject, prediction, machine)
     if not subject.is_known:
         notes.append(
@@ -47,6 +48,15 @@ def notes_on_gpus(num_gpus: int, prediction: Prediction, machine: Machine | None
         )
     if config.context_parallel == 1:
         notes.append(f"For one video sooner: context_parallel={num_gpus}.")
+    return notes
+
+
+def _without_effect(prediction: Prediction) -> list[str]:
+    config, notes = prediction.config, []
+    if config.num_slots != OffloadConfig.num_slots and not prediction.slot_bytes:
+        notes.append(f"num_slots={config.num_slots} has no effect: nothing streams.")
+    if config.dit_resident_blocks and not config.dit_layerwise_offload:
+        notes.append("dit_resident_blocks has no effect: all of the denoiser is resident.")
     return notes
 
 

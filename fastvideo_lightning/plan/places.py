@@ -51,7 +51,11 @@ def place_component(size: ComponentSize, config: OffloadConfig, slot_bytes: int)
         return ComponentPlan(
             size.fqn, whole.size_bytes, ON_CALL, 0, whole.size_bytes, whole.size_bytes
         )
-    return ComponentPlan(size.fqn, whole.size_bytes, RESIDENT, whole.kept_bytes, 0)
+    return _keep(size)
+
+
+def _keep(size: ComponentSize) -> ComponentPlan:
+    return ComponentPlan(size.fqn, size.whole.size_bytes, RESIDENT, size.whole.kept_bytes, 0)
 
 
 def _stream(
@@ -60,6 +64,8 @@ def _stream(
     stays = resident_positions(len(size.blocks), resident_blocks, num_slots)
     kept = sum((size.blocks[i] for i in stays), PartSize())
     streamed = sum(part.size_bytes for i, part in enumerate(size.blocks) if i not in stays)
+    if not streamed:  # fewer blocks than slots, or as many residents as blocks
+        return _keep(size)
     tables = sum((table for table in size.tables if table.size_bytes > slot_bytes), PartSize())
     return ComponentPlan(
         size.fqn,

@@ -132,9 +132,7 @@ def measure_launch(device: torch.device, num_blocks: int = 8) -> float:
     return time_call(step, device, rounds=_LAUNCH_ROUNDS) / (num_blocks * KERNELS_PER_BLOCK)
 
 
-def time_call(
-    call: Callable[[], object], device: torch.device, *, rounds: int = _ROUNDS
-) -> float:
+def time_call(call: Callable[[], object], device: torch.device, *, rounds: int = _ROUNDS) -> float:
     """Median seconds of a call that is done when the device is."""
 
     def finish() -> None:

@@ -42,14 +42,16 @@ def draw_plan(plan: "Plan") -> Group:
     headline = Text(_headline(plan), style="bold")
     unit = Unit.of(plan)
     lines = [Text(line) for line in _closing_lines(plan, unit)]
+    # In one piece, for it is copied: a line that ends where the terminal does is another command.
+    flags = Text(f"Flags: {plan.command_line}", no_wrap=True, overflow="ignore")
     tables = (_components(plan, unit), Text(), _stages(plan, unit))
-    return Group(headline, Text(), *tables, Text(), *lines)
+    return Group(headline, Text(), *tables, Text(), *lines, flags)
 
 
 def plan_text(plan: "Plan") -> str:
     """Return the plan as plain text."""
     text = StringIO()
-    Console(file=text, width=_COLUMNS, color_system=None).print(draw_plan(plan))
+    Console(file=text, width=_COLUMNS, color_system=None).print(draw_plan(plan), crop=False)
     return text.getvalue().rstrip()
 
 
@@ -129,7 +131,7 @@ def _closing_lines(plan: "Plan", unit: Unit) -> list[str]:
         )
     else:
         lines.append("No times: there is no GPU here that is known.")
-    return [*lines, *plan.notes, f"Flags: {plan.command_line}"]
+    return [*lines, *plan.notes]
 
 
 def _table(*columns: str) -> Table:

@@ -270,3 +270,9 @@ def test_streams_of_one_module_with_other_numbers_of_slots_are_refused():
     LayerwiseOffload("a").attach(root, "cpu")
     with pytest.raises(ValueError, match="got num_slots=3 beside num_slots=2"):
         LayerwiseOffload("b", num_slots=3).attach(root, "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_of():
+    with pytest.raises(RuntimeError, match="torch finds no GPU here for 'cuda'. Pass 'cpu'."):
+        LayerwiseOffload("blocks").attach(make_toy(4), "cuda")

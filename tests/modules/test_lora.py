@@ -1,5 +1,6 @@
 """LoRA adapters of a placed module: the same frames as plain diffusers makes with them."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,15 @@ def test_an_adapter_moves_with_its_block_and_the_blocks_bytes_stay_in_the_file(
     module.unload_lora(name)
     make_frames(fabric, module)
     assert (engine.store.mapped_bytes, engine.device_bytes) == (mapped, slots)
+
+
+def test_a_second_adapter_is_loaded_without_a_word_of_peft(set_up, checkpoint, loras) -> None:
+    _, module = set_up(checkpoint("t2v"), [LayerwiseOffload("transformer")])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for lora in loras:
+            module.load_lora(lora)
+    assert not [one for one in said if "peft_config" in str(one.message)]
 
 
 def test_an_adapter_that_fails_to_load_leaves_the_module_as_it_was(

@@ -95,3 +95,20 @@ def test_slots_are_counted_and_named(wan):
     more = plans[1].reserved_bytes - plans[0].reserved_bytes
     assert more == pytest.approx(2 * slot, rel=0.05)  # one slot, one block that is left over
     assert "3 slots that blocks stream through" in plan_text(plans[1])
+
+
+def test_flags_without_effect_are_said_and_what_is_to_be_copied_is_one_line():
+    flags = {"num_slots": 3, "dit_layerwise_offload": False, "dit_resident_blocks": 3}
+    plan = make_plan("tiny-shapes", budget_gib=40, card="H200", flags=flags)
+    assert "num_slots=3 has no effect: nothing streams." in plan.notes
+    assert "dit_resident_blocks has no effect: all of the denoiser is resident." in plan.notes
+    assert f"\nFlags: {plan.command_line}" in plan_text(plan)
+    assert len(plan.command_line) > 100
+    assert not any("effect" in note for note in make_plan("tiny-shapes").notes)
+
+
+def test_an_encoder_of_which_nothing_streams_is_resident():
+    flags = {"num_slots": 3, "text_encoder_layerwise_offload": True}
+    plan = make_plan("tiny-shapes", flags=flags)
+    where = {part.fqn: part.where for part in plan.prediction.components}
+    assert where["text_encoder"] == "resident"
