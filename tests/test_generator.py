@@ -253,7 +253,7 @@ def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, there: int) -
     said = (
         f"num_gpus=4 .* which is {there}. Pass num_gpus={there}"
         if there
-        else "num_gpus=4 .* this machine has none. .* accelerator=cpu .* among 4 processes"
+        else "num_gpus=4 .* this machine has none. .* accelerator='cpu' .* among 4 processes"
     )
     with pytest.raises(ValueError, match=said):
         VideoGenerator.from_pretrained("/no/such/folder", num_gpus=4)
