@@ -52,7 +52,11 @@ class Place:
         """As the table has it."""
         if not self.config.dit_layerwise_offload:
             return "resident"
-        slots = "" if self.config.num_slots == 2 else f", {self.config.num_slots} slots"
+        slots = (
+            ""
+            if self.config.num_slots == OffloadConfig.num_slots
+            else f", {self.config.num_slots} slots"
+        )
         return f"streamed, {self.config.dit_resident_blocks} resident{slots}"
 
     def make_callback(self) -> Placement:

@@ -41,7 +41,7 @@ class LayerwiseOffload(Placement):
         target: FQN of a block list (``"transformer.blocks"``), or of a model whose block lists are
             found (``"transformer"``).
         num_slots: blocks that have device memory at the same time. A third helps where blocks take
-            about as long to come as to compute; more bought nothing where it was measured.
+            about as long to come as to compute.
         resident_blocks: at least so many blocks stay on the device, evenly spaced, so that their
             computing hides the others' copies: what a link-bound step gains time by.
         share_residents: the model works before or after others of the same root and never along

@@ -1,19 +1,14 @@
 """What callbacks hear of a run in which a video was made again with less on the device."""
 
 import pytest
-import torch
 from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator
 from fastvideo_lightning.callbacks import MemoryReport
 from fastvideo_lightning.placing import Placing
+from tests.test_replanning import ALL_RESIDENT, run_out_in_second_video
 
 PROMPTS = [PROMPT, "a green square", "a red square"]
-ALL_RESIDENT = {
-    "dit_layerwise_offload": False,
-    "text_encoder_cpu_offload": False,
-    "vae_cpu_offload": False,
-}
 
 
 @pytest.fixture
@@ -31,14 +26,7 @@ def make_batch(checkpoint, monkeypatch, tmp_path):
             checkpoint("t2v"), accelerator="cpu", on_oom="replan", callbacks=[callback]
         ) as generator:
             generator._placing.replace(generator._launch(), OffloadConfig(**ALL_RESIDENT))
-            calls = [0]
-
-            def fail_in_second_video(*_):
-                calls[0] += 1
-                if calls[0] == 5:  # two steps, two calls each
-                    raise torch.OutOfMemoryError("CUDA out of memory.")
-
-            generator.module.transformer.register_forward_pre_hook(fail_in_second_video)
+            run_out_in_second_video(generator)
             assert len(list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))) == 3
 
     return make

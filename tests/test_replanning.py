@@ -257,20 +257,24 @@ def test_nothing_is_held_by_the_error(checkpoint, on_gpu):
         assert kept[0]() is None
 
 
+def run_out_in_second_video(generator):
+    calls = [0]
+
+    def fail(*_):
+        calls[0] += 1
+        if calls[0] == 5:  # two steps, two calls each
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    generator.module.transformer.register_forward_pre_hook(fail)
+
+
 def test_a_batch_goes_on_with_the_tighter_plan_and_the_manifest_says_so(
     checkpoint, on_gpu, tmp_path
 ):
     prompts = [PROMPT, "a green square", "a red square"]
     with make_generator(checkpoint, on_oom="replan") as generator:
         generator._placing.replace(generator._launch(), type(generator.config)(**ALL_RESIDENT))
-        calls = [0]
-
-        def fail_in_second_video(*_):
-            calls[0] += 1
-            if calls[0] == 5:  # two steps, two calls each
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-
-        generator.module.transformer.register_forward_pre_hook(fail_in_second_video)
+        run_out_in_second_video(generator)
         videos = list(generator.generate_videos(prompts, output_path=tmp_path, **SIZE))
     assert [video.prompt for video in videos] == prompts
     lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]

@@ -117,10 +117,8 @@ class TakesLora:
             self._undivided(),
             explained(path, type(pipeline).__name__),
             telling_unplaced(path, pipeline),
-            warnings.catch_warnings(),
+            _several_adapters(),
         ):
-            # Several adapters are what is wanted.
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")
             pipeline.load_lora_weights(folder, adapter_name=name, **kwargs)
         if name not in (names := {n for some in _loaded(pipeline).values() for n in some}):
             raise ValueError(
@@ -280,3 +278,11 @@ def _has_peft() -> bool:
 def _check_weight(what: str, weight: object) -> None:
     if isinstance(weight, bool) or not isinstance(weight, Real) or not isfinite(weight):
         raise ValueError(f"{what} must be a finite number, got {weight!r}. Pass one such as 0.8.")
+
+
+@contextmanager
+def _several_adapters() -> Iterator[None]:
+    """Keep PEFT from warning of what is wanted here: an adapter beside others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        yield

@@ -206,7 +206,7 @@ def kind_of(
         spec: how they were nested.
         places: slots with weights that are there before the call.
     """
-    kind: list[Hashable] = [spec, *map(id, places)]
+    kind: list[Hashable] = [spec, *places]
     for leaf in leaves:
         if isinstance(leaf, torch.Tensor):
             kind.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device))

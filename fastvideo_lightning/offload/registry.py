@@ -26,7 +26,7 @@ def engine_of(
     engines = _ENGINES.setdefault(root, {})
     engine = engines.get(device)
     if engine is None or not engine.units:
-        engine = engines[device] = OffloadEngine((), device, num_slots=num_slots or 2)
+        engine = engines[device] = OffloadEngine((), device)
     if num_slots is not None and not engine.ring.slots:
         engine.ring.num_slots = num_slots
     if num_slots not in (None, engine.ring.num_slots):

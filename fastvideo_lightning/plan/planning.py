@@ -60,11 +60,7 @@ def make_plan(
         module, called = open_headers(model, dtype=dtype), str(model)
     params = module.resolve_sampling(params or SamplingParams())
     given = flags if isinstance(flags, OffloadConfig) else OffloadConfig(**(flags or {}))
-    if given.use_fsdp_inference:
-        raise ValueError(
-            "A plan is for one GPU, and use_fsdp_inference=True shards the denoiser over several. "
-            "Leave it out to plan what each GPU does without it."
-        )
+    _check_one_gpu(given)
     if budget_gib is None:
         budget_gib = given.gpu_memory_budget
     machine = machine or (find_card(card) if card is not None else find_machine())
@@ -87,6 +83,14 @@ def make_plan(
         num_gpus,
         dtype,
     )
+
+
+def _check_one_gpu(given: OffloadConfig) -> None:
+    if given.use_fsdp_inference:
+        raise ValueError(
+            "A plan is for one GPU, and use_fsdp_inference=True shards the denoiser over several. "
+            "Leave it out to plan what each GPU does without it."
+        )
 
 
 def check_budget(module: VideoModule, given: OffloadConfig) -> None:

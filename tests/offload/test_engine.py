@@ -4,7 +4,6 @@ import random
 import pytest
 import torch
 
-from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.bindings import find_bindings, split_by_owner
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.group import UnitGroup
@@ -134,33 +133,6 @@ def test_an_order_that_repeats_is_learned(toy):
         for i in (0, 3, 1, 2):
             call(engine, units[i], sample())
     assert engine.stats.misses == before > 0
-
-
-@pytest.mark.parametrize("num_slots", [2, 3])
-@pytest.mark.parametrize("order", [[4, 5, 0, 1, 2, 3], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0]])
-def test_lists_that_are_called_in_another_order_than_they_are_named(order, num_slots):
-    plain, toy = make_toy(6), make_toy(6)
-    plain.order = toy.order = order
-    callback = LayerwiseOffload("blocks", num_slots=num_slots)
-    attachment = callback.attach(toy, "cpu")
-    engine = attachment.engine
-
-    def copied_and_missed(times):
-        before = engine.stats.copies, engine.stats.misses
-        for _ in range(times):
-            assert torch.equal(toy(sample()), plain(sample()))
-        engine.check()
-        return engine.stats.copies - before[0], engine.stats.misses - before[1]
-
-    callback.on_predict_batch_start()
-    copied_and_missed(3)
-    assert copied_and_missed(4) == (4 * 6, 0)
-    assert attachment.first.module is toy.blocks[order[0]]
-    callback.on_predict_batch_end()
-    assert copied_and_missed(4) == (4 * 6, 0)  # nor where each call stands for itself
-    callback.on_predict_batch_start()
-    copied_and_missed(1)
-    assert copied_and_missed(4) == (4 * 6, 0)
 
 
 def test_a_single_detour_does_not_change_the_order(engine, units):
