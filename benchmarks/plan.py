@@ -48,31 +48,37 @@ def find_folder(name: str) -> Iterator[Path]:
 
 
 class Results:
-    """The files, written anew with every row."""
+    """The files, written anew with every row.
+
+    Args:
+        facts: of the machine.
+        path: theirs, without what tells them apart; its name may have dots.
+    """
 
     def __init__(self, facts: dict, path: Path) -> None:
-        self.facts, self._path = {**facts, "rows": []}, path
+        self.facts = {**facts, "rows": []}
+        self._json, self._page = (path.parent / f"{path.name}.{kind}" for kind in ("json", "md"))
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, rows: Iterator[dict[str, object]]) -> None:
         """Keep rows as they come."""
         for row in rows:
             self.facts["rows"].append(row)
-            self._path.with_suffix(".json").write_text(json.dumps(self.facts, indent=1) + "\n")
-            self._path.with_suffix(".md").write_text(make_table(self.facts))
+            self._json.write_text(json.dumps(self.facts, indent=1) + "\n")
+            self._page.write_text(make_table(self.facts))
             click.echo(f"{row['model']}, {row['frames']} frames: {row['where']}", err=True)
 
 
 @click.command()
-@click.option("--models", default="wan-14b,wan-1.3b", show_default=True)
+@click.option("--models", default="wan-14b,wan-1.3b", show_default=True, help="May be none.")
 @options.frames("81,17,1")
 @click.option("--budgets", default="3,6,8,16,24,40", show_default=True, help="GiB.")
 @options.size()
 @click.option(
-    "--decoding/--no-decoding", default=True, show_default=True, help="The VAE, after a model."
+    "--decoding/--no-decoding", default=True, show_default=True, help="The VAE, after the models."
 )
 @options.name("plan")
-@options.limit(215.0)
+@options.limit(400.0)
 @options.output
 def main(
     models: str,
@@ -93,13 +99,12 @@ def main(
     results = Results(facts, output / name)
     limits = [float(budget) for budget in budgets.split(",")]
     where = (size, machine, table, device, deadline)
-    for model in models.split(","):
+    for model in filter(None, models.split(",")):
         with find_folder(model) as folder:
             steps = Steps(model, folder, *where)
             results.add(steps.measure(steps.list_places(frames, limits)))
-        if decoding:
-            results.add(measure_decoding(*where))
-            decoding = False
+    if decoding:
+        results.add(measure_decoding(*where))
     click.echo(make_table(results.facts))
 
 

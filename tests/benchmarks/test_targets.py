@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from benchmarks import multi_gpu_targets
@@ -57,8 +58,9 @@ def test_the_page_names_the_machine_of_each_figure(tmp_path):
     assert "| 1.3B, 17 frames / resident | <= 1.03 | 1.000 | met |" in page
 
 
-def test_what_was_measured_at_two_commits_stands_there_twice():
-    again = streaming(104) | {"commit": "def"}
+@pytest.mark.parametrize("commit", ["abc", "def"])
+def test_what_was_measured_twice_stands_there_twice(commit):
+    again = streaming(104) | {"commit": commit}
     page = make_page(
         Results({"streaming-wan-1.3b": streaming(100), "streaming-again": again}), Results({})
     )
