@@ -28,13 +28,12 @@ from fastvideo_lightning.plan.speedups import under_flags
 from fastvideo_lightning.plan.subject import Subject
 from fastvideo_lightning.plan.work import Work
 
-VAE_FRAGMENTATION = 1.56  # from the allocator's rules; convolutions' workspaces are not in it
 WORKSPACE_BYTES = 34 << 20  # of the matrix library, on the cards where it takes most
 # Where a small tensor splits a large free piece, a denoiser holds so much more than counted, which
 # depends on what was free before. It is set aside where it is at most the first of these shares of
 # everything, so that the plan is a tenth above at most where nothing splits; else the second is.
 SPLIT, WHOLE_SPLIT, PART_SPLIT = 0.18, 0.08, 0.06
-CONVOLUTION_BYTES = 96 << 20  # of the library that decoders compute with
+CONVOLUTION_BYTES = 128 << 20  # of the library that VAEs compute with, beside each call's own
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,8 @@ def _encode(
         if is_text or subject.request.has_image:
             calls.append((size.fqn, subject.work[size.fqn], num_prompts if is_text else 1))
     if subject.request.has_image:
-        calls += [(fqn, work, 1) for fqn, work in subject.encoding.items()]
+        encoding = subject.tiled_encoding if config.vae_tiling else subject.encoding
+        calls += [(fqn, work, 1) for fqn, work in encoding.items()]
     for fqn, work, count in calls:
         place = places[fqn]
         if place.where == ON_CPU:
@@ -284,8 +284,7 @@ def _decode(
     for size in subject.by_role(Role.VAE):
         work = (subject.tiled if config.vae_tiling else subject.work)[size.fqn]
         place = places[size.fqn]
-        active = VAE_FRAGMENTATION * work.activation_bytes + CONVOLUTION_BYTES
-        peak = max(peak, on_call.get(size.fqn, 0) + active)
+        peak = max(peak, on_call.get(size.fqn, 0) + work.held_bytes + CONVOLUTION_BYTES)
         compute += clock.compute(work)[0]
         link += clock.link(place.streamed_bytes)
         moved += place.streamed_bytes

@@ -3,20 +3,22 @@
 import re
 from typing import Any
 
+import torch
+
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.plan.measure import ComponentSize
 
 _OF_TEXT = re.compile(r"\.attn2\.(to|add)_[kv](_proj)?\.weight$")
 
 
-def itemsizes(module: VideoModule, fqn: str) -> list[int]:
-    """Bytes per element of a component's first floating-point weight on a GPU."""
+def dtype_of(module: VideoModule, fqn: str) -> torch.dtype | None:
+    """The dtype of a component's first floating-point weight on a GPU; None without one."""
     for name, weight in module.get_submodule(fqn).named_parameters(prefix=fqn):
         if name in module.weight_sources:
-            return [module.weight_sources[name].accelerator_dtype.itemsize]
+            return module.weight_sources[name].accelerator_dtype
         if weight.is_floating_point():
-            return [weight.element_size()]
-    return []
+            return weight.dtype
+    return None
 
 
 def count_weights(module: VideoModule, size: ComponentSize) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """Subject: what is planned for, a model and a video, whatever the flags."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
@@ -16,6 +18,29 @@ from fastvideo_lightning.plan.work import (
 )
 
 
+class WorkOnDemand(Mapping[str, Work]):
+    """Works by FQN, each found when it is first asked for: counting takes seconds.
+
+    Args:
+        found_by: What finds each of them.
+    """
+
+    def __init__(self, found_by: Mapping[str, Callable[[], Work]]) -> None:
+        self._found_by = found_by
+        self._found: dict[str, Work] = {}
+
+    def __getitem__(self, fqn: str) -> Work:
+        if fqn not in self._found:
+            self._found[fqn] = self._found_by[fqn]()
+        return self._found[fqn]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found_by)
+
+    def __len__(self) -> int:
+        return len(self._found_by)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model's sizes and a video's work.
@@ -26,6 +51,7 @@ class Subject:
         work: One call of each component by FQN; of a VAE, decoding.
         tiled: Decoding in tiles.
         encoding: A VAE's encoding.
+        tiled_encoding: Encoding in tiles.
         takes_turns: Whether of several denoisers each has a part of the steps to itself: their
             resident blocks share device memory.
         pipeline: The class of the pipeline.
@@ -34,9 +60,10 @@ class Subject:
 
     components: tuple[ComponentSize, ...]
     request: Request
-    work: dict[str, Work]
-    tiled: dict[str, Work]
-    encoding: dict[str, Work]
+    work: Mapping[str, Work]
+    tiled: Mapping[str, Work]
+    encoding: Mapping[str, Work]
+    tiled_encoding: Mapping[str, Work] = field(default_factory=dict)
     takes_turns: bool = False
     pipeline: str = "WanPipeline"
     has_tiles: bool = True
@@ -53,22 +80,29 @@ class Subject:
             quantization: `fp8` or `int8`, where its denoisers will be loaded so.
         """
         request = Request.of(module, params)
-        work: dict[str, Work] = {}
-        tiled: dict[str, Work] = {}
-        encoding: dict[str, Work] = {}
         components = measure_components(module, quantization=quantization)
+        work: dict[str, Callable[[], Work]] = {}
         for size in components:
             if size.role is Role.DENOISER:
-                work[size.fqn] = denoiser_work(module, size, request)
-            elif size.role is Role.VAE:
-                work[size.fqn] = decode_work(module, size, request, tiled=False)
-                tiled[size.fqn] = decode_work(module, size, request, tiled=True)
-                encoding[size.fqn] = encode_work(module, size, request)
-            else:
-                work[size.fqn] = text_encoder_work(module, size)
-        turns, name = module.denoisers_take_turns, type(module.pipeline).__name__
-        tiles = bool(models_that_decode_by("tiling", module))
-        return cls(components, request, work, tiled, encoding, turns, name, tiles)
+                work[size.fqn] = partial(denoiser_work, module, size, request)
+            elif size.role is not Role.VAE:
+                work[size.fqn] = partial(text_encoder_work, module, size)
+        vaes = [size for size in components if size.role is Role.VAE]
+
+        def of_vaes(find: Callable[..., Work], *, tiled: bool) -> dict[str, Callable[[], Work]]:
+            return {s.fqn: partial(find, module, s, request, tiled=tiled) for s in vaes}
+
+        return cls(
+            components,
+            request,
+            work=WorkOnDemand(work | of_vaes(decode_work, tiled=False)),
+            tiled=WorkOnDemand(of_vaes(decode_work, tiled=True)),
+            encoding=WorkOnDemand(of_vaes(encode_work, tiled=False)),
+            tiled_encoding=WorkOnDemand(of_vaes(encode_work, tiled=True)),
+            takes_turns=module.denoisers_take_turns,
+            pipeline=type(module.pipeline).__name__,
+            has_tiles=bool(models_that_decode_by("tiling", module)),
+        )
 
     @classmethod
     def bare(cls, module: VideoModule) -> "Subject":
@@ -76,9 +110,17 @@ class Subject:
         components = measure_components(module)
         nothing = {size.fqn: Work() for size in components}
         request = Request.of(module, SamplingParams())
-        turns, name = module.denoisers_take_turns, type(module.pipeline).__name__
-        tiles = bool(models_that_decode_by("tiling", module))
-        return cls(components, request, nothing, nothing, nothing, turns, name, tiles)
+        return cls(
+            components,
+            request,
+            work=nothing,
+            tiled=nothing,
+            encoding=nothing,
+            tiled_encoding=nothing,
+            takes_turns=module.denoisers_take_turns,
+            pipeline=type(module.pipeline).__name__,
+            has_tiles=bool(models_that_decode_by("tiling", module)),
+        )
 
     @property
     def is_known(self) -> bool:

@@ -9,6 +9,9 @@ a GPU. Shapes: a latent is [channels, latent frames, height / 8, width / 8]; tok
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
+
+import torch
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
@@ -18,12 +21,13 @@ from fastvideo_lightning.plan.shapes import (
     config_of,
     count_tokens,
     count_weights,
-    itemsizes,
+    dtype_of,
     latent_frames,
     latent_shape,
     patch_of,
     widths,
 )
+from fastvideo_lightning.plan.vae_call import count_vae
 
 TEXT_TOKENS = 512
 # Elements per token and width beyond matrix products and attention, in bytes of memory traffic.
@@ -31,11 +35,19 @@ TRAFFIC_BYTES = 425
 KERNELS_PER_BLOCK = 105
 # An encoder of transformers asks more Python of the host for each of its kernels.
 ENCODER_KERNELS_PER_BLOCK = 130
-# A convolution of a VAE reaches this share of the rate of matrix products, by bytes of a number:
-# from decoding on an H100, see `benchmarks/results/plan.md`.
-CONVOLUTION_SHARE = {4: 0.112, 2: 0.177}
-DECODER_KERNELS = 383  # for each latent frame
+# A VAE's convolutions reach this share of the rate of matrix products, by bytes of a number; beside
+# them so many numbers are read and written for each pixel and channel of the first width; the first
+# frame, of a latent frame of its own, takes so much longer than one of four. Fitted to decoding on
+# an H100 and an H200, whose memory rates differ, see `benchmarks/results`.
+CONVOLUTION_SHARE = {4: 0.21, 2: 0.28}
+DECODER_TRAFFIC = 329
+FIRST_FRAME = 0.22
+DECODER_KERNELS = 230  # that a tile is too small to hide, for each latent frame
 TILE_PIXELS, TILE_STRIDE = 256, 192  # of diffusers' tiles
+# What the allocator holds for a VAE beyond the count depends on what was free before: of decoding
+# on those two cards at most so much more.
+VAE_SPLIT = 1.045
+VAE_FRAGMENTATION = 1.56  # where it is not counted
 _UNKNOWN = {"height": 480, "width": 832, "num_frames": 81, "num_inference_steps": 50}
 
 
@@ -181,9 +193,12 @@ def decode_work(module: VideoModule, size: ComponentSize, request: Request, *, t
         passes = len(rows) * len(columns) * latent_frames(module, request.num_frames)
         exposed = passes * DECODER_KERNELS
     channels = vae.decoder_channels if request.num_frames > 1 else vae.decoder_channels * 0.37
+    allocated = round(pixels * vae.itemsize * channels + copies * output)
+    computed = repeats * (request.num_frames + FIRST_FRAME) * request.pixels
     return Work(
-        activation_bytes=round(pixels * vae.itemsize * channels + copies * output),
-        matmul_flop=vae.flop_per_pixel * request.num_frames * request.pixels * repeats,
+        **_vae_memory(module, size, request, allocated, encodes=False, tiled=tiled),
+        matmul_flop=vae.flop_per_pixel * computed,
+        traffic_bytes=vae.traffic_per_pixel * computed,
         num_exposed=exposed,
     )
 
@@ -193,14 +208,43 @@ def _tile_sides(side: int) -> list[int]:
     return [min(TILE_PIXELS, side - start) for start in range(0, side, TILE_STRIDE)]
 
 
-def encode_work(module: VideoModule, size: ComponentSize, request: Request) -> Work:
-    """From an image, in a video's length, to latents."""
+def encode_work(module: VideoModule, size: ComponentSize, request: Request, *, tiled: bool) -> Work:
+    """From an image, in a video's length, to latents; with tiles, in pieces."""
     vae = _Autoencoder.of(module, size)
     video = 3 * vae.itemsize * request.num_frames * request.pixels
+    pixels = min(TILE_PIXELS**2, request.pixels) if tiled else request.pixels
+    allocated = round(pixels * vae.itemsize * vae.encoder_channels + video)
+    memory = _vae_memory(module, size, request, allocated, encodes=True, tiled=tiled)
+    memory["held_bytes"] += 2 * video  # the frames, put together from the image and nothing
+    computed = (request.num_frames + FIRST_FRAME) * request.pixels / 2
     return Work(
-        activation_bytes=round(request.pixels * vae.itemsize * vae.encoder_channels + video),
-        matmul_flop=vae.flop_per_pixel * request.num_frames * request.pixels / 2,
+        **memory,
+        matmul_flop=vae.flop_per_pixel * computed,
+        traffic_bytes=vae.traffic_per_pixel * computed,
     )
+
+
+def _vae_memory(
+    module: VideoModule,
+    size: ComponentSize,
+    request: Request,
+    estimate: int,
+    *,
+    encodes: bool,
+    tiled: bool,
+) -> dict[str, Any]:
+    """What a VAE allocates and what is held for it, counted where its code is known."""
+    counted = count_vae(
+        module.get_submodule(size.fqn),
+        (request.num_frames, request.height, request.width),
+        encodes=encodes,
+        tiled=tiled,
+        dtype=dtype_of(module, size.fqn) or torch.float32,
+    )
+    if counted is None:
+        return {"activation_bytes": estimate, "held_bytes": round(VAE_FRAGMENTATION * estimate)}
+    held = round(VAE_SPLIT * counted.reserved_bytes)
+    return {"activation_bytes": counted.allocated_bytes, "held_bytes": held}
 
 
 @dataclass(frozen=True)
@@ -215,6 +259,7 @@ class _Autoencoder:
     decoder_channels: float
     encoder_channels: float
     flop_per_pixel: float
+    traffic_per_pixel: float
     patch: int
     itemsize: int
 
@@ -225,13 +270,14 @@ class _Autoencoder:
         decoder_base = getattr(config, "decoder_base_dim", None) or base
         patch = int(getattr(config, "patch_size", None) or 1)
         per_pixel = (85 if getattr(config, "is_residual", False) else 51) * decoder_base
-        itemsize = next(iter(itemsizes(module, size.fqn)), 4)
+        itemsize = (dtype_of(module, size.fqn) or torch.float32).itemsize
         share = CONVOLUTION_SHARE.get(itemsize, CONVOLUTION_SHARE[2])
         return cls(
             decoder_channels=per_pixel / patch**2,
             encoder_channels=37 * base / patch**2,
             # In matrix products that would take as long.
             flop_per_pixel=950 * decoder_base**2 / patch**2 / share,
+            traffic_per_pixel=DECODER_TRAFFIC * decoder_base * itemsize / patch**2,
             patch=patch,
             itemsize=itemsize,
         )

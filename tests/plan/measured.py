@@ -5,6 +5,8 @@ b54bbb5 and, the times alone, of the prototype. Encoding and the whole videos ar
 `benchmarks/stages.py`, decoding from `benchmarks/plan.py`.
 """
 
+import torch
+
 from fastvideo_lightning.plan.predict import WORKSPACE_BYTES
 
 RESIDENT = None
@@ -62,11 +64,26 @@ COMPILED = [
 ]
 # Whether a text encoder (UMT5-XXL) was streamed, ms of a prompt, GB reserved; an H100.
 ENCODINGS = [(True, 171.4, 1.065), (False, 38.1, 11.618)]
-# Frames, whether in tiles, seconds and GB reserved of decoding in fp32 on an H100.
+# Card, dtype, frames, whether in tiles, seconds and GB reserved of decoding.
 DECODINGS = [
-    (17, False, 0.684, 11.891),
-    (81, False, 3.241, 12.969),
-    (17, True, 1.325, 2.768),
+    ("H100", torch.float32, 17, False, 0.684, 11.891),
+    ("H100", torch.float32, 81, False, 3.241, 12.969),
+    ("H100", torch.float32, 17, True, 1.325, 2.768),
+    ("H200", torch.float32, 1, False, 0.0417, 4.895),
+    ("H200", torch.float32, 17, False, 0.588, 11.956),
+    ("H200", torch.float32, 81, False, 2.786, 13.537),
+    ("H200", torch.float32, 17, True, 1.188, 2.766),
+    ("H200", torch.float32, 81, True, 5.690, 4.196),
+    ("H200", torch.bfloat16, 81, False, 1.829, 7.204),
+]
+# Frames, whether in tiles, dtype and GB that decoding allocated beside the weights; an H200.
+ALLOCATED = [
+    (1, False, torch.float32, 3.259),
+    (17, False, torch.float32, 9.086),
+    (81, False, torch.float32, 9.384),
+    (17, True, torch.float32, 1.591),
+    (81, True, torch.float32, 1.989),
+    (81, False, torch.bfloat16, 4.692),
 ]
 # Frames and GiB that a whole video of Wan 14B reserved: denoiser and text encoder streamed, tiles.
 VIDEOS = [(17, 3.88), (81, 7.29)]

@@ -1,0 +1,65 @@
+"""Calls that are repeated in the allocator leave it as if they had been computed."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from fastvideo_lightning.plan.allocations import noting
+from fastvideo_lightning.plan.repeats import Repeats
+from fastvideo_lightning.plan.vae_call import count_vae
+
+SMALL = {"base_dim": 16, "z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+
+
+def count(*, encodes, tiled, repeats):
+    """Allocations, and how many calls of encoder and decoder were computed."""
+    with torch.device("meta"):
+        vae = AutoencoderKLWan(**SMALL).eval()
+    if tiled:
+        vae.enable_tiling()
+    shape = (1, 3, 33, 320, 480) if encodes else (1, 4, 9, 40, 60)
+    computed = []
+
+    def counted(forward):
+        def call(*args, **kwargs):
+            computed.append(forward)
+            return forward(*args, **kwargs)
+
+        return call
+
+    given = torch.empty(shape, device="meta")
+    with noting([*vae.parameters(), *vae.buffers(), given]) as notes:
+        for part in (vae.encoder, vae.decoder):
+            part.forward = counted(part.forward)
+            if repeats:
+                part.forward = Repeats(notes, part.forward)
+        (vae.encode if encodes else vae.decode)(given, return_dict=False)
+    return notes.allocations, len(computed)
+
+
+@pytest.mark.parametrize("encodes", [False, True])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_repeating_counts_what_computing_does(encodes, tiled):
+    computed, num_computed = count(encodes=encodes, tiled=tiled, repeats=False)
+    repeated, num_repeated = count(encodes=encodes, tiled=tiled, repeats=True)
+    assert repeated == computed
+    # Four kinds of tiles, those at the right and the lower edge being smaller, of three calls each:
+    # two may find nothing kept from before, or one frame.
+    assert num_repeated <= (12 if tiled else 3) < num_computed
+
+
+def test_what_a_video_needs_grows_with_it_and_is_less_in_tiles():
+    vae = AutoencoderKLWan(**SMALL)
+
+    def held(height, frames, **how):
+        how = {"encodes": False, "tiled": False, "dtype": torch.float32} | how
+        return count_vae(vae, (frames, height, 480), **how).reserved_bytes
+
+    assert held(320, 33, tiled=True) < held(320, 33) < held(640, 33)
+    assert held(320, 33, dtype=torch.bfloat16) < held(320, 33)
+    assert held(320, 33, encodes=True) != held(320, 33)
+
+
+def test_a_vae_whose_calls_are_not_known_is_not_counted():
+    other = torch.nn.Linear(1, 1)
+    assert count_vae(other, (1, 8, 8), encodes=False, tiled=False, dtype=torch.float32) is None
