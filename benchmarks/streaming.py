@@ -102,7 +102,9 @@ class Race:
         contender = Contender(mode, self._model_name, self.device, self._folder, self._size)
         click.echo(f"{mode}: set up in {contender.setup_s:.1f} s", err=True)
         for frames in self._counts:
-            contender.measure_memory(frames, self._expected)
+            contender.measure_memory(frames)
+        for frames in self._counts:
+            contender.check_output(frames, self._expected)
         self.contenders.append(contender)
         return contender
 
