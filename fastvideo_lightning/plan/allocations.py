@@ -3,15 +3,16 @@
 Shapes flow through diffusers' own code, without a number in them, in a copy of a few blocks. Two
 operations are composed of others on meta but are one kernel on CUDA: there they are taken for that.
 A convolution's library brings its input into another order, and its output back: it allocates both
-once more while it computes (decoding on an H200 allocated within 0.3 % of what is counted so).
+once more while it computes (decoding 17 and 81 frames on an H200 allocated within 0.3 % of what is
+counted so).
 """
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from fastvideo_lightning.plan.allocator import Block, CachingAllocator
+from fastvideo_lightning.plan.tape import Tape
 
 _CONVOLUTIONS = (torch.conv2d, torch.conv3d)
 
@@ -56,50 +58,6 @@ def noting(known: Sequence[torch.Tensor]) -> Iterator["Notes"]:
         yield notes
 
 
-class Taken(NamedTuple):
-    """So many bytes were taken."""
-
-    size_bytes: int
-
-
-class GivenBack(NamedTuple):
-    """What was taken as the so manieth was given back."""
-
-    take: int
-
-
-class Dropped(NamedTuple):
-    """What was there before, under that name, was given back."""
-
-    name: int
-
-
-@dataclass
-class Tape:
-    """What some calls did to an allocator.
-
-    Attributes:
-        events: In their order.
-        takes: The blocks that were taken and not given back: which of the takes each one was.
-        num_takes: Of all.
-    """
-
-    events: list[Taken | GivenBack | Dropped] = field(default_factory=list)
-    takes: dict[Block, int] = field(default_factory=dict)
-    num_takes: int = 0
-
-    def take(self, block: Block, size_bytes: int) -> None:
-        """Note that a block was taken."""
-        self.events.append(Taken(size_bytes))
-        self.takes[block] = self.num_takes
-        self.num_takes += 1
-
-    def give_back(self, block: Block, names: Mapping[Block, int]) -> None:
-        """Note that a block was given back, which may have been there before."""
-        take = self.takes.pop(block, None)
-        self.events.append(Dropped(names[block]) if take is None else GivenBack(take))
-
-
 class Notes(TorchDispatchMode):
     """Tells an allocator of each storage that comes and goes.
 
@@ -114,7 +72,6 @@ class Notes(TorchDispatchMode):
         self._blocks: dict[int, Block] = {}
         self._adopted: Block | None = None
         self._tape: Tape | None = None
-        self._names: Mapping[Block, int] = {}
 
     @property
     def allocations(self) -> Allocations:
@@ -144,14 +101,13 @@ class Notes(TorchDispatchMode):
         return torch.empty(shape, dtype=dtype, device="meta")
 
     @contextmanager
-    def recording(self, names: Mapping[Block, int]) -> Iterator[Tape]:
+    def recording(self, places: Mapping[Block, int]) -> Iterator[Tape]:
         """Record what is taken and given back within.
 
         Args:
-            names: Of what is there before and may be given back within.
+            places: What stands for the blocks that are there before and may be given back within.
         """
-        self._names = names
-        self._tape = Tape()
+        self._tape = Tape(places)
         try:
             yield self._tape
         finally:
@@ -182,7 +138,7 @@ class Notes(TorchDispatchMode):
 
     def _give_back(self, block: Block) -> None:
         if self._tape is not None:
-            self._tape.give_back(block, self._names)
+            self._tape.give_back(block)
         self.allocator.give_back(block)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from fastvideo_lightning.plan.allocations import Dropped, GivenBack, Notes, Taken, Tape
+from fastvideo_lightning.plan.allocations import Notes
 from fastvideo_lightning.plan.allocator import Block
+from fastvideo_lightning.plan.tape import Dropped, GivenBack, Taken, Tape
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Repeats:
         if kind in self._calls:
             return self._repeat(self._calls[kind], feat_cache)
         blocks = [self._block_of(kept) for kept in feat_cache]
-        names = {block: place for place, block in enumerate(blocks) if block is not None}
-        with self._notes.recording(names) as tape:
+        places = {block: place for place, block in enumerate(blocks) if block is not None}
+        with self._notes.recording(places) as tape:
             found = self._forward(x, feat_cache=feat_cache, feat_idx=feat_idx, **options)
         result, *kept = (self._made(value, tape) for value in (found, *feat_cache))
         self._calls[kind] = _Call(tape, result, kept)
