@@ -279,14 +279,15 @@ def _decode(
     slot_bytes: int,
     clock: _Clock,
 ) -> StagePlan:
-    peak, compute, link, moved = 0.0, 0.0, 0.0, 0
+    peak, compute, link, moved, kind = 0.0, 0.0, 0.0, 0, "compute"
     on_call = _on_call(subject, places, slot_bytes)
     for size in subject.by_role(Role.VAE):
         work = (subject.tiled if config.vae_tiling else subject.work)[size.fqn]
         place = places[size.fqn]
         peak = max(peak, on_call.get(size.fqn, 0) + work.held_bytes + CONVOLUTION_BYTES)
-        compute += clock.compute(work)[0]
+        once, kind = clock.compute(work)
+        compute += once
         link += clock.link(place.streamed_bytes)
         moved += place.streamed_bytes
-    bound = "compute" if compute >= link else "link"
+    bound = kind if compute >= link else "link"
     return clock.stage("decode", stays + peak, compute, link, compute + link, bound, moved)

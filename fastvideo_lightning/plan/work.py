@@ -42,7 +42,8 @@ ENCODER_KERNELS_PER_BLOCK = 130
 CONVOLUTION_SHARE = {4: 0.21, 2: 0.28}
 DECODER_TRAFFIC = 329
 FIRST_FRAME = 0.22
-DECODER_KERNELS = 230  # that a tile is too small to hide, for each latent frame
+# For each latent frame (of each tile); and of them those that a tile is too small to hide.
+DECODER_KERNELS, EXPOSED_KERNELS = 383, 230
 TILE_PIXELS, TILE_STRIDE = 256, 192  # of diffusers' tiles
 # What the allocator holds for a VAE beyond the count depends on what was free before: of decoding
 # on those two cards at most so much more.
@@ -185,13 +186,14 @@ def decode_work(module: VideoModule, size: ComponentSize, request: Request, *, t
     vae = _Autoencoder.of(module, size)
     output = 3 * vae.itemsize * request.num_frames * request.pixels
     pixels, copies, repeats, exposed = request.pixels, 1.0, 1.0, 0
+    passes = latent_frames(module, request.num_frames)
     if tiled:
         pixels = min(TILE_PIXELS**2, request.pixels)
         copies = 3.6 if vae.patch > 1 else 1.4
         rows, columns = _tile_sides(request.height), _tile_sides(request.width)
         repeats = sum(rows) * sum(columns) / request.pixels
-        passes = len(rows) * len(columns) * latent_frames(module, request.num_frames)
-        exposed = passes * DECODER_KERNELS
+        passes *= len(rows) * len(columns)
+        exposed = passes * EXPOSED_KERNELS
     channels = vae.decoder_channels if request.num_frames > 1 else vae.decoder_channels * 0.37
     allocated = round(pixels * vae.itemsize * channels + copies * output)
     computed = repeats * (request.num_frames + FIRST_FRAME) * request.pixels
@@ -199,6 +201,7 @@ def decode_work(module: VideoModule, size: ComponentSize, request: Request, *, t
         **_vae_memory(module, size, request, allocated, encodes=False, tiled=tiled),
         matmul_flop=vae.flop_per_pixel * computed,
         traffic_bytes=vae.traffic_per_pixel * computed,
+        num_kernels=passes * DECODER_KERNELS,
         num_exposed=exposed,
     )
 
