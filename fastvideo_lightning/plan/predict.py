@@ -33,7 +33,6 @@ WORKSPACE_BYTES = 34 << 20  # of the matrix library, on the cards where it takes
 # depends on what was free before. It is set aside where it is at most the first of these shares of
 # everything, so that the plan is a tenth above at most where nothing splits; else the second is.
 SPLIT, WHOLE_SPLIT, PART_SPLIT = 0.18, 0.08, 0.06
-CONVOLUTION_BYTES = 128 << 20  # of the library that VAEs compute with, beside each call's own
 
 
 @dataclass(frozen=True)
@@ -284,7 +283,7 @@ def _decode(
     for size in subject.by_role(Role.VAE):
         work = (subject.tiled if config.vae_tiling else subject.work)[size.fqn]
         place = places[size.fqn]
-        peak = max(peak, on_call.get(size.fqn, 0) + work.held_bytes + CONVOLUTION_BYTES)
+        peak = max(peak, on_call.get(size.fqn, 0) + work.held_bytes)
         once, kind = clock.compute(work)
         compute += once
         link += clock.link(place.streamed_bytes)

@@ -49,6 +49,7 @@ TILE_PIXELS, TILE_STRIDE = 256, 192  # of diffusers' tiles
 # on those two cards at most so much more.
 VAE_SPLIT = 1.045
 VAE_FRAGMENTATION = 1.56  # where it is not counted
+CONVOLUTION_BYTES = 128 << 20  # of the library that VAEs compute with, beside each call's own
 _UNKNOWN = {"height": 480, "width": 832, "num_frames": 81, "num_inference_steps": 50}
 
 
@@ -244,10 +245,10 @@ def _vae_memory(
         tiled=tiled,
         dtype=dtype_of(module, size.fqn) or torch.float32,
     )
-    if counted is None:
-        return {"activation_bytes": estimate, "held_bytes": round(VAE_FRAGMENTATION * estimate)}
-    held = round(VAE_SPLIT * counted.reserved_bytes)
-    return {"activation_bytes": counted.allocated_bytes, "held_bytes": held}
+    allocated, held = estimate, VAE_FRAGMENTATION * estimate
+    if counted is not None:
+        allocated, held = counted.allocated_bytes, VAE_SPLIT * counted.reserved_bytes
+    return {"activation_bytes": allocated, "held_bytes": round(held) + CONVOLUTION_BYTES}
 
 
 @dataclass(frozen=True)
