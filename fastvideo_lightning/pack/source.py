@@ -15,6 +15,7 @@ RECORD = "packing.json"
 
 INDEX = "model_index.json"
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf"}
+_SAMPLES, _SAMPLE_BYTES = 64, 16 << 10  # 1 MiB of each file
 _LEFT_OUT = {".git", ".cache", "__pycache__"}  # what tools keep beside a checkpoint
 
 
@@ -54,15 +55,19 @@ def fingerprint(
     weights: Mapping[Path, PackedFile],
     texts: Mapping[Path, bytes],
 ) -> str:
-    """A digest of the source's files (name, size, time of change, header) and of the plan."""
+    """A digest of the source's files (name, size, samples of the content) and of the plan.
+
+    The same files installed or copied again have the same one: times of change do not count. A
+    model trained further differs all through, so that samples tell; of small files all is read.
+    """
     digest = hashlib.sha256()
     parts = [path.relative_to(folder) for name in components for path in (folder / name).rglob("*")]
     for path in sorted({*parts, *copies, Path(INDEX)}):
         if (folder / path).is_file():
-            found = (folder / path).stat()
-            digest.update(f"{path.as_posix()} {found.st_size} {found.st_mtime_ns}\n".encode())
-            if path.suffix == ".safetensors":
-                digest.update(_read_header_bytes(folder / path))
+            size_bytes = (folder / path).stat().st_size
+            digest.update(f"{path.as_posix()} {size_bytes}\n".encode())
+            for sample in _samples(folder / path, size_bytes):
+                digest.update(sample)
     for path, packed in sorted(weights.items()):
         digest.update(path.as_posix().encode() + packed.header)
     for path, content in sorted(texts.items()):
@@ -70,7 +75,18 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def _read_header_bytes(path: Path) -> bytes:
+def _samples(path: Path, size_bytes: int) -> Iterator[bytes]:
+    """Yield pieces of a file: its header, its first and last bytes and some evenly between.
+
+    What is no more than they are together is one piece.
+    """
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return file.read(min(length, MAX_HEADER_BYTES))
+        if size_bytes <= _SAMPLES * _SAMPLE_BYTES:
+            yield file.read()
+            return
+        if path.suffix == ".safetensors":
+            length = int.from_bytes(file.read(8), "little")
+            yield file.read(min(length, MAX_HEADER_BYTES))
+        for place in range(_SAMPLES):
+            file.seek((size_bytes - _SAMPLE_BYTES) * place // (_SAMPLES - 1))
+            yield file.read(_SAMPLE_BYTES)

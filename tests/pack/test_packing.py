@@ -13,7 +13,7 @@ import torch
 from checkpoints import PROMPT
 from diffusers import DiffusionPipeline, WanTransformer3DModel
 from references import SEED, kind_of, load_plain, make_plain_frames, sampling_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import UMT5EncoderModel
 
@@ -257,12 +257,23 @@ def test_a_finished_pack_is_not_written_again_and_a_damaged_file_is(
     assert contents(out) == before
 
 
+def test_the_same_files_installed_again_are_the_same_source(source, tmp_path) -> None:
+    out = pack(source, tmp_path / "packed")
+    before = contents(out)
+    for path in source.rglob("*"):
+        os.utime(path, (1, 1))
+    assert pack(source, out) == out
+    assert contents(out) == before
+
+
 @pytest.mark.parametrize("changed", ["weights", "config", "dtype"])
 def test_a_folder_packed_from_something_else_is_left_alone(source, tmp_path, changed) -> None:
     out = pack(source, tmp_path / "packed")
     before = contents(out)
     if changed == "weights":
-        os.utime(source / "transformer" / "diffusion_pytorch_model.safetensors")
+        file = source / "transformer" / "diffusion_pytorch_model.safetensors"
+        weights = {name: weight + 1 for name, weight in load_file(file).items()}
+        save_file(weights, file)
     elif changed == "config":
         (source / "scheduler" / "scheduler_config.json").write_text("{}")
     dtype = "fp32" if changed == "dtype" else "auto"
