@@ -75,17 +75,38 @@ def fit_image(
     )
 
 
-def check_grid(name: str, value: int, *, first: int, step: int, last: int) -> None:
-    """Raise ValueError unless `value` is one of first, first + step, ..., last.
+class GridError(ValueError):
+    """A value is none of those that the model can make; the message names the nearest that is.
 
-    The message names the nearest that is.
+    Args:
+        name: The field of `SamplingParams`.
+        value: What came.
+        grid: What the model can make.
     """
-    if first <= value <= last and (value - first) % step == 0:
-        return
-    nearest = first + step * ((min(max(value, first), last) - first + step // 2) // step)
-    multiple = f"a multiple of {step}" if first == step else f"{first} plus a multiple of {step}"
-    multiple = "a whole number" if step == 1 else multiple
-    raise ValueError(
-        f"{name} must be {multiple}, {first} to {last}, got {value}. "
-        f"The nearest that this model can make is {name}={nearest}."
-    )
+
+    def __init__(self, name: str, value: int, grid: range) -> None:
+        super().__init__(name, value, grid)  # what it is made of again in another process
+        self.name, self.value, self.grid = name, value, grid
+
+    def __str__(self) -> str:
+        first, step, last = self.grid[0], self.grid.step, self.grid[-1]
+        clamped = min(max(self.value, first), last)
+        nearest = min(first + step * ((clamped - first + step // 2) // step), last)
+        kind = f"a multiple of {step}" if first == step else f"{first} plus a multiple of {step}"
+        kind = "a whole number" if step == 1 else kind
+        return (
+            f"{self.name} must be {kind}, {first} to {last}, got {self.value}. "
+            f"The nearest that this model can make is {self.name}={nearest}."
+        )
+
+    def at_most(self, most: int) -> "GridError":
+        """Return the same error where nothing above `most` may be asked for."""
+        grid = range(self.grid.start, min(self.grid.stop, most + 1), self.grid.step)
+        return GridError(self.name, self.value, grid) if grid else self
+
+
+def check_grid(name: str, value: int, *, first: int, step: int, last: int) -> None:
+    """Raise `GridError` unless `value` is one of first, first + step, ..., last."""
+    grid = range(first, last + 1, step)
+    if value not in grid:
+        raise GridError(name, value, grid)

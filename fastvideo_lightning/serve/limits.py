@@ -1,8 +1,11 @@
 """How much one visitor of the page may ask for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.sampling import GridError
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,14 @@ class Limits:
                 raise ValueError(
                     f"{name} must be {most} or less here, got {value}. Enter {name}={most}."
                 )
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Have the model's refusals inside name these limits where they are below its own."""
+        try:
+            yield
+        except GridError as error:
+            most = self.most(error.name)
+            if most is None:
+                raise
+            raise error.at_most(most) from None

@@ -147,7 +147,8 @@ class Studio:
         if request.params.negative_prompt is not None:
             self.limits.check_prompt(request.params.negative_prompt, name="negative_prompt")
         self.limits.check(request.params)
-        resolved = self.module.resolve_sampling(request.params)
+        with self.limits.told():
+            resolved = self.module.resolve_sampling(request.params)
         self.limits.check(resolved)
         if self._config_for(request).gpu_memory_budget is not None:
             self._plan(request)
@@ -193,7 +194,8 @@ class Studio:
     def _plan(self, request: Request) -> Plan:
         name, config = self.model.name, self._config_for(request)
         check_auto_budget(config.gpu_memory_budget, on_gpu=self.has_gpu)
-        return make_plan(self.module, request.params, flags=config, name=name)
+        with self.limits.told():
+            return make_plan(self.module, request.params, flags=config, name=name)
 
     def _config_for(self, request: Request) -> OffloadConfig:
         """Return the flags of the page, with the visitor's budget in place."""

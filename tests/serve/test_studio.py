@@ -98,7 +98,9 @@ REFUSED = [
     ({"height": 10**9}, "height must be 96 or less here"),
     ({"num_frames": 37}, "num_frames must be 33 or less here, got 37. Enter num_frames=33."),
     ({"num_inference_steps": 21}, "num_inference_steps must be 20 or less here"),
-    ({"width": 50}, "width must be a multiple of 16"),
+    ({"width": 50}, "width must be a multiple of 16, 16 to 96, got 50. .* width=48."),
+    ({"width": 95}, "width must be a multiple of 16, 16 to 96, got 95. .* width=96."),
+    ({"num_frames": 30}, "num_frames must be 1 plus a multiple of 4, 1 to 33, got 30."),
     ({"image_path": "/etc/passwd"}, "'/etc/passwd' is no image"),
 ]
 
@@ -107,6 +109,11 @@ REFUSED = [
 def test_what_cannot_be_made_is_refused_before_it_is_queued(studio, changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         studio.submit(ask(**changes))
+
+
+def test_a_plan_that_is_refused_names_the_limits_of_the_page(studio) -> None:
+    with pytest.raises(ValueError, match="height must be a multiple of 16, 16 to 96, got 50"):
+        studio.plan(ask(height=50))
 
 
 def test_a_plan_is_for_a_gpu_also_where_the_model_is_placed_on_a_cpu(studio) -> None:
