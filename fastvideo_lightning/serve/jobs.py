@@ -54,7 +54,7 @@ class Progress:
 
     Attributes:
         state: How far it is.
-        place: Its place in the queue, from 1; 0 when it does not wait.
+        place: Its place in the queue, from 1; 0 when it does not wait for another video.
         stage: What is being done: load, encode, denoise, decode or write.
         step: Denoising steps that are done.
         num_steps: All of them; 0 while that is unknown.

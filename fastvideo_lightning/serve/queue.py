@@ -71,8 +71,9 @@ class JobQueue:
     def look(self, job: Job) -> Progress:
         """Return what the job looks like now."""
         with self._changed:
-            place = self._waiting.index(job) + 1 if job in self._waiting else 0
-            return job.look(place)
+            if job not in self._waiting:
+                return job.look()
+            return job.look(self._waiting.index(job) + self._is_busy)
 
     def cancel(self, job: Job) -> None:
         """Take it out of the queue, or have it stop at its next step; else nothing."""
@@ -90,6 +91,11 @@ class JobQueue:
                 self.cancel(job)
             self._changed.notify()
         self._thread.join()
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a video is being made, so that the first one that waits is not yet begun."""
+        return self._running is not None and not self._running.look().state.is_final
 
     def _work(self) -> None:
         while True:

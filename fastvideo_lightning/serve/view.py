@@ -89,12 +89,12 @@ def show_report(path: Path) -> str:
 def show_progress(progress: Progress) -> str:
     """Return the box of a job."""
     match progress.state:
-        case JobState.QUEUED:
+        case JobState.QUEUED if progress.place:
             ahead = progress.place - 1
             waits = "waits" if ahead == 1 else "wait"
             others = f"{ahead} {waits} before it" if ahead else "One video is being made now"
-            return _box("queued", f"Waiting, number {max(progress.place, 1)} in the queue", others)
-        case JobState.RUNNING:
+            return _box("queued", f"Waiting, number {progress.place} in the queue", others)
+        case JobState.QUEUED | JobState.RUNNING:
             return _box("running", _doing(progress), _pace(progress), _bar(progress))
         case JobState.DONE:
             return _box("done", "Done", progress.message)

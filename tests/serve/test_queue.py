@@ -69,6 +69,15 @@ def test_jobs_are_made_one_at_a_time_in_the_order_they_came(queue, maker) -> Non
     assert queue.look(jobs[0]).files == (Path("video.mp4"),)
 
 
+def test_a_job_that_nobody_is_ahead_of_is_shown_as_starting(queue) -> None:
+    with queue._changed:  # the thread cannot take a job meanwhile
+        first, second = queue.submit(ask()), queue.submit(ask())
+        assert queue.look(first).state is JobState.QUEUED
+        assert "Starting" in show_progress(queue.look(first))
+        assert "Waiting" not in show_progress(queue.look(first))
+        assert "Waiting, number 1 in the queue" in show_progress(queue.look(second))
+
+
 def test_no_more_may_wait_than_was_said(queue, maker) -> None:
     queue.submit(ask())
     maker.started.acquire(timeout=10)

@@ -73,4 +73,4 @@ def test_nothing_that_was_typed_becomes_markup() -> None:
 
 @pytest.mark.parametrize("state", JobState)
 def test_every_state_has_a_box(state) -> None:
-    assert f'class="status {state.value}"' in show_progress(Progress(state))
+    assert f'class="status {state.value}"' in show_progress(Progress(state, place=1))
