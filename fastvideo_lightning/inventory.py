@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from textwrap import TextWrapper
 from typing import Any
 
 import torch
@@ -96,6 +97,25 @@ def as_markdown(entries: list[Entry]) -> str:
     """Return the table as the documentation has it."""
     lines = [[*HEADER], ["---"] * len(HEADER), *(as_cells(entry) for entry in entries)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def as_lines(entries: list[Entry], width: int) -> list[str]:
+    """Return the table for a terminal: a pipeline and its module, and below them the other cells.
+
+    Lines are at most `width` characters, and broken between words alone.
+    """
+    lines = []
+    for name, module, *rest in (HEADER, *map(as_cells, entries)):
+        for text, indent in (f"{name} ({module})", ""), (" | ".join(t or "-" for t in rest), "  "):
+            wrapped = TextWrapper(
+                width,
+                initial_indent=indent,
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            lines += wrapped.wrap(text)
+    return lines
 
 
 def as_cells(entry: Entry) -> list[str]:

@@ -1,5 +1,7 @@
 """The command `fastvideo-lightning models`: which pipelines can be run, and what streams."""
 
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -10,8 +12,8 @@ if TYPE_CHECKING:
 _EPILOG = """\b
 "family" knows the sizes, frames, steps and guidance that a model was published with, and checks
 what is asked for. "generic" takes the pipeline's own defaults. The share is of the denoiser's
-bytes: what streams through the GPU and does not stay there. Through a pipe each pipeline is a line
-whose cells are separated by tabs.
+bytes: what streams through the GPU and does not stay there. On a terminal the first lines say what
+stands where; through a pipe each pipeline is a line whose cells are separated by tabs.
 """
 
 
@@ -44,19 +46,10 @@ def _listed() -> "list[Entry]":
 
 
 def _show(entries: "list[Entry]") -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from fastvideo_lightning.inventory import HEADER, as_cells, as_lines
 
-    from fastvideo_lightning.inventory import HEADER, as_cells
-
-    console = Console()
-    if not console.is_terminal:  # a file has no width, and programs split at tabs
-        for cells in (HEADER, *map(as_cells, entries)):
-            click.echo("\t".join(cells))
-        return
-    table = Table(box=None, pad_edge=False)
-    for title in HEADER:
-        table.add_column(title, no_wrap=title == HEADER[0], overflow="fold")
-    for entry in entries:
-        table.add_row(*as_cells(entry))
-    console.print(table)
+    if sys.stdout.isatty():
+        lines = as_lines(entries, shutil.get_terminal_size().columns)
+    else:  # a file has no width, and programs split at tabs
+        lines = ["\t".join(cells) for cells in (HEADER, *map(as_cells, entries))]
+    click.echo("\n".join(lines))

@@ -1,11 +1,20 @@
 """The table of pipelines: shares, what is left out, and the page that shows it."""
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from fastvideo_lightning.cli import run
-from fastvideo_lightning.inventory import HEADER, Entry, as_cells, as_markdown, list_entries
+from fastvideo_lightning.inventory import (
+    HEADER,
+    Entry,
+    as_cells,
+    as_lines,
+    as_markdown,
+    list_entries,
+)
 from fastvideo_lightning.modules.catalog import UNUSABLE, find_video_pipelines
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -51,3 +60,31 @@ def test_through_a_pipe_each_pipeline_is_a_line_of_cells_between_tabs(
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert lines == [list(HEADER), *(list(as_cells(entry)) for entry in entries)]
     assert not any(cell != cell.strip() for line in lines for cell in line), "padded"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_on_a_terminal_no_word_is_broken_and_a_pipeline_has_few_lines(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    entries: list[Entry],
+    width: int,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    with monkeypatch.context() as patched:
+        patched.setattr(type(sys.stdout), "isatty", lambda stream: True)
+        assert run(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    words = {word for entry in entries for cell in as_cells(entry) for word in cell.split()}
+    assert words <= set(re.sub("[()]", "", " ".join(lines)).split())
+    named = [line for line in lines if not line.startswith(" ")]
+    assert [line.split()[0] for line in named] == [HEADER[0], *(entry.name for entry in entries)]
+    assert len(lines) < 2.5 * len(named)
+
+
+def test_on_a_terminal_an_empty_cell_is_seen(entries: list[Entry]) -> None:
+    lines = as_lines([entry for entry in entries if entry.name == "WanPipeline"], 80)
+    assert lines[-2:] == [
+        "WanPipeline (family)",
+        "  transformer: 98.4%, transformer_2: 98.4% | text_encoder | - | vae",
+    ]
