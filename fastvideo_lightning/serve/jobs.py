@@ -18,6 +18,7 @@ class JobState(Enum):
     DONE: its video is written.
     FAILED: there is no video; `message` says why.
     CANCELLED: there is no video because nobody wants it any more.
+    STOPPED: there is no video because the page ended; a step of it may still be computed.
     """
 
     QUEUED = "queued"
@@ -25,6 +26,7 @@ class JobState(Enum):
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    STOPPED = "stopped"
 
     @property
     def is_final(self) -> bool:
@@ -75,12 +77,15 @@ class Progress:
     files: tuple[Path, ...] = ()
 
 
-class Cancelled(Exception):  # noqa: N818  # it is no error
-    """Raised inside a video that nobody wants any more."""
+_STOPPED = "The server was stopped before this video was done. Ask for it again when it is back."
+
+
+class Cancelled(BaseException):
+    """Raised inside a video that nobody wants any more; like Ctrl-C, it is no failure."""
 
 
 class Job:
-    """One request and what became of it. Only the queue's thread, and `cancel`, change it."""
+    """One request and what became of it. Only the queue's thread, `cancel` and `stop` change it."""
 
     def __init__(self, request: Request) -> None:
         self.id = uuid4().hex
@@ -88,7 +93,7 @@ class Job:
         self._progress = Progress()
         self._started_at: float | None = None
         self._steps_started_at = 0.0
-        self._is_unwanted = threading.Event()
+        self._is_unwanted, self._is_stopped = threading.Event(), threading.Event()
 
     def start(self) -> None:
         """Its turn has come."""
@@ -121,9 +126,16 @@ class Job:
         """Have the next `reach` raise."""
         self._is_unwanted.set()
 
+    def stop(self) -> None:
+        """Have the next `reach` raise because the page ends; this shows at once."""
+        self._is_stopped.set()
+        self._is_unwanted.set()
+
     def look(self, place: int = 0) -> Progress:
         """Return what it looks like now, `place` being where it stands in the queue."""
         progress = self._progress
+        if self._is_stopped.is_set() and progress.state not in (JobState.DONE, JobState.FAILED):
+            return replace(progress, state=JobState.STOPPED, message=_STOPPED)
         if progress.state is JobState.RUNNING:
             return replace(progress, elapsed_s=self._elapsed_s())
         return replace(progress, place=place)

@@ -83,13 +83,18 @@ class JobQueue:
                 self._waiting.remove(job)
                 job.finish(JobState.CANCELLED, "Cancelled before its turn came.")
 
-    def close(self) -> None:
-        """Cancel everything and wait for the thread; a second call does nothing."""
+    def stop(self) -> None:
+        """Take nothing new and stop everything; what runs still ends its step."""
         with self._changed:
             self._is_closed = True
             for job in [*self._waiting, *([self._running] if self._running else [])]:
-                self.cancel(job)
+                job.stop()
+            self._waiting.clear()
             self._changed.notify()
+
+    def close(self) -> None:
+        """Stop everything and wait for the thread; a second call does nothing."""
+        self.stop()
         self._thread.join()
 
     @property

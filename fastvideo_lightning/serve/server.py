@@ -9,11 +9,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fastvideo_lightning.serve.guard import Guard
+from fastvideo_lightning.serve.session import LOOK_EVERY_S
+from fastvideo_lightning.serve.streams import CountStreams, Streams
 from fastvideo_lightning.serve.studio import Studio
 from fastvideo_lightning.serve.view import CSS
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
 _MAX_UPLOAD = "20mb"
+_TELL_S = LOOK_EVERY_S + 1.2  # until every page has shown that the server was stopped
 
 
 @contextmanager
@@ -40,13 +43,16 @@ def serving(studio: Studio, *, host: str = "127.0.0.1", port: int = 7860) -> Ite
             from fastvideo_lightning.serve.page import make_page
 
             page = make_page(studio)
+            streams = Streams()
             page.queue(max_size=None, default_concurrency_limit=None, api_open=False)
             try:
                 _, address, _ = page.launch(
-                    server_name=host, server_port=port, **_launch_options(studio, host)
+                    server_name=host, server_port=port, **_launch_options(studio, host, streams)
                 )
                 yield address
             finally:
+                studio.stop()
+                streams.wait_closed(timeout_s=_TELL_S)
                 page.close(verbose=False)
     finally:
         studio.close()
@@ -66,16 +72,17 @@ def check_address(host: str, port: int) -> None:
         ) from error
 
 
-def _launch_options(studio: Studio, host: str) -> dict[str, Any]:
+def _launch_options(studio: Studio, host: str, streams: Streams) -> dict[str, Any]:
     import gradio as gr
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     guard = Middleware(Guard, folder=Path(studio.output_path), takes_uploads=studio.images.first)
+    counted = Middleware(CountStreams, streams=streams)
     # A name that resolves to this machine is not enough: another site could have one made up.
     names = list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"]
     return {
-        "app_kwargs": {"middleware": [Middleware(TrustedHostMiddleware, names), guard]},
+        "app_kwargs": {"middleware": [Middleware(TrustedHostMiddleware, names), guard, counted]},
         "css": CSS,
         # Fonts of the machine: the page asks no other server for anything.
         "theme": gr.themes.Default(

@@ -186,8 +186,12 @@ class Studio:
         """Take a job out of the queue, or stop it at its next step."""
         self._queue.cancel(job)
 
+    def stop(self) -> None:
+        """Stop what is left, and tell so at once; what runs still ends its step."""
+        self._queue.stop()
+
     def close(self) -> None:
-        """Cancel what is left and let go of the model."""
+        """Stop what is left, wait for the step that runs, and let go of the model."""
         self._queue.close()
         self._generator.close()
 

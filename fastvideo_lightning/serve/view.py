@@ -21,7 +21,7 @@ CSS = """
 .status p { margin: 0; }
 .status .detail { opacity: .8; font-size: .9em; overflow-wrap: anywhere; }
 .status.running { border-left-color: #2f6feb; }
-.status.queued, .status.cancelled, .status.idle { border-left-color: #8a8f98; }
+.status.queued, .status.cancelled, .status.stopped, .status.idle { border-left-color: #8a8f98; }
 .status.done { border-left-color: #2da44e; }
 .status.failed { border-left-color: #d1242f; }
 .status .bar { height: .6rem; margin: .6rem 0 .3rem; border-radius: .3rem; overflow: hidden;
@@ -100,6 +100,8 @@ def show_progress(progress: Progress) -> str:
             return _box("done", "Done", progress.message)
         case JobState.CANCELLED:
             return _box("cancelled", "Cancelled", progress.message)
+        case JobState.STOPPED:
+            return _box("stopped", "Stopped", progress.message)
         case JobState.FAILED:
             return _box("failed", "This video could not be made", progress.message)
 

@@ -140,17 +140,33 @@ def test_a_failure_is_told_and_the_next_job_is_made(queue, maker) -> None:
     assert queue.look(jobs[0]).files == ()
 
 
-def test_closing_cancels_what_is_left_and_takes_nothing_new(maker) -> None:
+def test_closing_stops_what_is_left_and_takes_nothing_new(maker) -> None:
     queue = JobQueue(maker, max_queue=2)
     running, waiting = queue.submit(ask()), queue.submit(ask())
     maker.started.acquire(timeout=10)
     threading.Timer(0.05, maker.go_on.release).start()
     queue.close()
     queue.close()
-    assert [job.look().state for job in (running, waiting)] == [JobState.CANCELLED] * 2
+    assert [job.look().state for job in (running, waiting)] == [JobState.STOPPED] * 2
     assert maker.made == []
     with pytest.raises(FullQueueError, match="shutting down"):
         queue.submit(ask())
+
+
+def test_that_the_server_was_stopped_is_said_before_the_step_ends(queue, maker) -> None:
+    jobs = [queue.submit(ask("done"))]
+    maker.started.acquire(timeout=10)
+    jobs += [queue.submit(ask()), queue.submit(ask())]
+    maker.go_on.release()
+    maker.started.acquire(timeout=10)
+    queue.stop()
+    for job in jobs[1:]:
+        assert "The server was stopped" in show_progress(queue.look(job))
+    assert queue.look(jobs[0]).state is JobState.DONE
+    maker.go_on.release()
+    queue.close()
+    assert [queue.look(job).state for job in jobs[1:]] == [JobState.STOPPED] * 2
+    assert maker.made == ["done"]
 
 
 def test_only_the_last_finished_jobs_are_remembered(queue, maker, monkeypatch) -> None:
