@@ -9,6 +9,7 @@ from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.roles import Role, models_that_decode_by
 from fastvideo_lightning.plan.measure import ComponentSize, measure_components
 from fastvideo_lightning.plan.work import (
+    CONVOLUTION_BYTES,
     Request,
     Work,
     decode_work,
@@ -108,7 +109,8 @@ class Subject:
     def bare(cls, module: VideoModule) -> "Subject":
         """Measure a module with a video that takes no memory, which each video takes more than."""
         components = measure_components(module)
-        nothing = {size.fqn: Work() for size in components}
+        library = Work(held_bytes=CONVOLUTION_BYTES)  # it takes as much for a video of any size
+        nothing = {s.fqn: library if s.role is Role.VAE else Work() for s in components}
         request = Request.of(module, SamplingParams())
         return cls(
             components,

@@ -64,8 +64,8 @@ def test_a_wrong_choice_is_two_lines_and_starts_nothing(
     ("budget", "first", "second"),
     [
         ("auto", "'auto' asks how much GPU memory is free", "Pass a number of GiB."),
-        ("0.01", "0.01 is too small: the smallest", "Pass more than --gpu-memory-budget 0.14."),
-        ("0.12", "0.12 is too small: the smallest", "Pass more than --gpu-memory-budget 0.14."),
+        ("0.01", "0.01 is too small: the smallest", "Pass more than --gpu-memory-budget 0.17."),
+        ("0.12", "0.12 is too small: the smallest", "Pass more than --gpu-memory-budget 0.17."),
     ],
 )
 def test_a_budget_that_no_video_fits_is_refused_before_the_page_starts(
