@@ -14,7 +14,8 @@ from fastvideo_lightning.plan.machine import Machine
 from fastvideo_lightning.plan.measure import measure_components
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.subject import Subject
-from fastvideo_lightning.plan.work import Request, decode_work
+from fastvideo_lightning.plan.vae_work import Autoencoder
+from fastvideo_lightning.plan.work import Request
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,6 @@ def make_vae_subject(vae: AutoencoderKLWan, frames: int, size: tuple[int, int]) 
     module = VideoModule.from_pipeline(pipeline)
     (component,) = measure_components(module)
     request = Request(*size, frames, 1, 1, 1, False)
-    whole, tiled = (
-        {component.fqn: decode_work(module, component, request, tiled=tiled)}
-        for tiled in (False, True)
-    )
+    work = Autoencoder.of(module, component)
+    whole, tiled = ({component.fqn: work.decode(request, tiled=tiled)} for tiled in (False, True))
     return Subject((component,), request, whole, tiled, encoding={})

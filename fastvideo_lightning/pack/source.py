@@ -15,7 +15,7 @@ RECORD = "packing.json"
 
 INDEX = "model_index.json"
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf"}
-_SAMPLES, _SAMPLE_BYTES = 64, 16 << 10  # 1 MiB of each file
+_READ_WHOLE_BYTES = 64 << 20
 _LEFT_OUT = {".git", ".cache", "__pycache__"}  # what tools keep beside a checkpoint
 
 
@@ -55,19 +55,24 @@ def fingerprint(
     weights: Mapping[Path, PackedFile],
     texts: Mapping[Path, bytes],
 ) -> str:
-    """A digest of the source's files (name, size, samples of the content) and of the plan.
+    """A digest of the source's files and of the plan.
 
-    The same files installed or copied again have the same one: times of change do not count. A
-    model trained further differs all through, so that samples tell; of small files all is read.
+    Small files are known by their content, so that those of a model that was installed again are
+    the same. Of large ones it would take as long as packing them: they are known by their size,
+    header and time of change.
     """
     digest = hashlib.sha256()
     parts = [path.relative_to(folder) for name in components for path in (folder / name).rglob("*")]
     for path in sorted({*parts, *copies, Path(INDEX)}):
         if (folder / path).is_file():
-            size_bytes = (folder / path).stat().st_size
-            digest.update(f"{path.as_posix()} {size_bytes}\n".encode())
-            for sample in _samples(folder / path, size_bytes):
-                digest.update(sample)
+            found = (folder / path).stat()
+            digest.update(f"{path.as_posix()} {found.st_size}\n".encode())
+            if found.st_size <= _READ_WHOLE_BYTES:
+                digest.update((folder / path).read_bytes())
+                continue
+            digest.update(f"{found.st_mtime_ns}\n".encode())
+            if path.suffix == ".safetensors":
+                digest.update(_read_header_bytes(folder / path))
     for path, packed in sorted(weights.items()):
         digest.update(path.as_posix().encode() + packed.header)
     for path, content in sorted(texts.items()):
@@ -75,18 +80,7 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def _samples(path: Path, size_bytes: int) -> Iterator[bytes]:
-    """Yield pieces of a file: its header, its first and last bytes and some evenly between.
-
-    What is no more than they are together is one piece.
-    """
+def _read_header_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        if size_bytes <= _SAMPLES * _SAMPLE_BYTES:
-            yield file.read()
-            return
-        if path.suffix == ".safetensors":
-            length = int.from_bytes(file.read(8), "little")
-            yield file.read(min(length, MAX_HEADER_BYTES))
-        for place in range(_SAMPLES):
-            file.seek((size_bytes - _SAMPLE_BYTES) * place // (_SAMPLES - 1))
-            yield file.read(_SAMPLE_BYTES)
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(min(length, MAX_HEADER_BYTES))

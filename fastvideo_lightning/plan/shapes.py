@@ -57,8 +57,12 @@ def latent_shape(module: VideoModule, frames: int, height: int, width: int) -> t
 
 def latent_frames(module: VideoModule, frames: int) -> int:
     """Frames of a video's latent."""
-    time = int(getattr(module.pipeline, "vae_scale_factor_temporal", None) or 4)
-    return (frames - 1) // time + 1
+    return (frames - 1) // frames_per_latent(module) + 1
+
+
+def frames_per_latent(module: VideoModule) -> int:
+    """Frames that a latent frame stands for, but for the first, which is one."""
+    return int(getattr(module.pipeline, "vae_scale_factor_temporal", None) or 4)
 
 
 def count_tokens(latent: tuple[int, int, int], config: Any) -> int:

@@ -8,13 +8,11 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.roles import Role, models_that_decode_by
 from fastvideo_lightning.plan.measure import ComponentSize, measure_components
+from fastvideo_lightning.plan.vae_work import CONVOLUTION_BYTES, Autoencoder
 from fastvideo_lightning.plan.work import (
-    CONVOLUTION_BYTES,
     Request,
     Work,
-    decode_work,
     denoiser_work,
-    encode_work,
     text_encoder_work,
 )
 
@@ -23,12 +21,16 @@ class WorkOnDemand(Mapping[str, Work]):
     """Works by FQN, each found when it is first asked for: counting takes seconds.
 
     Args:
-        found_by: What finds each of them.
+        found_by: What finds each of them, from plain values: a plan that is kept keeps no model.
+        found: Those that are known already.
     """
 
-    def __init__(self, found_by: Mapping[str, Callable[[], Work]]) -> None:
+    def __init__(
+        self, found_by: Mapping[str, Callable[[], Work]], found: Mapping[str, Work] | None = None
+    ) -> None:
         self._found_by = found_by
-        self._found: dict[str, Work] = {}
+        self._found = dict(found or {})
+        self._names = [*self._found, *found_by]
 
     def __getitem__(self, fqn: str) -> Work:
         if fqn not in self._found:
@@ -36,10 +38,10 @@ class WorkOnDemand(Mapping[str, Work]):
         return self._found[fqn]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found_by)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._found_by)
+        return len(self._names)
 
 
 @dataclass(frozen=True)
@@ -82,24 +84,25 @@ class Subject:
         """
         request = Request.of(module, params)
         components = measure_components(module, quantization=quantization)
-        work: dict[str, Callable[[], Work]] = {}
-        for size in components:
-            if size.role is Role.DENOISER:
-                work[size.fqn] = partial(denoiser_work, module, size, request)
-            elif size.role is not Role.VAE:
-                work[size.fqn] = partial(text_encoder_work, module, size)
-        vaes = [size for size in components if size.role is Role.VAE]
+        vaes = {s.fqn: Autoencoder.of(module, s) for s in components if s.role is Role.VAE}
+        work = {
+            s.fqn: denoiser_work(module, s, request)
+            if s.role is Role.DENOISER
+            else text_encoder_work(module, s)
+            for s in components
+            if s.role is not Role.VAE
+        }
 
         def of_vaes(find: Callable[..., Work], *, tiled: bool) -> dict[str, Callable[[], Work]]:
-            return {s.fqn: partial(find, module, s, request, tiled=tiled) for s in vaes}
+            return {fqn: partial(find, vae, request, tiled=tiled) for fqn, vae in vaes.items()}
 
         return cls(
             components,
             request,
-            work=WorkOnDemand(work | of_vaes(decode_work, tiled=False)),
-            tiled=WorkOnDemand(of_vaes(decode_work, tiled=True)),
-            encoding=WorkOnDemand(of_vaes(encode_work, tiled=False)),
-            tiled_encoding=WorkOnDemand(of_vaes(encode_work, tiled=True)),
+            work=WorkOnDemand(of_vaes(Autoencoder.decode, tiled=False), work),
+            tiled=WorkOnDemand(of_vaes(Autoencoder.decode, tiled=True)),
+            encoding=WorkOnDemand(of_vaes(Autoencoder.encode, tiled=False)),
+            tiled_encoding=WorkOnDemand(of_vaes(Autoencoder.encode, tiled=True)),
             takes_turns=module.denoisers_take_turns,
             pipeline=type(module.pipeline).__name__,
             has_tiles=bool(models_that_decode_by("tiling", module)),

@@ -1,5 +1,6 @@
 """What one call of Wan's VAE allocates, decoding or encoding, whole or in tiles."""
 
+import inspect
 import json
 from functools import lru_cache
 from typing import Any
@@ -10,18 +11,33 @@ from fastvideo_lightning.plan.allocations import Allocations, noting
 from fastvideo_lightning.plan.repeats import Repeats
 
 
+def arguments_of(component: Any) -> str | None:
+    """What a VAE is made of, as JSON; None for a class whose calls are not known here.
+
+    A published configuration may hold more than its class asks for, such as `clip_output`.
+    """
+    import diffusers as library
+
+    diffusers: Any = library
+    if not isinstance(component, diffusers.AutoencoderKLWan):
+        return None
+    asked_for = inspect.signature(diffusers.AutoencoderKLWan.__init__).parameters
+    return json.dumps({name: v for name, v in component.config.items() if name in asked_for})
+
+
+@lru_cache(maxsize=64)
 def count_vae(
-    component: Any,
+    arguments: str,
     video: tuple[int, int, int],
     *,
     encodes: bool,
     tiled: bool,
     dtype: torch.dtype,
-) -> Allocations | None:
-    """Count what a call allocates; None for a class whose calls are not known here.
+) -> Allocations:
+    """Count what a call of Wan's VAE allocates.
 
     Args:
-        component: The VAE, in any state: it is not touched.
+        arguments: What it is made of, see `arguments_of`.
         video: Frames, height and width in pixels.
         encodes: From pixels to latents, or else from latents to pixels.
         tiled: In pieces of a frame.
@@ -30,21 +46,8 @@ def count_vae(
     import diffusers as library
 
     diffusers: Any = library
-    if not isinstance(component, diffusers.AutoencoderKLWan):
-        return None
-    config = {name: v for name, v in component.config.items() if not name.startswith("_")}
-    return _count(json.dumps(config, sort_keys=True), video, encodes, tiled, dtype)
-
-
-@lru_cache(maxsize=64)
-def _count(
-    config: str, video: tuple[int, int, int], encodes: bool, tiled: bool, dtype: torch.dtype
-) -> Allocations:
-    import diffusers as library
-
-    diffusers: Any = library
     with torch.device("meta"):
-        vae = diffusers.AutoencoderKLWan(**json.loads(config)).eval()
+        vae = diffusers.AutoencoderKLWan(**json.loads(arguments)).eval()
     for weight in vae.parameters():
         weight.data = weight.data.to(dtype)
     (vae.enable_tiling if tiled else vae.disable_tiling)()

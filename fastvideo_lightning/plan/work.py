@@ -9,9 +9,6 @@ a GPU. Shapes: a latent is [channels, latent frames, height / 8, width / 8]; tok
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
-
-import torch
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
@@ -21,13 +18,10 @@ from fastvideo_lightning.plan.shapes import (
     config_of,
     count_tokens,
     count_weights,
-    dtype_of,
-    latent_frames,
     latent_shape,
     patch_of,
     widths,
 )
-from fastvideo_lightning.plan.vae_call import count_vae
 
 TEXT_TOKENS = 512
 # Elements per token and width beyond matrix products and attention, in bytes of memory traffic.
@@ -35,21 +29,6 @@ TRAFFIC_BYTES = 425
 KERNELS_PER_BLOCK = 105
 # An encoder of transformers asks more Python of the host for each of its kernels.
 ENCODER_KERNELS_PER_BLOCK = 130
-# A VAE's convolutions reach this share of the rate of matrix products, by bytes of a number; beside
-# them so many numbers are read and written for each pixel and channel of the first width; the first
-# frame, of a latent frame of its own, takes so much longer than one of four. Fitted to decoding on
-# an H100 and an H200, whose memory rates differ, see `benchmarks/results`.
-CONVOLUTION_SHARE = {4: 0.21, 2: 0.28}
-DECODER_TRAFFIC = 329
-FIRST_FRAME = 0.22
-# For each latent frame (of each tile); and of them those that a tile is too small to hide.
-DECODER_KERNELS, EXPOSED_KERNELS = 383, 230
-TILE_PIXELS, TILE_STRIDE = 256, 192  # of diffusers' tiles
-# What the allocator holds for a VAE beyond the count depends on what was free before: of decoding
-# on those two cards at most so much more.
-VAE_SPLIT = 1.045
-VAE_FRAGMENTATION = 1.56  # where it is not counted
-CONVOLUTION_BYTES = 128 << 20  # of the library that VAEs compute with, beside each call's own
 _UNKNOWN = {"height": 480, "width": 832, "num_frames": 81, "num_inference_steps": 50}
 
 
@@ -180,111 +159,6 @@ def text_encoder_work(module: VideoModule, size: ComponentSize) -> Work:
         traffic_bytes=num_blocks * TRAFFIC_BYTES * TEXT_TOKENS * width,
         num_kernels=num_blocks * ENCODER_KERNELS_PER_BLOCK,
     )
-
-
-def decode_work(module: VideoModule, size: ComponentSize, request: Request, *, tiled: bool) -> Work:
-    """From latents to frames; with tiles, in pieces of 256 by 256 pixels that overlap."""
-    vae = _Autoencoder.of(module, size)
-    output = 3 * vae.itemsize * request.num_frames * request.pixels
-    pixels, copies, repeats, exposed = request.pixels, 1.0, 1.0, 0
-    passes = latent_frames(module, request.num_frames)
-    if tiled:
-        pixels = min(TILE_PIXELS**2, request.pixels)
-        copies = 3.6 if vae.patch > 1 else 1.4
-        rows, columns = _tile_sides(request.height), _tile_sides(request.width)
-        repeats = sum(rows) * sum(columns) / request.pixels
-        passes *= len(rows) * len(columns)
-        exposed = passes * EXPOSED_KERNELS
-    channels = vae.decoder_channels if request.num_frames > 1 else vae.decoder_channels * 0.37
-    allocated = round(pixels * vae.itemsize * channels + copies * output)
-    computed = repeats * (request.num_frames + FIRST_FRAME) * request.pixels
-    return Work(
-        **_vae_memory(module, size, request, allocated, encodes=False, tiled=tiled),
-        matmul_flop=vae.flop_per_pixel * computed,
-        traffic_bytes=vae.traffic_per_pixel * computed,
-        num_kernels=passes * DECODER_KERNELS,
-        num_exposed=exposed,
-    )
-
-
-def _tile_sides(side: int) -> list[int]:
-    """Pixels of the tiles along a side: each begins where its neighbour still goes on."""
-    return [min(TILE_PIXELS, side - start) for start in range(0, side, TILE_STRIDE)]
-
-
-def encode_work(module: VideoModule, size: ComponentSize, request: Request, *, tiled: bool) -> Work:
-    """From an image, in a video's length, to latents; with tiles, in pieces."""
-    vae = _Autoencoder.of(module, size)
-    video = 3 * vae.itemsize * request.num_frames * request.pixels
-    pixels = min(TILE_PIXELS**2, request.pixels) if tiled else request.pixels
-    allocated = round(pixels * vae.itemsize * vae.encoder_channels + video)
-    memory = _vae_memory(module, size, request, allocated, encodes=True, tiled=tiled)
-    memory["held_bytes"] += 2 * video  # the frames, put together from the image and nothing
-    computed = (request.num_frames + FIRST_FRAME) * request.pixels / 2
-    return Work(
-        **memory,
-        matmul_flop=vae.flop_per_pixel * computed,
-        traffic_bytes=vae.traffic_per_pixel * computed,
-    )
-
-
-def _vae_memory(
-    module: VideoModule,
-    size: ComponentSize,
-    request: Request,
-    estimate: int,
-    *,
-    encodes: bool,
-    tiled: bool,
-) -> dict[str, Any]:
-    """What a VAE allocates and what is held for it, counted where its code is known."""
-    counted = count_vae(
-        module.get_submodule(size.fqn),
-        (request.num_frames, request.height, request.width),
-        encodes=encodes,
-        tiled=tiled,
-        dtype=dtype_of(module, size.fqn) or torch.float32,
-    )
-    allocated, held = estimate, VAE_FRAGMENTATION * estimate
-    if counted is not None:
-        allocated, held = counted.allocated_bytes, VAE_SPLIT * counted.reserved_bytes
-    return {"activation_bytes": allocated, "held_bytes": round(held) + CONVOLUTION_BYTES}
-
-
-@dataclass(frozen=True)
-class _Autoencoder:
-    """A VAE in channels that are alive at once for each pixel of a frame.
-
-    Of Wan's, 51 times the first width are in the decoder (85 where its blocks have shortcuts) and
-    37 in the encoder. Any other VAE is taken for one that decodes a group of frames at a time,
-    like Wan's, 96 channels wide.
-    """
-
-    decoder_channels: float
-    encoder_channels: float
-    flop_per_pixel: float
-    traffic_per_pixel: float
-    patch: int
-    itemsize: int
-
-    @classmethod
-    def of(cls, module: VideoModule, size: ComponentSize) -> "_Autoencoder":
-        config = config_of(module, size)
-        base = getattr(config, "base_dim", None) or 96
-        decoder_base = getattr(config, "decoder_base_dim", None) or base
-        patch = int(getattr(config, "patch_size", None) or 1)
-        per_pixel = (85 if getattr(config, "is_residual", False) else 51) * decoder_base
-        itemsize = (dtype_of(module, size.fqn) or torch.float32).itemsize
-        share = CONVOLUTION_SHARE.get(itemsize, CONVOLUTION_SHARE[2])
-        return cls(
-            decoder_channels=per_pixel / patch**2,
-            encoder_channels=37 * base / patch**2,
-            # In matrix products that would take as long.
-            flop_per_pixel=950 * decoder_base**2 / patch**2 / share,
-            traffic_per_pixel=DECODER_TRAFFIC * decoder_base * itemsize / patch**2,
-            patch=patch,
-            itemsize=itemsize,
-        )
 
 
 def _is_wan(module: VideoModule) -> bool:

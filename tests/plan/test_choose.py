@@ -1,3 +1,4 @@
+import pickle
 import re
 
 import pytest
@@ -176,3 +177,12 @@ def test_flags_without_effect_on_the_model_are_left_out(wan):
     assert "image_encoder_cpu_offload" not in plan.flags
     assert "dit_resident_blocks" not in plan.flags
     assert "--image-encoder" not in plan.command_line
+
+
+def test_a_plan_that_is_kept_keeps_no_model(wan):
+    plan = make_plan(wan("wan-1.3b"), VIDEO, budget_gib=6, card="H100")
+    kept = pickle.dumps(plan)
+    assert len(kept) < 1 << 16
+    again = pickle.loads(kept)
+    assert again.flags == plan.flags
+    assert again.prediction.reserved_bytes == plan.prediction.reserved_bytes

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKLWan
 
 from fastvideo_lightning.plan.allocations import noting
 from fastvideo_lightning.plan.repeats import Repeats
-from fastvideo_lightning.plan.vae_call import count_vae
+from fastvideo_lightning.plan.vae_call import arguments_of, count_vae
 
 SMALL = {"base_dim": 16, "z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
 
@@ -49,17 +49,23 @@ def test_repeating_counts_what_computing_does(encodes, tiled):
 
 
 def test_what_a_video_needs_grows_with_it_and_is_less_in_tiles():
-    vae = AutoencoderKLWan(**SMALL)
+    arguments = arguments_of(AutoencoderKLWan(**SMALL))
 
     def held(height, frames, **how):
         how = {"encodes": False, "tiled": False, "dtype": torch.float32} | how
-        return count_vae(vae, (frames, height, 480), **how).reserved_bytes
+        return count_vae(arguments, (frames, height, 480), **how).reserved_bytes
 
     assert held(320, 33, tiled=True) < held(320, 33) < held(640, 33)
     assert held(320, 33, dtype=torch.bfloat16) < held(320, 33)
     assert held(320, 33, encodes=True) != held(320, 33)
 
 
-def test_a_vae_whose_calls_are_not_known_is_not_counted():
-    other = torch.nn.Linear(1, 1)
-    assert count_vae(other, (1, 8, 8), encodes=False, tiled=False, dtype=torch.float32) is None
+def test_a_configuration_that_holds_more_than_its_class_asks_for_is_counted_without_it():
+    vae = AutoencoderKLWan(**SMALL)
+    arguments = arguments_of(vae)
+    vae.register_to_config(clip_output=False)  # as Wan2.2-TI2V-5B is published
+    assert arguments_of(vae) == arguments
+
+
+def test_the_calls_of_another_class_are_not_known():
+    assert arguments_of(torch.nn.Linear(1, 1)) is None

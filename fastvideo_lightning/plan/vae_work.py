@@ -1,0 +1,129 @@
+"""What decoding and encoding a video ask of a VAE."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.plan.measure import ComponentSize
+from fastvideo_lightning.plan.shapes import config_of, dtype_of, frames_per_latent
+from fastvideo_lightning.plan.vae_call import arguments_of, count_vae
+from fastvideo_lightning.plan.work import Request, Work
+
+# A VAE's convolutions reach this share of the rate of matrix products, by bytes of a number; beside
+# them so many numbers are read and written for each pixel and channel of the first width; the first
+# frame, of a latent frame of its own, takes so much longer than one of four. Fitted to decoding on
+# an H100 and an H200, whose memory rates differ, see `benchmarks/results`.
+CONVOLUTION_SHARE = {4: 0.21, 2: 0.28}
+TRAFFIC = 329
+FIRST_FRAME = 0.22
+# For each latent frame (of each tile); and of them those that a tile is too small to hide.
+KERNELS, EXPOSED_KERNELS = 383, 230
+TILE_PIXELS, TILE_STRIDE = 256, 192  # of diffusers' tiles
+# What the allocator holds beyond the count depends on what was free before: of decoding on those
+# two cards at most so much more.
+SPLIT = 1.045
+FRAGMENTATION = 1.56  # where it is not counted
+CONVOLUTION_BYTES = 128 << 20  # of the library that VAEs compute with, beside each call's own
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A VAE in plain numbers.
+
+    Of Wan's, 51 times the first width are in the decoder for each pixel of a frame (85 where its
+    blocks have shortcuts) and 37 in the encoder. Any other VAE is taken for one that decodes a
+    group of frames at a time, like Wan's, 96 channels wide.
+
+    Attributes:
+        arguments: What it is made of, as JSON; None for a class whose calls are not known.
+        dtype: In which it computes.
+        decoder_channels: Numbers that are alive at once for each pixel of a frame.
+        encoder_channels: The same when it encodes.
+        flop_per_pixel: In matrix products that would take as long.
+        traffic_per_pixel: Bytes that are read and written.
+        patch: Pixels of a patch's side.
+        frames_per_latent: Frames that one latent frame stands for.
+    """
+
+    arguments: str | None
+    dtype: torch.dtype
+    decoder_channels: float
+    encoder_channels: float
+    flop_per_pixel: float
+    traffic_per_pixel: float
+    patch: int
+    frames_per_latent: int
+
+    @classmethod
+    def of(cls, module: VideoModule, size: ComponentSize) -> "Autoencoder":
+        """Read it off a module, which may be on meta and is not kept."""
+        config = config_of(module, size)
+        base = getattr(config, "base_dim", None) or 96
+        decoder_base = getattr(config, "decoder_base_dim", None) or base
+        patch = int(getattr(config, "patch_size", None) or 1)
+        per_pixel = (85 if getattr(config, "is_residual", False) else 51) * decoder_base
+        dtype = dtype_of(module, size.fqn) or torch.float32
+        share = CONVOLUTION_SHARE.get(dtype.itemsize, CONVOLUTION_SHARE[2])
+        return cls(
+            arguments=arguments_of(module.get_submodule(size.fqn)),
+            dtype=dtype,
+            decoder_channels=per_pixel / patch**2,
+            encoder_channels=37 * base / patch**2,
+            flop_per_pixel=950 * decoder_base**2 / patch**2 / share,
+            traffic_per_pixel=TRAFFIC * decoder_base * dtype.itemsize / patch**2,
+            patch=patch,
+            frames_per_latent=frames_per_latent(module),
+        )
+
+    def decode(self, request: Request, *, tiled: bool) -> Work:
+        """From latents to frames; with tiles, in pieces of 256 by 256 pixels that overlap."""
+        video = 3 * self.dtype.itemsize * request.num_frames * request.pixels
+        copies = (3.6 if self.patch > 1 else 1.4) if tiled else 1.0
+        channels = self.decoder_channels * (1 if request.num_frames > 1 else 0.37)
+        estimate = channels * self.dtype.itemsize * _pixels(request, tiled=tiled) + copies * video
+        return self._work(request, estimate, encodes=False, tiled=tiled)
+
+    def encode(self, request: Request, *, tiled: bool) -> Work:
+        """From an image, in a video's length, to latents, in half of decoding's time."""
+        video = 3 * self.dtype.itemsize * request.num_frames * request.pixels
+        pixels = _pixels(request, tiled=tiled)
+        estimate = self.encoder_channels * self.dtype.itemsize * pixels + video
+        # Beside it the frames, put together from the image and nothing.
+        return self._work(request, estimate, encodes=True, tiled=tiled, beside=2 * video)
+
+    def _work(
+        self, request: Request, estimate: float, *, encodes: bool, tiled: bool, beside: int = 0
+    ) -> Work:
+        allocated, held = estimate, FRAGMENTATION * estimate
+        if self.arguments is not None:
+            video = request.num_frames, request.height, request.width
+            counted = count_vae(
+                self.arguments, video, encodes=encodes, tiled=tiled, dtype=self.dtype
+            )
+            allocated, held = counted.allocated_bytes, SPLIT * counted.reserved_bytes
+        rows, columns = ([request.height], [request.width])
+        if tiled:
+            rows, columns = _tile_sides(request.height), _tile_sides(request.width)
+        latents = (request.num_frames - 1) // self.frames_per_latent + 1
+        passes = len(rows) * len(columns) * latents
+        computed = (request.num_frames + FIRST_FRAME) * sum(rows) * sum(columns)
+        computed /= 2 if encodes else 1
+        return Work(
+            activation_bytes=round(allocated),
+            held_bytes=round(held) + beside + CONVOLUTION_BYTES,
+            matmul_flop=self.flop_per_pixel * computed,
+            traffic_bytes=self.traffic_per_pixel * computed,
+            num_kernels=passes * KERNELS,
+            num_exposed=passes * EXPOSED_KERNELS if tiled else 0,
+        )
+
+
+def _pixels(request: Request, *, tiled: bool) -> int:
+    """Of what is computed at once."""
+    return min(TILE_PIXELS**2, request.pixels) if tiled else request.pixels
+
+
+def _tile_sides(side: int) -> list[int]:
+    """Pixels of the tiles along a side: each begins where its neighbour still goes on."""
+    return [min(TILE_PIXELS, side - start) for start in range(0, side, TILE_STRIDE)]
