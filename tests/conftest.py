@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 # OpenMP reads it when torch is imported: threads that spin while they wait for each other make the
@@ -70,3 +71,16 @@ def last_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broken(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
     """Return a copy that a test may damage."""
     return Path(shutil.copytree(checkpoint("t2v"), tmp_path / "broken"))
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a generator place weights as on a GPU: the engine copies inline on a CPU."""
+    from fastvideo_lightning.placing import Placing
+
+    begin = Placing.__init__
+
+    def as_on_gpu(self: Placing, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **{**kwargs, "on_gpu": True})
+
+    monkeypatch.setattr(Placing, "__init__", as_on_gpu)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import PROMPT, SIZE
+from running_out import make, make_generator
 
 from fastvideo_lightning import (
     OffloadConfig,
     SamplingParams,
-    VideoGenerator,
     VideoModule,
     make_plan,
     placing,
@@ -22,22 +22,8 @@ from fastvideo_lightning.plan import BudgetTooSmallError, find_card, planning
 
 
 @pytest.fixture(autouse=True)
-def on_gpu(monkeypatch):
-    begin = Placing.__init__
-
-    def as_on_gpu(self, *args, **kwargs):
-        begin(self, *args, **{**kwargs, "on_gpu": True})
-
-    monkeypatch.setattr(Placing, "__init__", as_on_gpu)
+def _on_a_card(on_gpu, monkeypatch):
     monkeypatch.setattr(planning, "find_machine", lambda: find_card("RTX 4090"))
-
-
-def make_generator(checkpoint, **flags):
-    return VideoGenerator.from_pretrained(checkpoint("t2v"), accelerator="cpu", **flags)
-
-
-def make(generator, **options):
-    return generator.generate_video(PROMPT, save_video=False, **{**SIZE, **options})
 
 
 def test_the_plan_is_what_is_placed_and_the_pixels_are_the_same(checkpoint, caplog):

@@ -2,24 +2,17 @@
 
 import pytest
 from checkpoints import PROMPT, SIZE
+from running_out import ALL_RESIDENT, run_out_in_second_video
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator
 from fastvideo_lightning.callbacks import MemoryReport
-from fastvideo_lightning.placing import Placing
-from tests.test_replanning import ALL_RESIDENT, run_out_in_second_video
 
 PROMPTS = [PROMPT, "a green square", "a red square"]
 
 
 @pytest.fixture
-def make_batch(checkpoint, monkeypatch, tmp_path):
+def make_batch(checkpoint, on_gpu, tmp_path):
     """Make a batch, placed as on a GPU, whose second video finds no memory at first."""
-    begin = Placing.__init__
-
-    def as_on_gpu(self, *args, **kwargs):
-        begin(self, *args, **{**kwargs, "on_gpu": True})
-
-    monkeypatch.setattr(Placing, "__init__", as_on_gpu)
 
     def make(callback):
         with VideoGenerator.from_pretrained(

@@ -9,57 +9,18 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import PROMPT, SIZE
+from running_out import ALL_RESIDENT, make, make_generator, run_out, run_out_in_second_video
 
 from fastvideo_lightning import (
     OffloadConfig,
     OutOfGPUMemoryError,
     SamplingParams,
-    VideoGenerator,
     VideoModule,
     make_plan,
     replanning,
 )
-from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
+from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.placing import Placing
-
-# All on the device: every stage has something to give up.
-ALL_RESIDENT = {
-    "dit_layerwise_offload": False,
-    "text_encoder_cpu_offload": False,
-    "vae_cpu_offload": False,
-}
-
-
-@pytest.fixture
-def on_gpu(monkeypatch):
-    """Have the weights placed as on a GPU: the engine copies inline on a CPU."""
-    begin = Placing.__init__
-
-    def as_on_gpu(self, *args, **kwargs):
-        begin(self, *args, **{**kwargs, "on_gpu": True})
-
-    monkeypatch.setattr(Placing, "__init__", as_on_gpu)
-
-
-def make_generator(checkpoint, **flags):
-    return VideoGenerator.from_pretrained(checkpoint("t2v"), accelerator="cpu", **flags)
-
-
-def run_out(generator, place, *, times):
-    """Have a module raise as the device's allocator does, so many times."""
-    left = [times]
-
-    def fail(*_):
-        if left[0]:
-            left[0] -= 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
-
-    return generator.module.get_submodule(place).register_forward_pre_hook(fail)
-
-
-def make(generator, **options):
-    return generator.generate_video(PROMPT, save_video=False, **{**SIZE, **options})
-
 
 PLACES = {"text_encoder": "encode", "transformer": "denoise", "vae.decoder": "decode"}
 
@@ -78,96 +39,6 @@ def test_the_error_names_stage_and_flags_of_a_plan_that_takes_less(place, checkp
         again = make(generator)
     with make_generator(checkpoint) as generator:
         assert np.array_equal(again.frames, make(generator).frames)
-
-
-def run_out_loading(monkeypatch, *, times):
-    """Have the first that are to stay on the device find no memory; returns who tried."""
-    attach, tried = Resident.attach, []
-
-    def fail(self, *args, **kwargs):
-        tried.append(self.target)
-        if len(tried) <= times:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-        return attach(self, *args, **kwargs)
-
-    monkeypatch.setattr(Resident, "attach", fail)
-    return tried
-
-
-def test_running_out_while_loading_names_a_plan_and_the_next_load_works(
-    checkpoint, on_gpu, monkeypatch
-):
-    module = VideoModule.from_pretrained(checkpoint("t2v"), device_type="cpu")
-    tried = run_out_loading(monkeypatch, times=1)
-    # All of it fits into a GiB, so the plan has all of it there.
-    flags = OffloadConfig(gpu_memory_budget=1)
-    with VideoGenerator(module, flags, accelerator="cpu") as generator:
-        with pytest.raises(OutOfGPUMemoryError, match="while placing the weights") as caught:
-            make(generator)
-        assert caught.value.stage is None
-        assert caught.value.flags
-        assert "Less is taken" in str(caught.value)
-        assert len(tried) == 1
-        video = make(generator)
-    with make_generator(checkpoint) as generator:
-        assert np.array_equal(video.frames, make(generator).frames)
-
-
-@pytest.mark.parametrize("times", [1, 3])
-def test_loading_is_tried_again_twice_at_most_where_one_may_replan(
-    times, checkpoint, on_gpu, monkeypatch, caplog
-):
-    with make_generator(checkpoint) as generator:
-        expected = make(generator)
-        whole = make_plan(generator.module, SamplingParams(**SIZE), flags=ALL_RESIDENT).prediction
-    if times == 3:
-        monkeypatch.setattr(replanning, "choose_tighter", lambda *_: whole)
-    tried = run_out_loading(monkeypatch, times=times)
-    module = VideoModule.from_pretrained(checkpoint("t2v"), device_type="cpu")
-    flags = OffloadConfig(gpu_memory_budget=1, on_oom="replan")
-    with VideoGenerator(module, flags, accelerator="cpu") as generator:
-        if times == 1:
-            video = make(generator)
-            assert np.array_equal(video.frames, expected.frames)
-            assert (video.num_replans, make(generator).num_replans) == (1, 0)
-            assert "Out of GPU memory while placing the weights: placing them again" in caplog.text
-            return
-        with pytest.raises(OutOfGPUMemoryError, match="while placing the weights"):
-            make(generator)
-        assert len(tried) == 3
-
-
-def test_a_replan_while_weights_are_placed_is_the_first_videos_in_the_manifest(
-    checkpoint, on_gpu, monkeypatch, tmp_path
-):
-    run_out_loading(monkeypatch, times=1)
-    module = VideoModule.from_pretrained(checkpoint("t2v"), device_type="cpu")
-    flags = OffloadConfig(gpu_memory_budget=1, on_oom="replan")
-    with VideoGenerator(module, flags, accelerator="cpu") as generator:
-        for folder in ("first", "second"):
-            prompts = [PROMPT, "a green square"]
-            list(generator.generate_videos(prompts, output_path=tmp_path / folder, **SIZE))
-    counts = [
-        json.loads(line)["memory"]["num_replans"]
-        for folder in ("first", "second")
-        for line in (tmp_path / folder / "manifest.jsonl").read_text().splitlines()
-    ]
-    assert counts == [1, 0, 0, 0]
-
-
-def test_running_out_while_placed_anew_is_explained_and_the_next_video_is_right(
-    checkpoint, on_gpu, monkeypatch
-):
-    with make_generator(checkpoint, on_oom="replan") as generator:
-        expected = make(generator)
-        generator._placing.replace(generator._launch(), OffloadConfig(**ALL_RESIDENT))
-        run_out(generator, "transformer", times=1)
-        tried = run_out_loading(monkeypatch, times=1)
-        with pytest.raises(OutOfGPUMemoryError):
-            make(generator)
-        assert tried == ["transformer"]
-        assert np.array_equal(make(generator).frames, expected.frames)
-        assert tried.count("transformer") == 2  # what was left half placed is placed anew
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -257,17 +128,6 @@ def test_nothing_is_held_by_the_error(checkpoint, on_gpu):
         assert kept[0]() is None
 
 
-def run_out_in_second_video(generator):
-    calls = [0]
-
-    def fail(*_):
-        calls[0] += 1
-        if calls[0] == 5:  # two steps, two calls each
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    generator.module.transformer.register_forward_pre_hook(fail)
-
-
 def test_a_batch_goes_on_with_the_tighter_plan_and_the_manifest_says_so(
     checkpoint, on_gpu, tmp_path
 ):
@@ -295,8 +155,6 @@ def test_without_replanning_a_batch_notes_the_explained_failure(checkpoint, on_g
 
 
 def test_several_processes_cannot_replan(checkpoint):
-    from fastvideo_lightning import OffloadConfig, VideoModule
-
     module = VideoModule.from_pretrained(checkpoint("t2v"), device_type="cpu")
     with pytest.raises(ValueError, match="needs one process, got num_gpus=2"):
         Placing(module, OffloadConfig(on_oom="replan"), on_gpu=True, num_processes=2)

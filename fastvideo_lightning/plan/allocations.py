@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -162,8 +161,7 @@ class _AsOnCuda(TorchFunctionMode):
             return _attend(*args, **{k: v for k, v in kwargs.items() if k in _QUERY_KEY_VALUE})
         found = func(*args, **kwargs)
         if func in _CONVOLUTIONS:
-            pieces = args[0], args[1], found
-            found.new_empty(sum(prod(piece.shape) for piece in pieces))
+            found.new_empty(args[0].numel() + args[1].numel() + found.numel())
         return found
 
 

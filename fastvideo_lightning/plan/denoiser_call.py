@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fastvideo_lightning.plan.allocations import Allocations, count_allocations
+from fastvideo_lightning.plan.shapes import arguments_of
 
 # From the second block on, and from the second call on, each meets the same blocks of memory.
 _NUM_BLOCKS, _NUM_CALLS = 2, 2
@@ -34,7 +35,7 @@ def count_denoiser(
     diffusers: Any = library
     if not isinstance(component, diffusers.WanTransformer3DModel):
         return None
-    config = {name: v for name, v in component.config.items() if not name.startswith("_")}
+    config = arguments_of(component, diffusers.WanTransformer3DModel)
     with torch.device("meta"):
         copy = diffusers.WanTransformer3DModel(**{**config, "num_layers": _NUM_BLOCKS}).eval()
     for name, weight in copy.named_parameters():

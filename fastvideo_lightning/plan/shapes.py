@@ -1,5 +1,6 @@
 """What a model's configuration and weights say of its shapes."""
 
+import inspect
 import re
 from typing import Any
 
@@ -84,3 +85,12 @@ def patch_of(config: Any) -> tuple[int, int, int]:
 def config_of(module: VideoModule, size: ComponentSize) -> Any:
     """A component's configuration; None for one without."""
     return getattr(module.get_submodule(size.fqn), "config", None)
+
+
+def arguments_of(component: Any, kind: type) -> dict[str, Any]:
+    """What a component of diffusers is made of, as one of that class.
+
+    A published configuration may hold more than the class asks for, such as `clip_output`.
+    """
+    asked_for = inspect.signature(kind).parameters
+    return {name: value for name, value in component.config.items() if name in asked_for}

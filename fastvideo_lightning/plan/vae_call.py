@@ -1,6 +1,5 @@
 """What one call of Wan's VAE allocates, decoding or encoding, whole or in tiles."""
 
-import inspect
 import json
 from functools import lru_cache
 from typing import Any
@@ -9,20 +8,6 @@ import torch
 
 from fastvideo_lightning.plan.allocations import Allocations, noting
 from fastvideo_lightning.plan.repeats import Repeats
-
-
-def arguments_of(component: Any) -> str | None:
-    """What a VAE is made of, as JSON; None for a class whose calls are not known here.
-
-    A published configuration may hold more than its class asks for, such as `clip_output`.
-    """
-    import diffusers as library
-
-    diffusers: Any = library
-    if not isinstance(component, diffusers.AutoencoderKLWan):
-        return None
-    asked_for = inspect.signature(diffusers.AutoencoderKLWan.__init__).parameters
-    return json.dumps({name: v for name, v in component.config.items() if name in asked_for})
 
 
 @lru_cache(maxsize=64)
@@ -37,7 +22,7 @@ def count_vae(
     """Count what a call of Wan's VAE allocates.
 
     Args:
-        arguments: What it is made of, see `arguments_of`.
+        arguments: What it is made of, see `plan.shapes.arguments_of`.
         video: Frames, height and width in pixels.
         encodes: From pixels to latents, or else from latents to pixels.
         tiled: In pieces of a frame.

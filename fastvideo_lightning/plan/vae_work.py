@@ -1,13 +1,21 @@
 """What decoding and encoding a video ask of a VAE."""
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.plan.measure import ComponentSize
-from fastvideo_lightning.plan.shapes import config_of, dtype_of, frames_per_latent
-from fastvideo_lightning.plan.vae_call import arguments_of, count_vae
+from fastvideo_lightning.plan.shapes import (
+    arguments_of,
+    config_of,
+    dtype_of,
+    frames_per_latent,
+)
+from fastvideo_lightning.plan.vae_call import count_vae
 from fastvideo_lightning.plan.work import Request, Work
 
 # A VAE's convolutions reach this share of the rate of matrix products, by bytes of a number; beside
@@ -20,8 +28,8 @@ FIRST_FRAME = 0.22
 # For each latent frame (of each tile); and of them those that a tile is too small to hide.
 KERNELS, EXPOSED_KERNELS = 383, 230
 TILE_PIXELS, TILE_STRIDE = 256, 192  # of diffusers' tiles
-# What the allocator holds beyond the count depends on what was free before: of decoding on those
-# two cards at most so much more.
+# What the allocator holds differs from the count by what was free before. With so much of it, and
+# with what the library takes, no decoding on those two cards took more than is planned.
 SPLIT = 1.045
 FRAGMENTATION = 1.56  # where it is not counted
 CONVOLUTION_BYTES = 128 << 20  # of the library that VAEs compute with, beside each call's own
@@ -66,7 +74,7 @@ class Autoencoder:
         dtype = dtype_of(module, size.fqn) or torch.float32
         share = CONVOLUTION_SHARE.get(dtype.itemsize, CONVOLUTION_SHARE[2])
         return cls(
-            arguments=arguments_of(module.get_submodule(size.fqn)),
+            arguments=_arguments_of_wan(module.get_submodule(size.fqn)),
             dtype=dtype,
             decoder_channels=per_pixel / patch**2,
             encoder_channels=37 * base / patch**2,
@@ -102,7 +110,7 @@ class Autoencoder:
                 self.arguments, video, encodes=encodes, tiled=tiled, dtype=self.dtype
             )
             allocated, held = counted.allocated_bytes, SPLIT * counted.reserved_bytes
-        rows, columns = ([request.height], [request.width])
+        rows, columns = [request.height], [request.width]
         if tiled:
             rows, columns = _tile_sides(request.height), _tile_sides(request.width)
         latents = (request.num_frames - 1) // self.frames_per_latent + 1
@@ -117,6 +125,14 @@ class Autoencoder:
             num_kernels=passes * KERNELS,
             num_exposed=passes * EXPOSED_KERNELS if tiled else 0,
         )
+
+
+def _arguments_of_wan(component: nn.Module) -> str | None:
+    import diffusers as library
+
+    diffusers: Any = library
+    kind = diffusers.AutoencoderKLWan
+    return json.dumps(arguments_of(component, kind)) if isinstance(component, kind) else None
 
 
 def _pixels(request: Request, *, tiled: bool) -> int:

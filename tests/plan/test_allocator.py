@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 
 from fastvideo_lightning import SamplingParams
 from fastvideo_lightning.plan.allocations import count_allocations
 from fastvideo_lightning.plan.allocator import MIB, CachingAllocator
+from fastvideo_lightning.plan.denoiser_call import count_denoiser
 from fastvideo_lightning.plan.subject import Subject
 
 
@@ -82,3 +84,16 @@ def test_a_denoisers_call_holds_what_it_held_on_a_gpu(name, frames, allocated, r
     assert work.activation_bytes / MIB == pytest.approx(allocated, rel=0.01)
     assert work.held_bytes / MIB == pytest.approx(reserved, rel=0.04)
     assert work.held_bytes / MIB >= reserved
+
+
+def test_a_denoisers_configuration_may_hold_more_than_its_class_asks_for():
+    narrow = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 32}
+    model = WanTransformer3DModel(num_layers=1, **narrow)
+
+    def count():
+        how = {"batch": 1, "dtype_of": lambda _: torch.float32, "timestep_per_token": False}
+        return count_denoiser(model, (1, 8, 8), **how)
+
+    expected = count()
+    model.register_to_config(published_as="something")
+    assert count() == expected

@@ -1,12 +1,18 @@
 """Calls that are repeated in the allocator leave it as if they had been computed."""
 
+import json
+
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
+from fastvideo_lightning import VideoModule
 from fastvideo_lightning.plan.allocations import noting
+from fastvideo_lightning.plan.measure import measure_components
 from fastvideo_lightning.plan.repeats import Repeats
-from fastvideo_lightning.plan.vae_call import arguments_of, count_vae
+from fastvideo_lightning.plan.shapes import arguments_of
+from fastvideo_lightning.plan.vae_call import count_vae
+from fastvideo_lightning.plan.vae_work import Autoencoder
 
 SMALL = {"base_dim": 16, "z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
 
@@ -49,7 +55,7 @@ def test_repeating_counts_what_computing_does(encodes, tiled):
 
 
 def test_what_a_video_needs_grows_with_it_and_is_less_in_tiles():
-    arguments = arguments_of(AutoencoderKLWan(**SMALL))
+    arguments = json.dumps(arguments_of(AutoencoderKLWan(**SMALL), AutoencoderKLWan))
 
     def held(height, frames, **how):
         how = {"encodes": False, "tiled": False, "dtype": torch.float32} | how
@@ -62,10 +68,18 @@ def test_what_a_video_needs_grows_with_it_and_is_less_in_tiles():
 
 def test_a_configuration_that_holds_more_than_its_class_asks_for_is_counted_without_it():
     vae = AutoencoderKLWan(**SMALL)
-    arguments = arguments_of(vae)
+    arguments = arguments_of(vae, AutoencoderKLWan)
     vae.register_to_config(clip_output=False)  # as Wan2.2-TI2V-5B is published
-    assert arguments_of(vae) == arguments
+    assert arguments_of(vae, AutoencoderKLWan) == arguments
 
 
 def test_the_calls_of_another_class_are_not_known():
-    assert arguments_of(torch.nn.Linear(1, 1)) is None
+    class Other(torch.nn.Linear):
+        config = {}
+
+    pipeline = WanPipeline(None, None, AutoencoderKLWan(**SMALL), UniPCMultistepScheduler(), None)
+    module = VideoModule.from_pipeline(pipeline)
+    (size,) = measure_components(module)
+    assert Autoencoder.of(module, size).arguments is not None
+    module.vae = Other(1, 1)
+    assert Autoencoder.of(module, size).arguments is None
