@@ -30,9 +30,8 @@ from tests.test_acceleration import (
     low_threshold,
     plain_frames,
 )
-from tests.test_replanning import on_gpu
 
-__all__ = ["folder", "low_threshold", "on_gpu"]
+__all__ = ["folder", "low_threshold"]
 SETTINGS = {**SAMPLING, "guidance_scale": 3.0}
 CACHES: dict[str, Callable[[Any], Any]] = {
     "sea": lambda pipeline: SeaCacheConfig(threshold=5.0),
