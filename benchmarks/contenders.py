@@ -78,9 +78,6 @@ class Contender:
     def check_output(self, frames: int, expected: dict[tuple[str, int], torch.Tensor]) -> None:
         """A step that is to give what another mode did.
 
-        Once all sizes were seen: the compiler takes the first size for the only one, and from the
-        second on computes all of them by other kernels, whose last bits are others.
-
         Args:
             frames: of the video.
             expected: outputs by mode and frames; each contender puts its own there.

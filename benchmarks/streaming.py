@@ -103,7 +103,6 @@ class Race:
         click.echo(f"{mode}: set up in {contender.setup_s:.1f} s", err=True)
         for frames in self._counts:
             contender.measure_memory(frames)
-        for frames in self._counts:
             contender.check_output(frames, self._expected)
         self.contenders.append(contender)
         return contender

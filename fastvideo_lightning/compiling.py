@@ -9,12 +9,16 @@ from torch import nn
 
 from fastvideo_lightning.offload.partition import find_block_lists
 
+# Inductor would time several kernels for one reduction and keep the fastest. They add in different
+# orders: the bits would be those of whichever won, in this process and until it compiles again.
+OPTIONS = {"deterministic": True}
+
 
 def compile_blocks(root: nn.Module, fqn: str) -> int:
     """Compile the blocks of one model in place (``nn.Module.compile``) and return their number.
 
     Nothing is compiled yet: that happens at each kind of block's first call, and again for another
-    size of video.
+    size of video. What was compiled before, here or in another process, does not change the bits.
 
     Args:
         root: holds the model.
@@ -31,5 +35,5 @@ def compile_blocks(root: nn.Module, fqn: str) -> int:
             "of blocks. Leave compile out."
         )
     for block in blocks:
-        block.compile()
+        block.compile(options=OPTIONS)
     return len(blocks)

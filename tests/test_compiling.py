@@ -28,7 +28,12 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     """Count graphs, and run them as they are: a real backend takes half a minute."""
     counter = CompileCounter()
     compile_module = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend=counter))
+
+    def compile_counted(module: nn.Module, *, options: dict[str, bool]) -> None:
+        assert options == {"deterministic": True}  # what it does takes a GPU to see
+        compile_module(module, backend=counter)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_counted)
     return counter
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import PROMPT, text_pipeline, transformer
+from torch._inductor.utils import fresh_cache
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
@@ -87,3 +88,29 @@ def test_compiled_blocks_stream_as_they_compute_resident():
         for _ in range(3):
             assert torch.equal(streamed(**inputs).sample, expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_bits_of_compiled_blocks_do_not_depend_on_what_was_compiled_before():
+    size = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
+    size |= {"rope_max_seq_len": 64}
+    model = transformer(seed=0, num_layers=1, **size).to(DEVICE, torch.bfloat16)
+    compile_blocks(model, "")
+
+    def compute(latent_frames: int) -> torch.Tensor:
+        torch.manual_seed(latent_frames)
+        inputs = {
+            "hidden_states": torch.randn(1, 4, latent_frames, 60, 104),
+            "encoder_hidden_states": torch.randn(1, 512, 16),
+        }
+        on_device = {name: value.to(DEVICE, torch.bfloat16) for name, value in inputs.items()}
+        with torch.no_grad():
+            return model(timestep=torch.tensor([500], device=DEVICE), **on_device).sample
+
+    outputs = []
+    for before in ((), (1,), (5, 1), (1, 3), (3,)):
+        torch._dynamo.reset()
+        with fresh_cache():
+            for latent_frames in before:
+                compute(latent_frames)
+            outputs.append(compute(5))
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
