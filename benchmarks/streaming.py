@@ -103,6 +103,7 @@ class Race:
         click.echo(f"{mode}: set up in {contender.setup_s:.1f} s", err=True)
         for frames in self._counts:
             contender.measure_memory(frames)
+        for frames in self._counts:  # a graph captured here would be in what the next size reserves
             contender.check_output(frames, self._expected)
         self.contenders.append(contender)
         return contender

@@ -1,7 +1,7 @@
 """What compiling, caches and CUDA graphs change of a denoiser's work.
 
-The shares of compiled blocks are from Wan 1.3B at 1, 17 and 81 frames on an H100, see
-`benchmarks/results/streaming-wan-1.3b.md`.
+The shares of compiled blocks are from Wan 1.3B at 1, 17 and 81 frames on an H100, and hold on an
+H200, see `benchmarks/results/streaming-wan-1.3b-compiled.md`.
 """
 
 from dataclasses import replace
@@ -12,8 +12,8 @@ from fastvideo_lightning.plan.work import Work
 # A compiled block makes one kernel of several: so much of the traffic, of the launches and of what
 # is alive at once is left.
 COMPILED_TRAFFIC, COMPILED_KERNELS, COMPILED_ACTIVATIONS = 0.38, 0.6, 0.5
-# The compiler times its kernels on the device, and what it allocates for that stays reserved: 120
-# and 124 MB where a step compiled, and nothing where the kernels were there already.
+# The compiler times its kernels on the device, and what it allocates for that stays reserved: 71
+# to 124 MB where a step compiled, and nothing where the kernels were there already.
 COMPILING_BYTES = 120 << 20
 
 

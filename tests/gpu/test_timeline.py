@@ -91,9 +91,9 @@ def test_compiled_blocks_stream_as_they_compute_resident():
 
 
 def test_bits_of_compiled_blocks_do_not_depend_on_what_was_compiled_before():
-    size = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
-    size |= {"rope_max_seq_len": 64}
-    model = transformer(seed=0, num_layers=1, **size).to(DEVICE, torch.bfloat16)
+    widths = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
+    model = transformer(seed=0, num_layers=1, rope_max_seq_len=64, **widths)
+    model.to(DEVICE, torch.bfloat16)
     compile_blocks(model, "")
 
     def compute(latent_frames: int) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_bits_of_compiled_blocks_do_not_depend_on_what_was_compiled_before():
             return model(timestep=torch.tensor([500], device=DEVICE), **on_device).sample
 
     outputs = []
-    for before in ((), (1,), (5, 1), (1, 3), (3,)):
+    for before in ((), (1,), (3,)):
         torch._dynamo.reset()
         with fresh_cache():
             for latent_frames in before:

@@ -26,7 +26,7 @@ def predict_compiled(module, frames, resident_blocks):
     subject = Subject.of(module, params.merge(guidance_scale=1.0))
     denoiser = tuple(s for s in subject.components if s.role is Role.DENOISER)
     config = OffloadConfig(compile=True, dit_layerwise_offload=resident_blocks is not RESIDENT)
-    return predict(replace(subject, components=denoiser), config, find_card("H100")).stages[1]
+    return predict(replace(subject, components=denoiser), config, find_card("H200")).stages[1]
 
 
 @pytest.mark.parametrize(NAMES, [row for row in COMPILED if row[3] is not None])
