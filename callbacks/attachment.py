@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -17,8 +16,11 @@ from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.graphs import GraphedForward, graph_forward
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Handle, Undo, remove_all
+from fastvideo_lightning.offload.interrupts import interrupted_later
+from fastvideo_lightning.offload.keeping import Kept, forget_empty, kept_on
 from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.rebinding import rebind_units
+from fastvideo_lightning.offload.registry import forget_idle_engines
 from fastvideo_lightning.offload.residents import ResidentSet
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.unit import OffloadUnit
@@ -26,8 +28,14 @@ from fastvideo_lightning.offload.unit import OffloadUnit
 if TYPE_CHECKING:
     from fastvideo_lightning.callbacks.placement import Placement
 
-CLAIMS: WeakKeyDictionary[nn.Module, dict[str, "Placement"]] = WeakKeyDictionary()
-"""Which callback places which FQN of a root module."""
+
+_CLAIMS = "_offload_claims"
+
+
+def claims_on(root: nn.Module) -> dict[str, "Placement"]:
+    """Which callback places which FQN of a root module."""
+    empty: Kept[str, Placement] = Kept()
+    return kept_on(root, _CLAIMS, empty)
 
 
 class Attachment:
@@ -80,17 +88,23 @@ class Attachment:
 
     def remove(self) -> None:
         """Take the callback off the module, which is left with ordinary host tensors."""
+        with interrupted_later():
+            self._remove()
+
+    def _remove(self) -> None:
         if self not in self.callback.attachments:
             return
         self.callback.attachments.remove(self)
-        claims = CLAIMS.get(self.root, {})
+        claims = claims_on(self.root)
         if claims.get(self.callback.target) is self.callback:
             del claims[self.callback.target]
+        forget_empty(self.root, _CLAIMS)
         if self.engine is not None:
             self.engine.end_run()
         self.adapt()  # what came since then goes back to the host as well
         remove_all(self.handles)
         self.handles.clear()
+        forget_idle_engines(self.root)
 
     def watch(self) -> None:
         """Call ``adapt`` before the engine takes over edits, from now on."""
@@ -154,7 +168,7 @@ class Attachment:
 
 def claimed_by_others(root: nn.Module, callback: "Placement") -> list[str]:
     """FQNs of ``root`` that other callbacks place."""
-    return [fqn for fqn, other in CLAIMS.get(root, {}).items() if other is not callback]
+    return [fqn for fqn, other in claims_on(root).items() if other is not callback]
 
 
 def is_within(name: str, fqn: str) -> bool:

@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricModule
 from torch import nn
 
-from fastvideo_lightning.callbacks.attachment import CLAIMS, Attachment, is_within
+from fastvideo_lightning.callbacks.attachment import Attachment, claims_on, is_within
 from fastvideo_lightning.offload.bindings import TensorBinding, find_bindings, split_by_owner
 
 
@@ -123,7 +123,7 @@ class Placement(ABC):
         """Put ``target``'s weights where they belong; ``attachment`` keeps what undoes it."""
 
     def _claim(self, root: nn.Module) -> None:
-        claims = CLAIMS.setdefault(root, {})
+        claims = claims_on(root)
         for fqn, other in claims.items():
             if is_within(fqn, self.target) or is_within(self.target, fqn):
                 raise ValueError(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NoReturn
 
-from fastvideo_lightning.offload import mapped
+from fastvideo_lightning.offload import mapped_file
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.gather import Gather, make_gather
 from fastvideo_lightning.offload.link import measure_links
@@ -54,7 +54,7 @@ def share_streaming(
         shards = find_shard_group(engine.device)
     if shards is None:
         return
-    if not mapped.IS_SUPPORTED:
+    if not mapped_file.IS_SUPPORTED:
         if choice is ShardTransport.GATHER:
             raise ValueError(
                 "shard_transport='gather' needs memory that processes share, which is supported "

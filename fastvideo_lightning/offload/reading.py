@@ -1,12 +1,14 @@
 """What the source of a weight means for its place in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.layout import TensorSpec
-from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.leaves import leaves_of
+from fastvideo_lightning.offload.mapped_file import find_in_file
+from fastvideo_lightning.offload.source import FileBytes, StoredBytes, WeightSource
 
 
 def source_spec(
@@ -39,7 +41,13 @@ def find_source(binding: TensorBinding, sources: Mapping[str, WeightSource]) -> 
     )
 
 
-def file_position(source: WeightSource | None) -> tuple[str, int]:
+def find_in_files(bindings: Sequence[TensorBinding]) -> dict[torch.Tensor, FileBytes | None]:
+    """Where the leaves of tensors that are in memory lie in files that are mapped for them."""
+    there = [b for b in bindings if not b.tensor.is_meta]
+    return {leaf: find_in_file(leaf) for b in there for leaf in leaves_of(b)}
+
+
+def file_position(source: StoredBytes | None) -> tuple[str, int]:
     """A sort key that puts weights in the order of their files."""
     if source is None or source.path is None:
         return "", 0

@@ -11,8 +11,9 @@ that one rank was given an edit of, has its file registered anew, as a whole.
 import mmap
 from collections.abc import Iterable, Sequence
 
-from fastvideo_lightning.offload import mapped
-from fastvideo_lightning.offload.mapped import MappedFile, MappedSlab
+from fastvideo_lightning.offload import mapped_file
+from fastvideo_lightning.offload.mapped import MappedSlab
+from fastvideo_lightning.offload.mapped_file import MappedFile
 from fastvideo_lightning.offload.parts import cut
 
 GAP_BYTES = 1 << 20
@@ -51,7 +52,7 @@ def merge(ranges: Sequence[tuple[int, int]], size_bytes: int) -> list[tuple[int,
     """Pages of a file that cover ranges of its bytes, as pieces to be registered.
 
     Args:
-        ranges: where each begins and ends; none crosses a multiple of ``mapped.CHUNK_BYTES``.
+        ranges: where each begins and ends; none crosses a multiple of ``mapped_file.CHUNK_BYTES``.
         size_bytes: of the file.
 
     Returns:
@@ -64,7 +65,7 @@ def merge(ranges: Sequence[tuple[int, int]], size_bytes: int) -> list[tuple[int,
         first, last = begin // page * page, min(-(-end // page) * page, size_bytes)
         if pieces and first - pieces[-1][1] <= GAP_BYTES:
             before, until = pieces[-1]
-            if before // mapped.CHUNK_BYTES == first // mapped.CHUNK_BYTES:
+            if before // mapped_file.CHUNK_BYTES == first // mapped_file.CHUNK_BYTES:
                 pieces[-1] = before, max(until, last)
                 continue
             assert until <= first, "a range crosses a chunk of the file"

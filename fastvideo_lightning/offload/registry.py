@@ -1,13 +1,12 @@
 """One engine per root module and device, however many callbacks use it."""
 
-from weakref import WeakKeyDictionary
-
 import torch
 from torch import nn
 
 from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.keeping import Kept, forget_empty, kept_on
 
-_ENGINES: WeakKeyDictionary[nn.Module, dict[torch.device, OffloadEngine]] = WeakKeyDictionary()
+_ENGINES = "_offload_engines"
 
 
 def engine_of(
@@ -23,7 +22,7 @@ def engine_of(
     Raises:
         ValueError: units stream through another number of slots already.
     """
-    engines = _ENGINES.setdefault(root, {})
+    engines = _engines_on(root)
     engine = engines.get(device)
     if engine is None or not engine.units:
         engine = engines[device] = OffloadEngine((), device)
@@ -39,4 +38,17 @@ def engine_of(
 
 def engines_of(root: nn.Module) -> list[OffloadEngine]:
     """The engines of a root module that have units."""
-    return [engine for engine in _ENGINES.get(root, {}).values() if engine.units]
+    return [engine for engine in _engines_on(root).values() if engine.units]
+
+
+def forget_idle_engines(root: nn.Module) -> None:
+    """Let go of engines that have nothing to move any more."""
+    engines = _engines_on(root)
+    for device in [device for device, engine in engines.items() if not engine.units]:
+        del engines[device]
+    forget_empty(root, _ENGINES)
+
+
+def _engines_on(root: nn.Module) -> dict[torch.device, OffloadEngine]:
+    empty: Kept[torch.device, OffloadEngine] = Kept()
+    return kept_on(root, _ENGINES, empty)

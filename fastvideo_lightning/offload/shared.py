@@ -23,11 +23,12 @@ import torch
 
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.leaves import find_leaves
-from fastvideo_lightning.offload.mapped import MappedFile, close_file, is_mappable, open_file
+from fastvideo_lightning.offload.mapped import is_mappable
+from fastvideo_lightning.offload.mapped_file import MappedFile, close_file, open_file
 from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.shards import ShardGroup
-from fastvideo_lightning.offload.source import StoredBytes, WeightSource
+from fastvideo_lightning.offload.source import FileBytes, StoredBytes, WeightSource
 
 if TYPE_CHECKING:
     from fastvideo_lightning.offload.unit import OffloadUnit
@@ -36,16 +37,6 @@ Places = dict[SlabLayout, list[StoredBytes | None]]
 """For each unit, known by its layout, where its tensors lie in files that all ranks map."""
 
 _numbers = count()
-
-
-@dataclass(frozen=True)
-class SharedBytes:
-    """A tensor in a file in memory."""
-
-    path: Path
-    offset: int
-    shape: torch.Size
-    stored_dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -121,8 +112,9 @@ def _arrange(
         if not spec.size_bytes:
             found.append(None)
             continue
-        found.append(SharedBytes(name, offset, spec.shape, spec.dtype))
-        jobs.append(_Job(spec, offset, leaf if source is None else source))
+        found.append(FileBytes(name, offset, spec.shape, spec.dtype))
+        from_file = None if isinstance(source, FileBytes) else source
+        jobs.append(_Job(spec, offset, leaf if from_file is None else from_file))
     places[unit.layout] = found
     end = begin + layout.size_bytes
     return -(-end // mmap.PAGESIZE) * mmap.PAGESIZE  # a page is written for one unit only

@@ -1,5 +1,6 @@
 """Where the bytes of a weight come from before any memory holds them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,16 @@ class StoredBytes(Protocol):
     def path(self) -> Path | None: ...  # noqa: D102
     @property
     def offset(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class FileBytes:
+    """A tensor whose bytes lie plainly in a file."""
+
+    path: Path
+    offset: int
+    shape: torch.Size
+    stored_dtype: torch.dtype
 
 
 class WeightSource(StoredBytes, Protocol):

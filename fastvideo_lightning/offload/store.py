@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.registration import register_parts
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.shared import Places, sharing
-from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.source import StoredBytes
 
 if TYPE_CHECKING:
     from fastvideo_lightning.offload.unit import OffloadUnit
@@ -40,8 +41,10 @@ class HostStore:
         self._lock = threading.Lock()
         self._places: Places = {}
         self.masters: list[HostMaster] = []
+        self._file_refusal: RuntimeError | None = None
         self.shards: ShardGroup | None = None
         self.brings_parts = False
+        weakref.finalize(self, _let_go, self.masters, device).atexit = False
 
     @property
     def size_bytes(self) -> int:
@@ -74,7 +77,7 @@ class HostStore:
                 self._places = {}
 
     def make(
-        self, layout: SlabLayout, sources: Sequence[WeightSource | None], kind: HostMemory
+        self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
     ) -> HostMaster:
         """A host master for a unit: not yet filled but for what is mapped, and not yet pinned.
 
@@ -100,7 +103,7 @@ class HostStore:
         return self._maps(unit.layout, unit.sources, unit.host_memory)
 
     def _maps(
-        self, layout: SlabLayout, sources: Sequence[WeightSource | None], kind: HostMemory
+        self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
     ) -> bool:
         """Whether what fits of a unit's file is its host copy; ValueError where nothing fits."""
         pairs = zip(layout.specs, sources, strict=True)
@@ -109,8 +112,8 @@ class HostStore:
         if maps and not fitting and layout.size_bytes:
             raise ValueError(
                 "host_memory='mapped' needs weights that lie in a safetensors file in the dtype "
-                "that they run in, and these do not. Write such a checkpoint with "
-                "`fastvideo-lightning pack MODEL OUT`, or pass host_memory='auto'."
+                f"that they run in, and {_where(layout, sources)}. Write such a checkpoint with "
+                "`fastvideo-lightning pack MODEL OUT` and load it, or pass host_memory='auto'."
             )
         if kind is HostMemory.AUTO and (self._has_driver or self.shards is not None):
             maps = 2 * fitting >= layout.size_bytes > 0
@@ -119,7 +122,8 @@ class HostStore:
     def pin(self, master: HostMaster, kind: HostMemory) -> bool:
         """Pin a filled master: registering memory that was touched already is the fast way.
 
-        Where the system refuses, there is one warning, and nothing of that kind is tried again.
+        Where the system refuses, there is one warning, of what is done in the end, and nothing of
+        that kind is tried again.
 
         Returns:
             Whether the master may stay; a mapped one that cannot be registered should not.
@@ -132,12 +136,34 @@ class HostStore:
         if kind_of_master not in self._refused:
             try:
                 master.pin()
+                self._warn_of(None)
             except RuntimeError as error:
                 with self._lock:
-                    if kind_of_master not in self._refused:
-                        self._refused.add(kind_of_master)
-                        _warn_of_refusal(master, error)
+                    is_first = kind_of_master not in self._refused
+                    self._refused.add(kind_of_master)
+                    if is_first and kind_of_master is MappedSlab:
+                        self._file_refusal = error  # told when it shows what is done in its place
+                if is_first and kind_of_master is not MappedSlab:
+                    self._warn_of(error)
         return master.pinned or not isinstance(master, MappedSlab)
+
+    def _warn_of(self, refusal: RuntimeError | None) -> None:
+        """Weights in memory of their own were pinned, or not: say what was refused on the way."""
+        with self._lock:
+            of_file, self._file_refusal = self._file_refusal, None
+        if refusal is not None:
+            warnings.warn(
+                f"The system refuses to pin host memory ({refusal}). Weights are copied from "
+                "pageable memory: the results are the same, the copies slower. Raise the "
+                "locked-memory limit (`ulimit -l unlimited`), or pass pin_cpu_memory=False.",
+                stacklevel=4,
+            )
+        elif of_file is not None:
+            warnings.warn(
+                f"The system refuses to register the checkpoint's file ({of_file}). Weights are "
+                "read into memory of their own. Pass host_memory='pinned' to do so without trying.",
+                stacklevel=4,
+            )
 
     def pin_again(self, master: HostMaster) -> None:
         """All of a master is copied from now on, not this rank's parts alone."""
@@ -200,16 +226,23 @@ def _base(master: HostMaster) -> HostMaster:
     return master.base if isinstance(master, JoinedMaster) else master
 
 
-def _warn_of_refusal(master: HostMaster, error: RuntimeError) -> None:
-    if isinstance(master, MappedSlab):
-        message = (
-            f"The system refuses to register the checkpoint's file ({error}). Weights are read "
-            "into memory of their own. Pass host_memory='pinned' to do so without trying."
-        )
-    else:
-        message = (
-            f"The system refuses to pin host memory ({error}). Weights are copied from pageable "
-            "memory: the results are the same, the copies slower. Raise the locked-memory limit "
-            "(`ulimit -l unlimited`), or pass pin_cpu_memory=False."
-        )
-    warnings.warn(message, stacklevel=3)
+def _where(layout: SlabLayout, sources: Sequence[StoredBytes | None]) -> str:
+    """Where weights lie that cannot be mapped: the first, for all."""
+    pairs = zip(layout.specs, sources, strict=True)
+    source, spec = next((s, spec) for spec, s in pairs if not is_mappable(s, spec.dtype))
+    if source is None or source.path is None:
+        return "these lie in memory, or in a file of another kind"
+    if source.stored_dtype != spec.dtype:
+        return f"{source.path} has {source.stored_dtype} where {spec.dtype} runs"
+    return f"{source.path} has them where they cannot be mapped"
+
+
+def _let_go(masters: list[HostMaster], device: torch.device) -> None:
+    """Take back the registrations of a store that nobody holds any more."""
+    if any(master.pinned and master.size_bytes for master in masters):
+        if not torch.cuda.is_initialized():
+            return
+        on_gpu = device.type == "cuda"
+        torch.cuda.synchronize(device if on_gpu else None)  # copies may be under way
+    for master in masters:
+        master.close()

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fastvideo_lightning.offload import reading
 from fastvideo_lightning.offload.bindings import Shown, TensorBinding, show, split_ties
 from fastvideo_lightning.offload.host import HostMaster, HostMemory
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.leaves import fill, find_leaves, leaves_of, rebuild
-from fastvideo_lightning.offload.reading import file_position, find_source, source_spec
 from fastvideo_lightning.offload.recording import kept_views, with_way_back
 from fastvideo_lightning.offload.rest import Rest
-from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.source import FileBytes, WeightSource
 from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.store import HostStore
 
@@ -65,7 +65,7 @@ class OffloadUnit:
         self.label = f" {fqn}"
         self.layout = SlabLayout(())
         self.slab: HostMaster | None = None
-        self.sources: list[WeightSource | None] = []
+        self.sources: list[WeightSource | FileBytes | None] = []
         self.hosts: list[torch.Tensor] = []
         self._shown: dict[DeviceSlot, Shown] = {}
         self.rest = Rest([])
@@ -86,20 +86,20 @@ class OffloadUnit:
             RuntimeError: a tensor is on meta and has no source.
             TypeError: a tensor subclass that cannot be taken apart.
         """
-        found = {b: find_source(b, sources) for b in self.bindings if b.tensor.is_meta}
+        found = {b: reading.find_source(b, sources) for b in self.bindings if b.tensor.is_meta}
+        there = reading.find_in_files(self.bindings)  # those that were mapped before
         # In the order of the file, so that neighbours there are copied as one.
-        self.bindings.sort(key=lambda b: file_position(found.get(b)))
-        specs: list[TensorSpec] = []
-        self.sources = []
+        self.bindings.sort(key=lambda b: reading.file_position(found.get(b) or there.get(b.tensor)))
+        specs, self.sources = list[TensorSpec](), []
         for binding in self.bindings:
             if binding in found:
-                specs.append(source_spec(found[binding], run_device))
+                specs.append(reading.source_spec(found[binding], run_device))
                 self.sources.append(found[binding])
                 continue
             for leaf in leaves_of(binding):
                 spec = TensorSpec.of(leaf)
                 specs.append(spec.at(leaf.data_ptr()) if run_device.type == "cpu" else spec)
-                self.sources.append(None)
+                self.sources.append(there.get(leaf))
         self.layout = SlabLayout(specs)
         self.run_device = run_device
 
@@ -111,7 +111,7 @@ class OffloadUnit:
         for binding in self.bindings:
             if (tensor := binding.tensor).is_meta:
                 view, source, is_filled = next(leaves)
-                if source is not None and not is_filled:
+                if not (is_filled or source is None or isinstance(source, FileBytes)):
                     source.read_into(view)
                 tensor = rebuild(tensor, [view])
                 binding.bind(tensor)

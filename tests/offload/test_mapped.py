@@ -3,13 +3,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
-from fastvideo_lightning.offload import mapped
+from fastvideo_lightning.offload import mapped_file
 from fastvideo_lightning.offload.host import Segment
+from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.mapped import MappedSlab
 from fastvideo_lightning.weights import StoredWeight, read_header
 from tests.toys import OnFile, Toy, make_toy, sample
 
-pytestmark = pytest.mark.skipif(not mapped.IS_SUPPORTED, reason="mapped host memory needs Linux")
+pytestmark = pytest.mark.skipif(
+    not mapped_file.IS_SUPPORTED, reason="mapped host memory needs Linux"
+)
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def test_streaming_from_the_file_equals_plain_and_holds_no_second_copy(path):
     model = OnFile(plain, path)
     callback, engine = attach(model)
     assert engine.store.size_bytes >= engine.store.mapped_bytes > 0
-    assert path in mapped._OPEN
+    assert path in {name for name, _ in mapped_file._OPEN}
     assert all(isinstance(master, MappedSlab) for master in engine.store.masters)
     tables = sum(block.table.numel() * 4 for block in plain.blocks)
     weights = sum(p.numel() * p.element_size() for p in plain.blocks.parameters())
@@ -38,7 +41,7 @@ def test_streaming_from_the_file_equals_plain_and_holds_no_second_copy(path):
         engine.check()
     callback.detach()
     assert torch.equal(model(sample()), plain(sample()))
-    assert path not in mapped._OPEN
+    assert path not in {name for name, _ in mapped_file._OPEN}
 
 
 def test_a_weight_that_needs_a_cast_lies_beside_the_file(path):
@@ -100,14 +103,13 @@ def test_neighbours_in_the_file_are_one_segment_up_to_the_end_of_a_registration(
     save_file(tensors, path)
     stored = read_header(path)
     sources = [StoredWeight(stored[n], torch.float32, torch.float32) for n in sorted(tensors)]
-    layout_of = mapped.SlabLayout
     specs = [mapped_spec(source) for source in sources]
-    slab = MappedSlab(layout_of(specs), sources)
+    slab = MappedSlab(SlabLayout(specs), sources)
     assert len(slab.segments) == 1
     slab.close()
     chunk = sources[2].offset + 512
-    monkeypatch.setattr(mapped, "CHUNK_BYTES", chunk)
-    slab = MappedSlab(layout_of(specs), sources)
+    monkeypatch.setattr(mapped_file, "CHUNK_BYTES", chunk)
+    slab = MappedSlab(SlabLayout(specs), sources)
     assert len(slab.segments) > 1
     moved = torch.zeros(slab.layout.size_bytes, dtype=torch.uint8)
     for segment in slab.segments:
@@ -123,8 +125,6 @@ def test_neighbours_in_the_file_are_one_segment_up_to_the_end_of_a_registration(
 
 
 def mapped_spec(source):
-    from fastvideo_lightning.offload.layout import TensorSpec
-
     return TensorSpec.contiguous(source.shape, source.stored_dtype)
 
 
@@ -196,6 +196,6 @@ def test_within_a_batch_nobody_reads_the_page_table(path, monkeypatch):
     model = OnFile(make_toy(4), path)
     callback, _ = attach(model)
     callback.on_predict_batch_start()
-    monkeypatch.setattr(mapped.MappedFile, "is_written", lambda *_: pytest.fail("read it"))
+    monkeypatch.setattr(mapped_file.PrivateMapping, "is_written", lambda *_: pytest.fail("read it"))
     for _ in range(2):
         model(sample())

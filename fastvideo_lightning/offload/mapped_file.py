@@ -1,0 +1,194 @@
+"""MappedFile: a checkpoint file in memory, registered with the driver, as its tensors' host copy.
+
+Note [Two mappings]
+A file is mapped twice. The shared, read-only mapping is registered with the CUDA driver and copied
+from: all processes of a node and the page cache share its one copy. The module's parameters are
+views of a private, writable mapping that is never registered: a write to a read-only mapping would
+end the process. A write makes the kernel give that page a copy of its own, which the copies to the
+device would not see; so before each run the page table tells whether a unit was written, and such a
+unit moves to a slab of its own (``/proc/PID/pagemap``,
+https://docs.kernel.org/admin-guide/mm/pagemap.html).
+"""
+
+import atexit
+import mmap
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from fastvideo_lightning.offload.host import register, unregister
+from fastvideo_lightning.offload.source import FileBytes
+
+CHUNK_BYTES = 1 << 30
+"""Memory is registered in pieces of this size: one registration of everything may be refused."""
+
+IS_SUPPORTED = sys.platform == "linux"
+"""Only Linux says which pages were written."""
+
+_READ_ONLY = 8  # cudaHostRegisterReadOnly
+
+
+Version = tuple[int, int, int, int]
+"""What tells a file from another that was at its path before: device, inode, bytes, change."""
+
+
+class PrivateMapping(mmap.mmap):
+    """What parameters are views of; it lives as long as any of them."""
+
+    path: Path
+    version: Version | None
+    address: int
+
+    def is_written(self, offset: int, size_bytes: int) -> bool:
+        """Whether a page in this range has a copy of its own."""
+        first = (self.address + offset) // mmap.PAGESIZE
+        last = (self.address + offset + size_bytes - 1) // mmap.PAGESIZE
+        with open("/proc/self/pagemap", "rb", buffering=0) as table:
+            entries = os.pread(table.fileno(), (last - first + 1) * 8, first * 8)
+        # NumPy takes one thread; torch's many wait for those of other processes, 75 ms for a block.
+        flags = torch.frombuffer(bytearray(entries), dtype=torch.int64).numpy()
+        is_there = (flags >> 62) & 3 != 0  # in memory or swapped out
+        is_own = (flags >> 61) & 1 == 0  # neither a page of the file nor shared
+        return bool((is_there & is_own).any())
+
+
+class MappedFile:
+    """A file in memory twice, see Note [Two mappings].
+
+    Args:
+        path: the file; its users know it by this name.
+        version: of what lies there; None for memory that ranks share, which has a name alone.
+        at: where it can be opened now, if not there.
+
+    Attributes:
+        shared: ``[size] uint8``, what copies read.
+        private: the mapping that parameters are views of.
+        sharers: processes that hold it together, where that is more than what a page cache does.
+    """
+
+    def __init__(self, path: Path, version: Version | None, at: Path | None = None) -> None:
+        self.key = path, version
+        self.users = 0
+        self.sharers = 1
+        self._chunks: list[torch.Tensor] = []
+        self._is_whole = False
+        self._lock = threading.Lock()  # all units of the file register it
+        with (at or path).open("rb") as file:
+            self.private = PrivateMapping(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            read_only = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # nothing of ours writes to it
+            self.shared = torch.frombuffer(read_only, dtype=torch.uint8)
+        address = torch.frombuffer(self.private, dtype=torch.uint8).data_ptr()
+        self.private.path, self.private.version, self.private.address = path, version, address
+        if version is not None:
+            _PRIVATE.add(self.private)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the file."""
+        return self.shared.numel()
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the driver knows the shared mapping, or what this process copies of it."""
+        return bool(self._chunks)
+
+    def register(self, pieces: Sequence[tuple[int, int]] | None = None) -> None:
+        """Register the shared mapping with the CUDA driver, read-only.
+
+        Args:
+            pieces: where what to register begins and ends, in pages that no two share; None for
+                all of it. A file of which other pieces are registered is registered as a whole.
+
+        Raises:
+            RuntimeError: the system refuses. Nothing stays registered then.
+        """
+        with self._lock:
+            if self._is_whole:
+                return
+            if self.is_registered:
+                torch.cuda.synchronize()  # copies from the pieces may be under way
+                self.unregister()
+                pieces = None
+            if pieces is None:
+                chunks = list(self.shared.split(CHUNK_BYTES))
+            else:
+                chunks = [self.shared[begin:end] for begin, end in pieces]
+            self._is_whole = pieces is None
+            try:
+                for chunk in chunks:
+                    register(chunk, _READ_ONLY)
+                    self._chunks.append(chunk)
+            except RuntimeError:
+                self.unregister()
+                raise
+
+    def unregister(self) -> None:
+        """Take back the registration, the last chunk first."""
+        self._is_whole = False
+        while self._chunks:
+            unregister(self._chunks.pop())
+
+
+def find_in_file(tensor: torch.Tensor) -> FileBytes | None:
+    """Where a host tensor's bytes lie in a file that was mapped for it, and is still there."""
+    if tensor.device.type != "cpu" or not tensor.numel() or not tensor.is_contiguous():
+        return None
+    for mapping in list(_PRIVATE):
+        offset = tensor.data_ptr() - mapping.address
+        if not 0 <= offset < len(mapping):
+            continue
+        is_as_mapped = not mapping.is_written(offset, tensor.numel() * tensor.itemsize)
+        if is_as_mapped and mapping.version == _version_at(mapping.path):
+            return FileBytes(mapping.path, offset, tensor.shape, tensor.dtype)
+    return None
+
+
+def _version_at(path: Path) -> Version | None:
+    with suppress(OSError):
+        now = path.stat()
+        return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+    return None
+
+
+_PRIVATE: weakref.WeakSet[PrivateMapping] = weakref.WeakSet()
+_OPEN: dict[tuple[Path, Version | None], MappedFile] = {}
+_OPEN_LOCK = threading.Lock()
+
+
+def open_file(path: Path, *, at: Path | None = None) -> MappedFile:
+    """The mappings of a file, which all its users share; each calls ``close_file`` at the end.
+
+    A file that was put in place of another is another file.
+    """
+    version = None if at is not None else _version_at(path)
+    with _OPEN_LOCK:
+        file = _OPEN.get((path, version))
+        if file is None:
+            file = _OPEN[path, version] = MappedFile(path, version, at)
+        file.users += 1
+        return file
+
+
+def close_file(file: MappedFile) -> None:
+    """Let go of a file; the last user takes its registration back."""
+    with _OPEN_LOCK:
+        file.users -= 1
+        if file.users == 0:
+            file.unregister()
+            _OPEN.pop(file.key, None)
+
+
+@atexit.register
+def _unregister_all() -> None:
+    """Before the driver goes: registered memory that vanishes makes it complain."""
+    while _OPEN:
+        _OPEN.popitem()[1].unregister()
