@@ -228,6 +228,7 @@ def main(
     settings: tuple[str, ...],
 ) -> None:
     """Measure setting after setting and write JSON and a Markdown page after each row."""
+    options.check_models(model)
     deadline, device = Deadline(limit_s), find_device()
     denoisings = make_denoisings(model, folder, steps, device)
     facts = {

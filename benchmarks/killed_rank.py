@@ -134,6 +134,7 @@ def main(
         rank, into = run
         make_videos(json.loads((into / "settings.json").read_text()), rank, into)
         return
+    options.check_models(model)
     height, width = size
     sampling = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": 10}
     settings = {"checkpoint": str(write_pipeline(model, folder)), "sampling": sampling}

@@ -257,6 +257,7 @@ def main(
     chosen = every if modes == "all" else modes.split(",")
     if unknown := [mode for mode in chosen if mode not in every]:
         raise click.BadParameter(f"no mode {unknown[0]!r}; there are {', '.join(every)}")
+    options.check_models(model)
     facts = {"model": model, "size": list(size), "rounds": rounds, "processes": processes}
     path = output / f"{name or f'multi-gpu-{model}'}.json"
     table = RowTable(path, f"{processes} GPUs, {model}", facts)

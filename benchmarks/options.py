@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from benchmarks.shapes import CONFIGS
+from benchmarks.machine import find_device
+from benchmarks.shapes import CONFIGS, ON_CPU
 
 RESULTS = Path(__file__).parent / "results"
 PATH = click.Path(path_type=Path)
@@ -52,6 +53,16 @@ def model(default: str = "wan-1.3b") -> Option:
     """Which shape of model."""
     known = click.Choice(sorted(CONFIGS))
     return click.option("--model", type=known, default=default, show_default=True)
+
+
+def check_models(*models: str, instead: str = "--model wan-tiny") -> None:
+    """Refuse models that a machine without a GPU would take hours or all its memory for.
+
+    Raises:
+        click.UsageError: naming what to pass ``instead``.
+    """
+    if find_device().type == "cpu" and any(model not in ON_CPU for model in models):
+        raise click.UsageError(f"this machine has no GPU; pass `{instead}`")
 
 
 def frames(default: str = "1,17,81") -> Option:

@@ -91,6 +91,9 @@ def main(
     output: Path,
 ) -> None:
     """Measure and write JSON and a Markdown table."""
+    names = [name for name in models.split(",") if name]
+    decoded = ["the VAE"] if decoding else []  # Wan's own, whatever the models
+    options.check_models(*names, *decoded, instead="--models wan-tiny --no-decoding")
     deadline, device = Deadline(limit_s), find_device()
     machine = probe(device) if device.type == "cuda" else find_card("H100")
     table = match_card(machine.name)
@@ -99,7 +102,7 @@ def main(
     results = Results(facts, output / name)
     limits = [float(budget) for budget in budgets.split(",")]
     where = (size, machine, table, device, deadline)
-    for model in filter(None, models.split(",")):
+    for model in names:
         with find_folder(model) as folder:
             steps = Steps(model, folder, *where)
             results.add(steps.measure(steps.list_places(frames, limits)))

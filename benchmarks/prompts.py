@@ -153,6 +153,7 @@ def main(
         mode, num_gpus, into = run
         make_videos(json.loads((into / "settings.json").read_text()), (mode, num_gpus), into)
         return
+    options.check_models(model)
     height, width = size
     shape = {"height": height, "width": width, "num_frames": frames}
     settings = {

@@ -190,6 +190,7 @@ def main(
     videos: bool,
 ) -> None:
     """Measure kind after kind and write JSON and a Markdown page after each row."""
+    options.check_models(model)
     deadline, device = Deadline(limit_s), find_device()
     facts = {"model": model, "size": "x".join(map(str, size)), **describe_machine(device)}
     facts["link_gb_per_s"] = measure_link_rate(device) / 1e9

@@ -27,6 +27,8 @@ CONFIGS: dict[str, dict[str, int]] = {
         "text_dim": 32,
     },
 }
+ON_CPU = ("wan-tiny", "wan-narrow")
+"""Those whose weights and steps are small enough for a machine without a GPU."""
 
 
 class RandomWan(WanTransformer3DModel):

@@ -71,6 +71,8 @@ def main(
     chosen = list(PARTS) if parts == "all" else parts.split(",")
     if unknown := [part for part in chosen if part not in PARTS]:
         raise click.BadParameter(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    needed = {small_model if part == "flat" else model for part in chosen}
+    options.check_models(*needed, instead="--model wan-tiny --small-model wan-tiny")
     output.mkdir(parents=True, exist_ok=True)
     report = Report(output / f"{name}.json", {"model": model, **describe_machine(device)})
     for part in chosen:

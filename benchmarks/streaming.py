@@ -163,6 +163,7 @@ def main(
 ) -> None:
     """Measure and write JSON, a Markdown table and a plot."""
     deadline, chosen = Deadline(limit_s), choose_modes(modes)
+    options.check_models(model)
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{name or f'streaming-{model}'}.json"
     started = time.monotonic()

@@ -143,6 +143,7 @@ def main(
     """Record two streamed steps and draw them."""
     with tempfile.TemporaryDirectory() as kept:
         if trace is None:
+            options.check_models(model)
             trace = Path(kept) / "trace.json"
             record(model, frames, size, folder, trace)
         timeline = read_timeline(trace)
