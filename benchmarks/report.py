@@ -1,8 +1,11 @@
 """From a benchmark's JSON to a Markdown table and a plot."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import click
 
 from benchmarks.cards import make_predictions
 
@@ -62,6 +65,16 @@ def _cells(facts: dict[str, Any], row: dict[str, Any]) -> list[str]:
         f"{row['setup_s']:.1f}",
         equal[row["equal_to_resident"]],
     ]
+
+
+def check_drawing() -> None:
+    """See that plots can be drawn, before minutes go into what they show.
+
+    Raises:
+        click.ClickException: naming what to install.
+    """
+    if find_spec("matplotlib") is None:
+        raise click.ClickException('plots need matplotlib: pip install ".[report]"')
 
 
 def draw(facts: dict[str, Any], path: Path) -> None:

@@ -27,7 +27,7 @@ from benchmarks.machine import (
     measure_link_rate,
 )
 from benchmarks.modes import MODES
-from benchmarks.report import write_report
+from benchmarks.report import check_drawing, write_report
 from benchmarks.shapes import make_transformer, streamed_bytes, weight_bytes
 
 
@@ -164,6 +164,7 @@ def main(
     """Measure and write JSON, a Markdown table and a plot."""
     deadline, chosen = Deadline(limit_s), choose_modes(modes)
     options.check_models(model)
+    check_drawing()
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{name or f'streaming-{model}'}.json"
     started = time.monotonic()

@@ -18,6 +18,7 @@ import torch
 from benchmarks import options
 from benchmarks.contenders import Contender
 from benchmarks.machine import find_device
+from benchmarks.report import check_drawing
 from benchmarks.shapes import make_inputs
 
 JOIN_US = 20.0  # kernels closer than this are drawn as one bar
@@ -141,6 +142,7 @@ def main(
     model: str, frames: int, size: tuple[int, int], folder: Path, trace: Path | None, output: Path
 ) -> None:
     """Record two streamed steps and draw them."""
+    check_drawing()
     with tempfile.TemporaryDirectory() as kept:
         if trace is None:
             options.check_models(model)

@@ -1,5 +1,6 @@
 """What benchmarks refuse before they write or measure anything."""
 
+import sys
 from importlib import import_module
 
 import pytest
@@ -18,15 +19,15 @@ MODULES = (
 )
 
 
-def refuse(module, tmp_path, monkeypatch, *typed):
-    """Type a benchmark that is to end with a usage error; returns what it says."""
+def refuse(module, tmp_path, monkeypatch, *typed, code=2):
+    """Type a benchmark that is to end with an error; returns what it says."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     main = import_module(f"benchmarks.{module}").main
     if any("--folder" in option.opts for option in main.params):
         typed = (*typed, "--folder", str(tmp_path / "weights"))
     outcome = CliRunner().invoke(main, [*typed, "--output", str(tmp_path / "results")])
-    assert outcome.exit_code == 2, outcome.output
+    assert outcome.exit_code == code, outcome.output
     assert not list(tmp_path.iterdir())
     return outcome.output
 
@@ -47,3 +48,11 @@ def test_large_models_are_refused_without_a_gpu(module, on_cpu, tmp_path, monkey
 def test_the_whole_vae_is_not_decoded_without_a_gpu(models, on_cpu, tmp_path, monkeypatch):
     said = refuse("plan", tmp_path, monkeypatch, f"--models={models}")
     assert "this machine has no GPU; pass `--models wan-tiny --no-decoding`" in said
+
+
+@pytest.mark.parametrize("module", ["streaming", "trace"])
+def test_matplotlib_is_asked_for_before_anything_is_measured(module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    typed = ("--model", "wan-tiny", "--size", "32x32", "--frames", "1")
+    said = refuse(module, tmp_path, monkeypatch, *typed, code=1)
+    assert 'pip install ".[report]"' in said
