@@ -2,6 +2,7 @@
 
 import json
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,10 @@ def draw(facts: dict[str, Any], path: Path) -> None:
 
     counts = sorted({row["frames"] for row in facts["rows"]})
     modes = list(dict.fromkeys(row["mode"] for row in facts["rows"]))
-    figure, axes = plt.subplots(1, len(counts), figsize=(4.5 * len(counts), 4.5), squeeze=False)
+    columns = min(4, 2 * len(counts))
+    legend_inches = 0.3 + 0.18 * ceil((len(modes) + 1) / columns)
+    inches = (4.8 * len(counts), 3.9 + legend_inches)
+    figure, axes = plt.subplots(1, len(counts), figsize=inches, squeeze=False, layout="constrained")
     for axis, frames in zip(axes[0], counts, strict=True):
         rows = [row for row in facts["rows"] if row["frames"] == frames]
         for row in rows:
@@ -111,11 +115,8 @@ def draw(facts: dict[str, Any], path: Path) -> None:
         )
     axes[0][0].set_ylabel("one denoising step, ms")
     handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, fontsize=8, loc="outside lower center", ncols=min(4, 2 * len(counts))
-    )
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=columns)
     figure.suptitle(f"{facts['model']}, {facts['size']}, {facts['device']}")
-    figure.tight_layout(rect=(0, 0.16, 1, 1))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
