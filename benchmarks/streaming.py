@@ -130,12 +130,16 @@ class Race:
 
 
 def choose_modes(modes: str) -> list[str]:
-    """The modes named, or all that the machine can try, in the order of ``MODES``."""
+    """The modes named, or all, without those that the machine cannot try, ordered as ``MODES``."""
     names = list(MODES) if modes == "all" else modes.split(",")
     if unknown := [name for name in names if name not in MODES]:
         raise click.BadParameter(f"no mode {unknown[0]!r}; there are {', '.join(MODES)}")
-    on_gpu = find_device().type == "cuda"
-    return [mode for mode in MODES if mode in names and (on_gpu or not MODES[mode].needs_gpu)]
+    chosen = [mode for mode in MODES if mode in names]
+    if find_device().type == "cuda":
+        return chosen
+    if left_out := [mode for mode in chosen if MODES[mode].needs_gpu]:
+        click.echo(f"left out, for they need a GPU: {', '.join(left_out)}", err=True)
+    return [mode for mode in chosen if not MODES[mode].needs_gpu]
 
 
 @click.command()

@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.cards import predict
-from benchmarks.streaming import main
+from benchmarks.modes import MODES
+from benchmarks.streaming import choose_modes, main
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,15 @@ def test_a_step_is_predicted_by_the_longer_of_computing_and_copying():
     assert predict(100, 10**9, 25e9).streamed_ms == 100
     assert predict(10, 10**9, 25e9).streamed_ms == pytest.approx(40)
     assert predict(10, 10**9, 25e9).ratio == pytest.approx(4)
+
+
+def test_modes_that_need_a_gpu_are_named_where_they_are_left_out(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_modes("group-leaf,resident,compiled-resident") == ["resident"]
+    said = capsys.readouterr().err
+    assert said == "left out, for they need a GPU: compiled-resident, group-leaf\n"
+    assert choose_modes("resident,streamed-mapped") == ["resident", "streamed-mapped"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert choose_modes("all") == list(MODES)
+    assert capsys.readouterr().err == ""
