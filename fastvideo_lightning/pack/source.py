@@ -37,10 +37,8 @@ def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 def files_beside(folder: Path, components: set[str]) -> Iterator[Path]:
     """Yield every file but the weights of `components`, the index and what tools left."""
-    for path in sorted(folder.rglob("*")):
+    for path in _files_under(folder):
         relative = path.relative_to(folder)
-        if not path.is_file() or _LEFT_OUT.intersection(relative.parts):
-            continue
         is_weight = relative.parts[0] in components and (
             path.suffix in _WEIGHT_SUFFIXES or ".index." in path.name
         )
@@ -62,7 +60,9 @@ def fingerprint(
     header and time of change.
     """
     digest = hashlib.sha256()
-    parts = [path.relative_to(folder) for name in components for path in (folder / name).rglob("*")]
+    parts = [
+        path.relative_to(folder) for name in components for path in _files_under(folder / name)
+    ]
     for path in sorted({*parts, *copies, Path(INDEX)}):
         if (folder / path).is_file():
             found = (folder / path).stat()
@@ -78,6 +78,23 @@ def fingerprint(
     for path, content in sorted(texts.items()):
         digest.update(path.as_posix().encode() + content)
     return digest.hexdigest()
+
+
+def _files_under(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files of a folder and of those in it, linked ones too, but for what tools left.
+
+    A link to a folder that the link itself lies in is not followed: it would never end.
+    """
+    here = folder.resolve()
+    if any(here == other or here in other.parents for other in above):
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name in _LEFT_OUT:
+            continue
+        if path.is_dir():
+            yield from _files_under(path, (*above, here))
+        elif path.is_file():
+            yield path
 
 
 def _read_header_bytes(path: Path) -> bytes:
