@@ -22,6 +22,7 @@ from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.pack.files import copy_file, is_finished, write_bytes, write_file
 from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
 from fastvideo_lightning.pack.source import INDEX, RECORD, files_beside, fingerprint, with_dtype
+from fastvideo_lightning.pack.target import check_record, check_target
 from fastvideo_lightning.quantization import QUANTIZATIONS
 from fastvideo_lightning.weights import StoredWeight, read_json
 
@@ -161,7 +162,7 @@ def plan_packing(
         )
     checkpoint = open_checkpoint(model, revision=revision, variant=variant)
     folder, target = checkpoint.folder, Path(out).expanduser()
-    _check_target(folder, target)
+    check_target(folder, target)
     _check_plain(checkpoint)
     module = VideoModule.from_pretrained(
         folder, dtype=dtype, variant=variant, allow_pickle=allow_pickle, device_type="cuda"
@@ -182,21 +183,8 @@ def plan_packing(
         "fingerprint": fingerprint(folder, components, copies, weights, texts),
     }
     packing = Packing(folder, target, weights, texts, copies, record)
-    _check_record(packing)
+    check_record(target, record)
     return packing
-
-
-def _check_target(folder: Path, out: Path) -> None:
-    source, target = folder.resolve(), out.resolve()
-    if target == source or source in target.parents or target in source.parents:
-        raise ValueError(
-            f"Cannot pack {folder} into {out}: neither may be the other, or lie in it. "
-            "Pass another folder to write to."
-        )
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"There is a file {out}. Pass a folder to write to.")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise FileExistsError(f"The folder {out} holds what packing did not write. Pass a new one.")
 
 
 def _check_plain(checkpoint: Checkpoint) -> None:
@@ -207,19 +195,6 @@ def _check_plain(checkpoint: Checkpoint) -> None:
                 f"Quantized: {checkpoint.folder / name}. Its weights have no run dtype to pack "
                 "them in. Use the checkpoint as it is."
             )
-
-
-def _check_record(packing: Packing) -> None:
-    path = packing.out / RECORD
-    if not path.is_file():
-        return
-    there = read_json(path)
-    if there.get("fingerprint") != packing.record["fingerprint"]:
-        raise FileExistsError(
-            f"The folder {packing.out} holds a pack of {there.get('model')} with dtype "
-            f"{there.get('dtype')}, made from other files or with other options than these. "
-            "Delete it, or pass another folder."
-        )
 
 
 def _texts_of(

@@ -1,0 +1,35 @@
+"""The folder that a pack is written to: whether it may be, and whose it is."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastvideo_lightning.pack.source import RECORD
+from fastvideo_lightning.weights import read_json
+
+
+def check_target(folder: Path, out: Path) -> None:
+    """Raise ValueError or FileExistsError unless `out` is new, empty or a pack's."""
+    source, target = folder.resolve(), out.resolve()
+    if target == source or source in target.parents or target in source.parents:
+        raise ValueError(
+            f"Cannot pack {folder} into {out}: neither may be the other, or lie in it. "
+            "Pass another folder to write to."
+        )
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"There is a file {out}. Pass a folder to write to.")
+    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
+        raise FileExistsError(f"The folder {out} holds what packing did not write. Pass a new one.")
+
+
+def check_record(out: Path, record: Mapping[str, str]) -> None:
+    """Raise FileExistsError where a folder holds a pack of something else than `record` says."""
+    path = out / RECORD
+    if not path.is_file():
+        return
+    there = read_json(path)
+    if there.get("fingerprint") != record["fingerprint"]:
+        raise FileExistsError(
+            f"The folder {out} holds a pack of {there.get('model')} with dtype "
+            f"{there.get('dtype')}, made from other files or with other options than these. "
+            "Delete it, or pass another folder."
+        )
