@@ -4,6 +4,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -27,17 +28,12 @@ def write_file(packed: PackedFile, path: Path, advance: Advance) -> None:
         CheckpointError: If it reads back otherwise than it was written, or a source has shrunk.
         OSError: If the disk refuses.
     """
-    partial = partial_path(path)
-    try:
+    with _whole_or_nothing(path) as partial:
         with partial.open("wb") as file:
             file.write(packed.header)
             checksums = [_write_tensor(tensor, file, advance) for tensor in packed.tensors]
             _sync(file)
         verify_file(packed, checksums, partial, advance)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     _sync_folder(path.parent)
 
 
@@ -72,11 +68,9 @@ def is_finished(packed: PackedFile, path: Path) -> bool:
 
 def write_bytes(content: bytes, path: Path) -> None:
     """Write a small file as a whole or not at all."""
-    partial = partial_path(path)
-    with partial.open("wb") as file:
+    with _whole_or_nothing(path) as partial, partial.open("wb") as file:
         file.write(content)
         _sync(file)
-    partial.replace(path)
     _sync_folder(path.parent)
 
 
@@ -88,17 +82,29 @@ def copy_file(source: Path, path: Path) -> None:
         if (there.st_size, there.st_mtime_ns) == (found.st_size, found.st_mtime_ns):
             return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    with source.open("rb") as original, partial.open("wb") as copy:
-        shutil.copyfileobj(original, copy, CHUNK_BYTES)
-        _sync(copy)
-    os.utime(partial, ns=(found.st_atime_ns, found.st_mtime_ns))
-    partial.replace(path)
+    with _whole_or_nothing(path) as partial:
+        with source.open("rb") as original, partial.open("wb") as copy:
+            shutil.copyfileobj(original, copy, CHUNK_BYTES)
+            _sync(copy)
+        os.utime(partial, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def partial_path(path: Path) -> Path:
     """The name of a file while it is written; one that a killed run left is written anew."""
     return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def _whole_or_nothing(path: Path) -> Iterator[Path]:
+    """Give the partial name of `path`; on success it becomes `path`, on failure it goes."""
+    partial = partial_path(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):  # what went wrong first is what is told
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def _write_tensor(tensor: PackedTensor, file: BinaryIO, advance: Advance) -> int:

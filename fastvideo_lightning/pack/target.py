@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from fastvideo_lightning.pack.files import partial_path
 from fastvideo_lightning.pack.source import RECORD
 from fastvideo_lightning.weights import read_json
+
+_OWN = {partial_path(Path(RECORD)).name}
+"""What a run that was stopped may leave of its own before there is a record."""
 
 
 def check_target(folder: Path, out: Path) -> None:
@@ -17,7 +21,9 @@ def check_target(folder: Path, out: Path) -> None:
         )
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"There is a file {out}. Pass a folder to write to.")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
+    if not out.is_dir() or (out / RECORD).is_file():
+        return
+    if {path.name for path in out.iterdir()} - _OWN:
         raise FileExistsError(f"The folder {out} holds what packing did not write. Pass a new one.")
 
 

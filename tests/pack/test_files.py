@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from torch import nn
 
 from fastvideo_lightning import CheckpointError
 from fastvideo_lightning.pack import files
-from fastvideo_lightning.pack.files import copy_file, is_finished, write_file
+from fastvideo_lightning.pack.files import copy_file, is_finished, write_bytes, write_file
 from fastvideo_lightning.pack.layout import PackedFile, plan_files
 from fastvideo_lightning.weights import PADDING, StoredWeight, read_header
 
@@ -143,3 +144,23 @@ def test_a_copy_keeps_the_time_of_change_and_is_not_made_twice(tmp_path) -> None
     source.write_text("[]  ")
     copy_file(source, copy)
     assert copy.read_text() == "[]  "
+
+
+@pytest.mark.parametrize(
+    "write", [copy_file, lambda source, path: write_bytes(source.read_bytes(), path)]
+)
+def test_a_small_file_that_does_not_fit_leaves_nothing_and_what_was_there_stays(
+    tmp_path, monkeypatch, write
+) -> None:
+    def no_room(file) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out, source = tmp_path / "out", tmp_path / "source.json"
+    out.mkdir()
+    (out / "a.json").write_text("before")
+    source.write_text("[]")
+    monkeypatch.setattr(files, "_sync", no_room)
+    with pytest.raises(OSError, match="No space left"):
+        write(source, out / "a.json")
+    assert [path.name for path in out.iterdir()] == ["a.json"]
+    assert (out / "a.json").read_text() == "before"
