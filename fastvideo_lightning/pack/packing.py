@@ -5,7 +5,6 @@ was not finished does not pass for a pipeline.
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.pack.files import copy_file, is_finished, write_bytes, write_file
 from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
 from fastvideo_lightning.pack.source import INDEX, RECORD, files_beside, fingerprint, with_dtype
-from fastvideo_lightning.pack.target import check_record, check_target
+from fastvideo_lightning.pack.target import check_record, check_target, free_bytes
 from fastvideo_lightning.quantization import QUANTIZATIONS
 from fastvideo_lightning.weights import StoredWeight, read_json
 
@@ -67,17 +66,14 @@ class Packing:
 
     def check_space(self) -> None:
         """Raise OSError where the disk has less room than what is still to be written."""
-        needed = sum(packed.size_bytes for packed in self.unfinished.values())
-        needed += sum(
-            len(text) for path, text in self.texts.items() if not (self.out / path).exists()
-        )
-        needed += sum(
-            (self.folder / path).stat().st_size
-            for path in self.copies
-            if not (self.out / path).exists()
-        )
-        there = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
-        free = shutil.disk_usage(there).free
+        missing = {path: packed.size_bytes for path, packed in self.unfinished.items()}
+        for path, content in self.texts.items():
+            if not (self.out / path).exists():
+                missing[path] = len(content)
+        for path in self.copies:
+            if not (self.out / path).exists():
+                missing[path] = (self.folder / path).stat().st_size
+        needed, free = sum(missing.values()), free_bytes(self.out, missing)
         if free < needed:
             raise OSError(
                 f"No room for {self.out}: {decimal(needed)} are needed, {decimal(free)} are free. "

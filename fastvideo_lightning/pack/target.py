@@ -1,6 +1,7 @@
 """The folder that a pack is written to: whether it may be, and whose it is."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fastvideo_lightning.pack.files import partial_path
@@ -39,3 +40,11 @@ def check_record(out: Path, record: Mapping[str, str]) -> None:
             f"{there.get('dtype')}, made from other files or with other options than these. "
             "Delete it, or pass another folder."
         )
+
+
+def free_bytes(out: Path, missing: Iterable[Path]) -> int:
+    """What is free on the disk of `out` once the partials of `missing` files are written anew."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    partials = (partial_path(out / path) for path in missing)
+    freed = sum(path.stat().st_size for path in partials if path.is_file())
+    return shutil.disk_usage(there).free + freed

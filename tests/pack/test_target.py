@@ -1,15 +1,17 @@
 """The folder that a pack is written to."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fastvideo_lightning.pack import pack
+from fastvideo_lightning.pack import pack, plan_packing
 
 ROOT = Path(__file__).parent.parent.parent
 FindCheckpoint = Callable[[str], Path]
@@ -57,3 +59,27 @@ def test_what_lies_beside_such_a_rest_is_still_left_alone(
     (tmp_path / "out" / "mine.txt").touch()
     with pytest.raises(FileExistsError, match="holds what packing did not write"):
         pack(checkpoint("t2v"), tmp_path / "out")
+
+
+@needs_sigkill
+def test_what_a_killed_run_left_unfinished_counts_as_free(
+    checkpoint: FindCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partial is cut to nothing before its file is written anew, so its bytes are to be had."""
+    model, out, name = checkpoint("t2v"), tmp_path / "out", "diffusion_pytorch_model.safetensors"
+    kill_while_writing(name, model, out)
+    (partial,) = out.rglob(f".{name}.partial")
+    size_bytes, packing = partial.stat().st_size, plan_packing(model, out)
+    missing_bytes = packing.size_bytes + sum(map(len, packing.texts.values()))
+    done = [path for path in out.rglob("*.safetensors") if not path.name.startswith(".")]
+    missing_bytes -= sum(path.stat().st_size for path in done)
+    assert size_bytes > 0
+
+    def leave(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+
+    leave(missing_bytes - size_bytes - 1)
+    with pytest.raises(OSError, match="No room for"):
+        packing.check_space()
+    leave(missing_bytes - size_bytes)
+    packing.check_space()
