@@ -95,7 +95,7 @@ ALLOWED = {
     },
     "pack": {
         "quantization",
-        *("torch", "rich", "modules"),
+        *("torch", "rich", "filelock", "modules"),
         *("checkpoint", "components", "weights", "offload", "pack"),
     },
     "report": {"matplotlib", "jinja2", "markupsafe", "report"},

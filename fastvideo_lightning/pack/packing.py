@@ -21,7 +21,7 @@ from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.pack.files import copy_file, is_finished, write_bytes, write_file
 from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
 from fastvideo_lightning.pack.source import INDEX, RECORD, files_beside, fingerprint, with_dtype
-from fastvideo_lightning.pack.target import check_record, check_target, free_bytes
+from fastvideo_lightning.pack.target import check_record, check_target, free_bytes, only_writer
 from fastvideo_lightning.quantization import QUANTIZATIONS
 from fastvideo_lightning.weights import StoredWeight, read_json
 
@@ -88,9 +88,16 @@ class Packing:
 
         Raises:
             CheckpointError: If a file reads back otherwise than it was written.
+            FileExistsError: If the folder has become a pack of something else.
             OSError: If the disk refuses.
+            RuntimeError: If another process is packing into the folder.
         """
         self.out.mkdir(parents=True, exist_ok=True)
+        with only_writer(self.out):
+            check_record(self.out, self.record)  # another may have written since this was planned
+            self._write(progress)
+
+    def _write(self, progress: Progress) -> None:
         write_bytes(_as_json(self.record), self.out / RECORD)
         for path, packed in self.unfinished.items():
             (self.out / path).parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +138,7 @@ def pack(
         CheckpointError: If the model is incomplete or damaged, or what was written reads back
             otherwise.
         OSError: If the disk has no room.
+        RuntimeError: If another process is packing into `out`.
     """
     packing = plan_packing(
         model, out, dtype=dtype, revision=revision, variant=variant, allow_pickle=allow_pickle

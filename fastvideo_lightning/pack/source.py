@@ -13,6 +13,9 @@ from fastvideo_lightning.weights import MAX_HEADER_BYTES
 RECORD = "packing.json"
 """What OUT is a pack of: another run with the same source goes on where this one stopped."""
 
+LOCK = ".packing.lock"
+"""Held, in OUT, by the one process that writes there; gone when that is done."""
+
 INDEX = "model_index.json"
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf"}
 _READ_WHOLE_BYTES = 64 << 20
@@ -42,7 +45,7 @@ def files_beside(folder: Path, components: set[str]) -> Iterator[Path]:
         is_weight = relative.parts[0] in components and (
             path.suffix in _WEIGHT_SUFFIXES or ".index." in path.name
         )
-        if not is_weight and str(relative) not in (INDEX, RECORD):
+        if not is_weight and str(relative) not in (INDEX, RECORD, LOCK):
             yield relative
 
 

@@ -1,19 +1,26 @@
 """The folder that a pack is written to: whether it may be, and whose it is."""
 
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from fastvideo_lightning.pack.files import partial_path
-from fastvideo_lightning.pack.source import RECORD
+from fastvideo_lightning.pack.source import LOCK, RECORD
 from fastvideo_lightning.weights import read_json
 
-_OWN = {partial_path(Path(RECORD)).name}
+_OWN = {partial_path(Path(RECORD)).name, LOCK}
 """What a run that was stopped may leave of its own before there is a record."""
 
 
 def check_target(folder: Path, out: Path) -> None:
-    """Raise ValueError or FileExistsError unless `out` is new, empty or a pack's."""
+    """Raise ValueError or FileExistsError unless `out` is new, empty or a pack's.
+
+    RuntimeError where another process writes to it.
+    """
     source, target = folder.resolve(), out.resolve()
     if target == source or source in target.parents or target in source.parents:
         raise ValueError(
@@ -22,6 +29,8 @@ def check_target(folder: Path, out: Path) -> None:
         )
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"There is a file {out}. Pass a folder to write to.")
+    if (out / LOCK).is_file():
+        _lock(out).release()
     if not out.is_dir() or (out / RECORD).is_file():
         return
     if {path.name for path in out.iterdir()} - _OWN:
@@ -40,6 +49,36 @@ def check_record(out: Path, record: Mapping[str, str]) -> None:
             f"{there.get('dtype')}, made from other files or with other options than these. "
             "Delete it, or pass another folder."
         )
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Keep other packs from a folder; the lock of a process that was killed holds nobody.
+
+    Raises:
+        RuntimeError: If another process writes to it.
+    """
+    lock = _lock(out)
+    try:
+        yield
+    finally:
+        # While it is held: whoever opened the file before finds it gone, and takes a new one.
+        # Windows removes no file that is open, and the lock's own release does.
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _lock(out: Path) -> FileLock:
+    lock = FileLock(out / LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(
+            f"Another `fastvideo-lightning pack` is writing to {out}. Wait for it to end, or pass "
+            "another folder."
+        ) from None
+    return lock
 
 
 def free_bytes(out: Path, missing: Iterable[Path]) -> int:

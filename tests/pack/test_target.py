@@ -83,3 +83,52 @@ def test_what_a_killed_run_left_unfinished_counts_as_free(
         packing.check_space()
     leave(missing_bytes - size_bytes)
     packing.check_space()
+
+
+def test_of_two_packs_into_one_folder_the_second_is_told_of_the_first(
+    checkpoint: FindCheckpoint, tmp_path: Path
+) -> None:
+    model, out = checkpoint("t2v"), tmp_path / "out"
+    first, second = plan_packing(model, out), plan_packing(model, out)
+    told = []
+
+    def meanwhile(path: Path, size_bytes: int) -> None:
+        if not told:
+            script = "import sys; from fastvideo_lightning.cli import main; main()"
+            words = [sys.executable, "-c", script, "pack", str(model), str(out), "--dtype", "fp16"]
+            told.append(subprocess.run(words, cwd=ROOT, capture_output=True, text=True))
+            with pytest.raises(RuntimeError, match="Another `fastvideo-lightning pack` is writing"):
+                second.write()
+
+    first.write(meanwhile)
+    assert told[0].returncode in (1, 2)
+    assert told[0].stderr.splitlines() == [
+        f"Error: Another `fastvideo-lightning pack` is writing to {out}.",
+        "Wait for it to end, or pass another folder.",
+    ]
+    assert (out / "model_index.json").is_file()
+    assert not list(out.rglob(".*")), "the lock is gone, and so is what is unfinished"
+    second.write()
+    with pytest.raises(FileExistsError, match="holds a pack of"):
+        pack(model, out, dtype="fp16")
+
+
+def test_a_folder_that_another_pack_filled_since_it_was_planned_is_left_alone(
+    checkpoint: FindCheckpoint, tmp_path: Path
+) -> None:
+    planned = plan_packing(checkpoint("t2v"), tmp_path / "out", dtype="fp16")
+    record = pack(checkpoint("t2v"), tmp_path / "out") / "packing.json"
+    before = record.read_bytes()
+    with pytest.raises(FileExistsError, match="holds a pack of .* with dtype auto"):
+        planned.write()
+    assert record.read_bytes() == before
+    assert not (tmp_path / "out" / ".packing.lock").exists()
+
+
+@needs_sigkill
+def test_the_lock_of_a_killed_run_holds_nobody(checkpoint: FindCheckpoint, tmp_path: Path) -> None:
+    model, out = checkpoint("t2v"), tmp_path / "out"
+    kill_while_writing("model_index.json", model, out)
+    assert (out / ".packing.lock").is_file()
+    pack(model, out)
+    assert not list(out.rglob(".*"))
