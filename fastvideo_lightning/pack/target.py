@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from fastvideo_lightning.pack.files import partial_path
 from fastvideo_lightning.pack.source import LOCK, RECORD
-from fastvideo_lightning.weights import read_json
+from fastvideo_lightning.weights import CheckpointError, read_json
 
 _OWN = {partial_path(Path(RECORD)).name, LOCK}
 """What a run that was stopped may leave of its own before there is a record."""
@@ -38,11 +38,21 @@ def check_target(folder: Path, out: Path) -> None:
 
 
 def check_record(out: Path, record: Mapping[str, str]) -> None:
-    """Raise FileExistsError where a folder holds a pack of something else than `record` says."""
+    """Raise FileExistsError where a folder holds a pack of something else than `record` says.
+
+    Or where its own record cannot be read.
+    """
     path = out / RECORD
     if not path.is_file():
         return
-    there = read_json(path)
+    try:
+        there = read_json(path)
+    except CheckpointError as error:
+        reason = error.__cause__ or "it holds no JSON object"
+        raise FileExistsError(
+            f"{path} is damaged ({reason}), so it is not known what {out} is a pack of. Delete "
+            f"{out}, or pass another folder."
+        ) from error
     if there.get("fingerprint") != record["fingerprint"]:
         raise FileExistsError(
             f"The folder {out} holds a pack of {there.get('model')} with dtype "
