@@ -93,14 +93,17 @@ def check_context(module: nn.Module, size: int, num_processes: int) -> None:
     if size in able:
         return
     nearest = min(able, key=lambda n: (abs(n - size), n))
-    if num_processes % size:
-        reason = f"{num_processes} processes (num_gpus={num_processes})"
-    else:
-        fqn = next(fqn for fqn, count in heads.items() if count % size)
-        reason = f"the {heads[fqn]} attention heads of {fqn}"
+    fqn = next((fqn for fqn, count in heads.items() if count % size), None)
+    if fqn is not None:
+        raise ValueError(
+            f"context_parallel={size} does not divide the {heads[fqn]} attention heads of {fqn}. "
+            f"Pass context_parallel={nearest}, the nearest that does."
+        )
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
     raise ValueError(
-        f"context_parallel={size} does not divide {reason}. Pass context_parallel={nearest}, the "
-        "nearest that does."
+        f"context_parallel={size} needs a multiple of {size} processes, got {processes} "
+        f"(num_gpus={num_processes}). Pass num_gpus={-(-num_processes // size) * size}, or "
+        f"context_parallel={nearest}."
     )
 
 

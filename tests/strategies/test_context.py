@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from torch import nn
 
@@ -13,14 +15,28 @@ def tiny():
 @pytest.mark.parametrize(
     ("size", "num_processes", "message"),
     [
-        (3, 4, r"context_parallel=3 does not divide 4 processes \(num_gpus=4\)\. Pass .*=2"),
+        (3, 4, r"does not divide the 4 attention heads of transformer\. Pass context_parallel=2"),
         (8, 8, r"does not divide the 4 attention heads of transformer\. Pass context_parallel=4"),
         (3, 3, r"does not divide the 4 attention heads of transformer\. Pass context_parallel=1"),
-        (2, 1, r"does not divide 1 processes .* Pass context_parallel=1"),
     ],
 )
 def test_what_does_not_divide_names_the_nearest_that_does(tiny, size, num_processes, message):
     with pytest.raises(ValueError, match=message):
+        check_context(tiny, size, num_processes)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_processes", "message"),
+    [
+        (2, 1, "2 processes, got 1 process (num_gpus=1). Pass num_gpus=2, or context_parallel=1."),
+        (2, 3, "2 processes, got 3 processes (num_gpus=3). Pass num_gpus=4, or context_parallel=1"),
+        (4, 6, "4 processes, got 6 processes (num_gpus=6). Pass num_gpus=8, or context_parallel=2"),
+    ],
+)
+def test_too_few_processes_name_the_next_multiple_and_the_nearest_size(
+    tiny, size, num_processes, message
+):
+    with pytest.raises(ValueError, match=re.escape(f"={size} needs a multiple of {message}")):
         check_context(tiny, size, num_processes)
 
 
