@@ -177,11 +177,13 @@ def _read_csv(text: str, name: str) -> Iterator[Line]:
 
 def _read_header(cells: list[str]) -> list[str]:
     header = _field_names(cell.strip() for cell in cells)
-    check_known(header, ("prompt", *_FIELDS), "the header")
-    if "prompt" not in header:
+    known = ("prompt", *_FIELDS)
+    # A misspelt prompt is told as that; without either, another name's nearest would mislead.
+    if "prompt" not in (*header, *(nearest_name(name, known) for name in header)):
         raise ValueError(
             f"the header names no column prompt, got {', '.join(header)}. Name one of them so."
         )
+    check_known(header, known, "the header")
     return header
 
 

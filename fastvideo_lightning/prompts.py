@@ -82,7 +82,7 @@ class PromptDataset:
         if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
             raise TypeError(
                 f"prompts must be a list of prompts, got one {type(prompts).__name__}. "
-                "Pass it in a list: PromptDataset([prompt])."
+                "Pass it in a list: [prompt]."
             )
         base = SamplingParams.from_mapping({**sampling, "seed": seed})
         self._items = [_item(index, prompt, base) for index, prompt in enumerate(prompts)]
@@ -121,7 +121,7 @@ def check_prompt(prompt: object, *, where: str = "prompt") -> str:
 def _item(index: int, prompt: str | Mapping[str, Any], base: SamplingParams) -> dict[str, Any]:
     where = f"prompts[{index}]"
     overrides = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
+    check_known(overrides, ("prompt", *SamplingParams.__dataclass_fields__), where)
     text = check_prompt(overrides.pop("prompt", ""), where=where)
-    check_known(overrides, list(SamplingParams.__dataclass_fields__), where)
     params = base.merge(**{"seed": base.seed + index, **overrides})
     return {"index": index, "prompt": text, **params.given()}

@@ -99,6 +99,8 @@ WRONG = [
     ("p.jsonl", "[" * 100_000, "line 1: "),
     ("p.jsonl", '{"prompt": "a", "seed": 1' + "0" * 5000 + "}", "line 1: "),
     ("p.csv", "seed\n1\n", "line 1: the header names no column prompt, got seed"),
+    ("p.csv", "text,seed\na,1\n", "line 1: the header names no column prompt, got text, seed"),
+    ("p.csv", "promt,seed\na,1\n", "line 1: the header does not know 'promt'. Did you mean prompt"),
     ("p.csv", "prompt,sed\na,1\n", "line 1: the header does not know 'sed'"),
     ("p.csv", "prompt,seed\na,1\nb\n", "line 3: expected 2 columns as in the header, got 1"),
     ("p.csv", "prompt\na, b\n", "line 2: expected 1 columns .* Quote texts with commas"),

@@ -39,7 +39,7 @@ def test_a_prompt_that_is_no_text_is_refused_by_its_place(prompt):
 
 @pytest.mark.parametrize("prompts", ["a red circle", {"prompt": "a red circle"}, 5, None])
 def test_what_is_no_list_of_prompts_is_refused_instead_of_being_read_letter_by_letter(prompts):
-    with pytest.raises(TypeError, match=r"got one \w+\. .*PromptDataset\(\[prompt\]\)"):
+    with pytest.raises(TypeError, match=r"got one \w+\. Pass it in a list: \[prompt\]\.$"):
         PromptDataset(prompts)
 
 
@@ -48,6 +48,8 @@ def test_an_unknown_field_of_a_prompt_is_refused_with_its_place_and_the_nearest(
         PromptDataset([{"prompt": "a", "steps_num": 3}])
     with pytest.raises(ValueError, match=r"Did you mean height\?"):
         PromptDataset(["a"], heigth=64)
+    with pytest.raises(ValueError, match=r"\[1\] does not know 'promt'\. Did you mean prompt\?"):
+        PromptDataset(["a", {"promt": "x"}])
 
 
 def test_an_impossible_value_is_refused_when_the_dataset_is_made():
