@@ -29,6 +29,9 @@ class VideoLogger:
     has 256 colours and lasts a multiple of 10 ms. Other loggers get the frames where their
     `experiment` has an `add_video` like TensorBoard's.
 
+    What the loggers hold back is saved when a run ends, however it does. They stay open: another
+    run with the same ones adds its rows.
+
     Args:
         log_videos: Hand over the frames too. A logger that takes none is named once.
     """
@@ -37,6 +40,7 @@ class VideoLogger:
         self.log_videos = log_videos
         self.num_videos = 0
         self._named: set[str] = set()
+        self._holds_rows = False
 
     def on_predict_batch_end(
         self, fabric: L.Fabric, outputs: GeneratedVideo, is_repeat: bool = False
@@ -51,10 +55,19 @@ class VideoLogger:
         }
         if outputs.peak_gpu_memory_gib is not None:
             numbers["peak_gpu_memory_gib"] = outputs.peak_gpu_memory_gib
+        self._holds_rows = True
         fabric.log_dict(numbers, step=self.num_videos)
         for logger in fabric.loggers if self.log_videos and fabric.is_global_zero else ():
             self._hand_over(outputs, type(logger).__name__, getattr(logger, "experiment", None))
         self.num_videos += 1
+
+    def on_predict_end(self, fabric: L.Fabric) -> None:
+        """Have the loggers write what they hold back, as `CSVLogger` does up to 100 rows."""
+        self._save(fabric)
+
+    def on_exception(self, fabric: L.Fabric) -> None:
+        """Keep the rows of a run that broke, or that was left."""
+        self._save(fabric)
 
     def state_dict(self) -> dict[str, object]:
         """How many videos were logged."""
@@ -63,6 +76,17 @@ class VideoLogger:
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Go on from a number of videos."""
         self.num_videos = int(str(state_dict["num_videos"]))
+
+    def _save(self, fabric: L.Fabric) -> None:
+        """Save what was logged: not by `finalize`, which may close a logger for good.
+
+        A logger without a row is left alone: saving would make its folder.
+        """
+        if not self._holds_rows or not fabric.is_global_zero:
+            return
+        self._holds_rows = False
+        for logger in fabric.loggers:
+            logger.save()
 
     def _hand_over(self, video: GeneratedVideo, logger_name: str, writer: object) -> None:
         if _is_tensorboards(writer):

@@ -1,6 +1,9 @@
 """VideoLogger with loggers of Lightning's own: what they were given stands in their files."""
 
+import csv
 import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -50,6 +53,56 @@ def make_videos(folder: Any, logger: Any, callback: VideoLogger) -> list[Generat
     assert videos is not None
     logger.finalize("success")
     return videos
+
+
+def run_twice(folder: Any, logger: Any, seen: Callable[[], list[int]]) -> list[list[int]]:
+    """Make two videos with a logger, then one and break off; return what is on disk."""
+    fabric = L.Fabric(
+        accelerator="cpu",
+        devices=1,
+        strategy=HostResidentStrategy(),
+        loggers=logger,
+        callbacks=[VideoLogger(log_videos=False)],
+    )
+    fabric.launch()
+    module = fabric.setup(VideoModule.from_pretrained(folder))
+    loop = PredictLoop(fabric)
+    loop.run(module, PromptDataset(PROMPTS, seed=7, fps=8, **SIZE))
+    first = seen()
+    left = loop.iterate(module, PromptDataset(PROMPTS, seed=9, fps=8, **SIZE))
+    next(left)
+    with pytest.raises(RuntimeError, match="no more"):
+        left.throw(RuntimeError("no more"))  # type: ignore[attr-defined]
+    return [first, seen()]
+
+
+def test_rows_are_on_the_disk_when_a_run_ends_or_breaks_and_the_next_one_adds_its_own(
+    checkpoint, tmp_path
+) -> None:
+    logger = CSVLogger(tmp_path)
+
+    def seen() -> list[int]:
+        with open(f"{logger.log_dir}/metrics.csv") as file:
+            return [int(row["seed"]) for row in csv.DictReader(file)]
+
+    assert run_twice(checkpoint("t2v"), logger, seen) == [[7, 8], [7, 8, 9]]
+
+
+def test_tensorboards_file_stays_open_so_that_the_next_run_adds_to_it(checkpoint, tmp_path) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    logger = TensorBoardLogger(tmp_path, flush_secs=3600)
+
+    def seen() -> list[int]:
+        return [int(event.value) for event in read_events(logger.log_dir).Scalars("seed")]
+
+    assert run_twice(checkpoint("t2v"), logger, seen) == [[7, 8], [7, 8, 9]]
+    (_,) = Path(logger.log_dir).iterdir()
+
+
+def test_a_logger_that_got_no_row_is_left_alone(tmp_path) -> None:
+    fabric = L.Fabric(accelerator="cpu", devices=1, loggers=CSVLogger(tmp_path))
+    VideoLogger().on_predict_end(fabric)
+    assert not list(tmp_path.iterdir())
 
 
 def check_shown(folder: str, videos: list[GeneratedVideo]) -> None:
