@@ -84,6 +84,10 @@ class RecordedBatch:
         self.total = self.num_made = total
         self.num_skipped = 0
 
+    @property
+    def num_there(self):
+        return self.num_skipped + self.num_made
+
     def __enter__(self):
         return self
 

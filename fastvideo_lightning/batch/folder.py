@@ -53,6 +53,7 @@ class BatchFolder:
         self.path = check_output_folder(path)
         self.recovered: list[Path] = []
         self._suffix = suffix
+        self._num_before = 0
         self._untold: list[Path] = []
         self.manifest = Manifest(self.path)
         self._partial = self.path / _PARTIAL
@@ -106,7 +107,14 @@ class BatchFolder:
         for left in self._partial.iterdir():
             if left not in self._untold and not left.is_dir():  # a folder is somebody else's
                 left.unlink()
+        self._num_before = len(self.manifest.read(quiet=True))
         return done
+
+    def num_made(self) -> int:
+        """Count the videos of this run that are there, whichever of its processes made them."""
+        made = self.manifest.read(quiet=True)[self._num_before :]
+        files = {entry.file for entry in made if entry.status == DONE and entry.file}
+        return sum((self.path / file).is_file() for file in files)
 
     def close(self) -> None:
         """Let the next batch have the folder; a second call does nothing.

@@ -78,6 +78,20 @@ class VideoBatch(Iterator[GeneratedVideo]):
         return self._writer.num_written + self._of_others[0]
 
     @property
+    def num_there(self) -> int:
+        """Videos of the prompts that are in the folder by now, also while others still make some.
+
+        A rank but the first one knows of its own alone.
+        """
+        own = self.num_skipped + self.num_made
+        if self._rank:
+            return own
+        try:
+            return self.num_skipped + self._folder.num_made()
+        except OSError:  # somebody put something else in the manifest's place
+            return own
+
+    @property
     def failed(self) -> list[Entry]:
         """Entries of the prompts that failed: this process's, and at the end everyone's."""
         return self._writer.failed + self._of_others[1]

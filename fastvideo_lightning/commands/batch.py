@@ -61,8 +61,7 @@ def report_batch(batch: "VideoBatch", output_path: str, *, report: str | None = 
                 pass
     except BaseException as stop:
         is_there = os.path.isdir(output_path)  # somebody may have removed it
-        made = batch.num_skipped + batch.num_made if is_there else 0
-        there = _count(made, batch.total)
+        there = _count(batch.num_there if is_there else 0, batch.total)
         again = "Run the same command again to make the others."
         say(f"Stopped: {there} in {output_path}. {again}")
         if isinstance(stop, KeyboardInterrupt):

@@ -2,11 +2,13 @@ import json
 import threading
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator, VideoModule
-from fastvideo_lightning.batch.folder import StorageError
+from fastvideo_lightning.batch.folder import BatchFolder, StorageError
+from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.output import GeneratedVideo
 
 PROMPTS = [PROMPT, {"prompt": "a blue square", "seed": 9, "num_frames": 1}, "a green circle"]
@@ -148,6 +150,26 @@ def test_a_stopped_batch_keeps_what_was_made_and_leaves_nothing_half(
     assert [line["status"] for line in read_manifest(tmp_path)] == ["done"]
     assert not (tmp_path / ".partial").exists()
     assert len(list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))) == 2
+
+
+def test_a_stopped_batch_counts_what_other_processes_made_and_nothing_from_before(
+    generator, tmp_path, monkeypatch
+):
+    list(generator.generate_videos(PROMPTS[:1], output_path=tmp_path, **SIZE))
+    for resume in (True, False):
+        batch = generator.generate_videos(PROMPTS, output_path=tmp_path, resume=resume, **SIZE)
+        with batch:
+            before = int(resume)
+            assert (batch.num_skipped, batch.num_there) == (before, before)
+            other = BatchFolder(tmp_path)  # another process of the run, as it keeps its videos
+            video = GeneratedVideo(np.zeros((1, 2, 2, 3), np.uint8), "a green circle", 7, 8)
+            other.keep(video, Entry("a green circle", 7, "done"))
+            other.manifest.append(Entry("a blue square", 9, "failed"))
+            next(batch)
+        assert batch.num_there == before + batch.num_made + 1
+    (tmp_path / "manifest.jsonl").unlink()
+    (tmp_path / "manifest.jsonl").mkdir()
+    assert batch.num_there == batch.num_made
 
 
 def test_a_batch_that_is_not_read_to_its_end_makes_no_more_and_lets_go(generator, tmp_path):

@@ -94,6 +94,14 @@ def test_ctrl_c_says_what_was_made_and_how_to_go_on(calls, capsys, monkeypatch):
     assert calls[-1] == ("close",)
 
 
+def test_ctrl_c_counts_the_videos_of_all_processes(calls, capsys, monkeypatch):
+    Path("p.txt").write_text("a\nb\nc")
+    monkeypatch.setattr(RecordedBatch, "__iter__", stop_after_one(KeyboardInterrupt()))
+    monkeypatch.setattr(RecordedBatch, "num_there", 2)
+    assert run(["generate", "--prompts", "p.txt", "--output-path", "there"]) == 130
+    assert "Stopped: 2 of 3 videos are in there." in capsys.readouterr().err
+
+
 def test_what_ends_a_batch_is_told_beside_what_was_made(calls, capsys, monkeypatch):
     Path("p.txt").write_text("a\nb")
     error = StorageError("a.mp4 could not be written: No space left. Free some space.")
