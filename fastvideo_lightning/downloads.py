@@ -1,5 +1,6 @@
 """What the hub has for an id, or its cache on this machine."""
 
+import os
 from pathlib import Path
 
 from fastvideo_lightning.checkpoint_folder import MODULAR_INDEX, CheckpointError, not_a_pipeline
@@ -62,5 +63,17 @@ def find_snapshot(hub_id: str) -> Path:
 def _unreachable(hub_id: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{hub_id} is not in the local cache and cannot be downloaded ({type(error).__name__}). "
-        f"Connect to the network, run `hf download {hub_id}` where there is one, or pass a folder."
+        + what_instead(hub_id)
     )
+
+
+def what_instead(hub_id: str) -> str:
+    """Say what to do where the hub cannot be reached."""
+    from huggingface_hub import constants
+
+    first = "Connect to the network"
+    if constants.HF_HUB_OFFLINE:
+        names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        name = next((name for name in names if os.environ.get(name)), names[0])
+        first = f"{name} is set, which forbids downloads: unset it"
+    return f"{first}, run `hf download {hub_id}` where there is a network, or pass a folder."

@@ -22,6 +22,7 @@ from fastvideo_lightning.checkpoint_folder import (
     find_folder,
     not_a_pipeline,
 )
+from fastvideo_lightning.downloads import what_instead
 
 _CONNECTIONS = 8
 _NO_MODEL: list[None] = [None, None]
@@ -85,8 +86,7 @@ def _fetch(hub_id: str, revision: str | None, folder: Path) -> bool:
             raise not_a_pipeline(hub_id, is_modular=True) from error
         raise CheckpointError(
             f"{hub_id} is not in the local cache, and the hub cannot be asked for its headers "
-            f"({type(error).__name__}). Connect to the network, run `hf download {hub_id}` where "
-            "there is one, or pass a folder."
+            f"({type(error).__name__}). {what_instead(hub_id)}"
         ) from error
 
 

@@ -123,14 +123,23 @@ def test_a_model_or_revision_that_the_hub_has_not_is_named(hub, capsys):
     assert f"The hub has no {HUB_ID} at revision nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("is_offline", [True, False])
-def test_without_a_network_the_error_says_what_to_type(is_offline, hub, monkeypatch, capsys):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+@pytest.mark.parametrize("command", [["plan", *VIDEO], ["generate", "--prompt", "x"]])
+@pytest.mark.parametrize("offline_by", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", None])
+def test_without_a_network_the_error_says_what_to_type(
+    command, offline_by, hub, monkeypatch, capsys
+):
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    if offline_by:
+        monkeypatch.setenv(offline_by, "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", bool(offline_by))
     use_endpoint(monkeypatch, "http://127.0.0.1:9")
-    assert run(["plan", "--model", HUB_ID, *VIDEO]) != 0
-    said = capsys.readouterr().err
+    assert run([*command, "--model", HUB_ID]) != 0
+    said = capsys.readouterr().err.replace("\n", " ")
     assert f"{HUB_ID} is not in the local cache" in said
-    assert f"hf download {HUB_ID}" in said.replace("\n", " ")
+    assert f"hf download {HUB_ID}" in said
+    assert (f"{offline_by} is set, which forbids downloads: unset it" in said) == bool(offline_by)
+    assert ("Connect to the network" in said) == (not offline_by)
 
 
 @pytest.mark.parametrize("command", [["plan", *VIDEO], ["generate", "--prompt", "x"]])
