@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastvideo_lightning.naming import give_name
+from fastvideo_lightning.short_repr import ShortRepr
 
 Frames = npt.NDArray[np.uint8]
 
@@ -27,8 +28,8 @@ _X264_OPTIONS = {
 _MEDIA_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg"}
 
 
-@dataclass(frozen=True)
-class Audio:
+@dataclass(frozen=True, repr=False)
+class Audio(ShortRepr):
     """A sound.
 
     Attributes:
@@ -51,8 +52,8 @@ class Audio:
             )
 
 
-@dataclass
-class GeneratedVideo:
+@dataclass(repr=False)
+class GeneratedVideo(ShortRepr):
     """One video and how it came about.
 
     Attributes:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from fastvideo_lightning.output import (
+    Audio,
     GeneratedVideo,
     check_output_folder,
 )
@@ -35,6 +36,16 @@ def read_back(path):
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         return np.stack(frames), stream.average_rate, stream.codec_context
+
+
+def test_a_video_is_printed_with_the_shape_and_dtype_of_its_pixels_and_sound():
+    video = make_video(two_halves())
+    video.audio = Audio(np.zeros((2, 1600), np.float32), 16000)
+    assert repr(video) == (
+        "GeneratedVideo(frames=<uint8 [9, 64, 96, 3]>, prompt='a', seed=1, fps=12, index=0, "
+        "video_path=None, generation_time_s=0.0, peak_gpu_memory_gib=None, num_replans=0, "
+        "audio=Audio(samples=<float32 [2, 1600]>, sampling_rate=16000))"
+    )
 
 
 def test_an_mp4_read_back_has_the_frames_size_rate_and_colours_that_went_in(tmp_path):
