@@ -207,6 +207,11 @@ def test_impossible_budgets_are_refused_by_name(flags, error):
         OffloadConfig(**flags)
 
 
+def test_a_text_that_is_no_budget_is_answered_by_a_number_first():
+    with pytest.raises(ValueError, match=r"got 'abc'\. Pass .* gpu_memory_budget=12, or.* 'auto'"):
+        OffloadConfig(gpu_memory_budget="abc")
+
+
 def test_a_budget_cannot_be_kept_with_fsdp():
     flags = {"use_fsdp_inference": True, "dit_layerwise_offload": False}
     with pytest.raises(ValueError, match="gpu_memory_budget=8 cannot be combined"):

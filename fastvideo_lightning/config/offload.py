@@ -146,7 +146,10 @@ class OffloadConfig:
         budget = self.gpu_memory_budget
         wanted = "gpu_memory_budget must be a number of GiB above 0, or 'auto'"
         if isinstance(budget, str) and budget != "auto":
-            raise ValueError(f"{wanted}, got {budget!r}. Pass gpu_memory_budget='auto'.")
+            raise ValueError(
+                f"{wanted}, got {budget!r}. Pass a number such as gpu_memory_budget=12, or, on a "
+                "machine with a GPU, 'auto'."
+            )
         if isinstance(budget, bool) or not isinstance(budget, Real | str | None):
             raise TypeError(f"{wanted}, got {budget!r}. Pass one such as gpu_memory_budget=12.")
         if isinstance(budget, Real) and not (isfinite(budget) and budget > 0):
