@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import PROMPT, transformer
+from checkpoints import PROMPT, SIZE, transformer
+from references import load_plain
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from fastvideo_lightning import VideoGenerator
+from fastvideo_lightning import PromptDataset, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.compiling import compile_blocks
 
@@ -97,6 +98,26 @@ def test_a_model_compiled_as_a_whole_is_refused_before_and_after_it_streams():
     root = nn.ModuleDict({"model": torch.compile(transformer(seed=0), backend="eager")})
     with pytest.raises(RuntimeError, match="model is compiled as a whole"):
         LayerwiseOffload("model").attach(root, "cpu")
+
+
+def test_a_pipeline_whose_denoiser_is_compiled_runs_and_is_refused_once_it_streams(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    batch = PromptDataset([PROMPT], seed=7, guidance_scale=3.0, **SIZE)[0]
+    pipeline = load_plain(checkpoint("t2v"), expects_image=False)
+    plain = VideoModule.from_pipeline(pipeline).predict_step(batch)
+    pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
+    module = VideoModule.from_pipeline(pipeline)
+    assert module.denoisers == ("transformer",)
+    assert (module.predict_step(batch).frames == plain.frames).all()
+    with pytest.raises(RuntimeError, match="transformer is compiled as a whole"):
+        LayerwiseOffload("transformer").attach(module, "cpu")
+
+    module = VideoModule.from_pretrained(checkpoint("t2v"))
+    LayerwiseOffload("transformer").attach(module, "cpu")
+    module.pipeline.transformer = torch.compile(module.pipeline.transformer, backend="eager")
+    with pytest.raises(RuntimeError, match="transformer is compiled as a whole"):
+        module.predict_step(batch)
 
 
 def test_a_model_without_blocks_is_refused_by_name():

@@ -59,8 +59,9 @@ def role_of(model_class: type) -> Role | None:
 
 
 def read_roles(components: Mapping[str, nn.Module]) -> Roles:
-    """Sort the models of a pipeline by role, in the pipeline's order."""
-    return sort_roles({name: type(component) for name, component in components.items()})
+    """Sort the models of a pipeline by role, in the pipeline's order; a compiled one by its own."""
+    models = {name: getattr(model, "_orig_mod", model) for name, model in components.items()}
+    return sort_roles({name: type(model) for name, model in models.items()})
 
 
 def sort_roles(classes: Mapping[str, type]) -> Roles:

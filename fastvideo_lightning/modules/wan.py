@@ -161,8 +161,9 @@ class WanModule(VideoModule):
 
     @property
     def _denoiser_config(self) -> Any:
-        pipeline = self.pipeline
-        return (pipeline.transformer or pipeline.transformer_2).config
+        first, second = self.pipeline.transformer, self.pipeline.transformer_2
+        # Not `or`: a compiled model's truth is its length, which it has not.
+        return (second if first is None else first).config
 
     @property
     def _size_steps(self) -> tuple[int, int]:

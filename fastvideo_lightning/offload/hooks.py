@@ -3,6 +3,7 @@
 Every function returns handles whose ``remove`` undoes what it did.
 """
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,8 @@ from fastvideo_lightning.offload.unit import OffloadUnit
 
 CALLS = ("encode", "decode")
 """Methods through which a pipeline calls a component; forward hooks do not fire on them."""
+
+_CALL_CODE = nn.Module._wrapped_call_impl.__code__
 
 Args = tuple[object, ...]
 Kwargs = dict[str, object]
@@ -169,14 +172,27 @@ def refuse_whole_compile(model: nn.Module, fqn: str) -> None:
     """Refuse a model that is compiled as a whole, with the blocks that are to stream in it.
 
     Raises:
-        RuntimeError: it is.
+        RuntimeError: it is, or is being called by what `torch.compile` made of it.
     """
-    if model._compiled_call_impl is not None or isinstance(model, OptimizedModule):
+    is_compiled = model._compiled_call_impl is not None or isinstance(model, OptimizedModule)
+    if is_compiled or _is_called_compiled(model):
         raise RuntimeError(
             f"{fqn or type(model).__name__} is compiled as a whole, so the hooks that bring its "
             "blocks in would be compiled away. Compile block by block: pass compile=True to the "
             "generator, or call `block.compile()` for each block of a list."
         )
+
+
+def _is_called_compiled(model: nn.Module) -> bool:
+    """Whether a compiled module around ``model`` is on the stack: the model does not know of it."""
+    frame = sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if frame.f_code is _CALL_CODE:
+            module = frame.f_locals["self"]
+            if isinstance(module, OptimizedModule) and module._orig_mod is model:
+                return True
+    return False
 
 
 def refuse_conversion(
