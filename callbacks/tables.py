@@ -7,7 +7,8 @@ from torch import nn
 
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.handles import Handle
-from fastvideo_lightning.offload.hooks import hook_calls
+from fastvideo_lightning.offload.hooks import hook_lookup
+from fastvideo_lightning.offload.lookups import is_table
 from fastvideo_lightning.offload.reading import find_source
 from fastvideo_lightning.offload.source import WeightSource
 
@@ -19,7 +20,7 @@ def split_tables(
     *,
     larger_than: int,
 ) -> tuple[list[TensorBinding], list[TensorBinding]]:
-    """Tell the tables of ``nn.Embedding`` that are larger than so many bytes from all else.
+    """Tell the tables of embeddings that are larger than so many bytes from all else.
 
     A table that something else uses too, such as a tied output layer, is no table.
 
@@ -29,22 +30,19 @@ def split_tables(
     tables = [
         binding
         for binding in bindings
-        if all(type(place.owner) is nn.Embedding for place in binding.places)
-        and size_bytes(binding, sources, device) > larger_than
+        if is_table(binding) and size_bytes(binding, sources, device) > larger_than
     ]
     return tables, [binding for binding in bindings if binding not in tables]
 
 
 def hook_tables(tables: list[TensorBinding], device: torch.device) -> list[Handle]:
     """Let the tables' modules look up on the CPU and hand the rows to the device."""
-    owners = {id(place.owner): place.owner for table in tables for place in table.places}
-    names = {id(place.owner): table.fqn for table in tables for place in table.places}
+    names = {place.owner: table.fqn for table in tables for place in table.places}
     return [
         handle
-        for key, owner in owners.items()
-        for handle in hook_calls(
-            owner, names[key], inputs_to=torch.device("cpu"), outputs_to=device
-        )
+        for owner, fqn in names.items()
+        if isinstance(owner, nn.Embedding)
+        for handle in hook_lookup(owner, fqn, device)
     ]
 
 

@@ -9,11 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
+from torch.overrides import _get_current_function_mode
 
 from fastvideo_lightning.offload.conversion import Conversion, check_unchanged
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Call, Handle, Hook, MethodHandle
+from fastvideo_lightning.offload.lookups import HostLookup
 from fastvideo_lightning.offload.recording import in_backward, is_recorded
 from fastvideo_lightning.offload.transfers import move_inputs, move_tensors
 from fastvideo_lightning.offload.unit import OffloadUnit
@@ -166,6 +168,23 @@ def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     )
     convert = refuse_conversion(unit.module, unit.fqn, may_cast=lambda: not unit.uses)
     return [*calls, show_host_values(unit), convert]
+
+
+def hook_lookup(owner: nn.Embedding, fqn: str, device: torch.device) -> list[Handle]:
+    """Let an embedding look up on the host, and compute all else on ``device``."""
+    lookup = HostLookup(owner, device)
+
+    def before(module: nn.Module, args: object) -> None:
+        lookup.__enter__()  # type: ignore[no-untyped-call]
+
+    def after(module: nn.Module, args: object, output: object) -> None:
+        if _get_current_function_mode() is lookup:  # not where an earlier hook raised
+            lookup.__exit__(None, None, None)
+
+    return [
+        owner.register_forward_pre_hook(Hook(before, fqn), prepend=True),
+        owner.register_forward_hook(Hook(after, fqn), always_call=True),
+    ]
 
 
 def refuse_whole_compile(model: nn.Module, fqn: str) -> None:

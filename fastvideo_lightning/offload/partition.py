@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fastvideo_lightning.offload.bindings import find_bindings
+from fastvideo_lightning.offload.lookups import is_table
+
 
 @dataclass(frozen=True)
 class BlockList:
@@ -38,8 +41,10 @@ def streamed_share(model: nn.Module, *, num_slots: int = 2) -> float:
     streamed = sum(_count(block) for i, block in enumerate(blocks) if i not in stays)
     largest = max(map(_count, blocks))
     inside = {id(module) for block in blocks for module in block.modules()}
-    tables = (m for m in model.modules() if type(m) is nn.Embedding and id(m) not in inside)
-    streamed += sum(_count(table) for table in tables if _count(table) > largest)
+    tables = (
+        b for b in find_bindings(model) if is_table(b) and id(b.places[0].owner) not in inside
+    )
+    streamed += sum(b.tensor.numel() for b in tables if b.tensor.numel() > largest)
     return streamed / _count(model)
 
 

@@ -11,6 +11,7 @@ from fastvideo_lightning.modules.roles import Role, role_of
 from fastvideo_lightning.offload.bindings import TensorBinding, find_bindings, split_by_owner
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.leaves import find_leaves, is_plain
+from fastvideo_lightning.offload.lookups import is_table
 from fastvideo_lightning.offload.partition import find_block_lists
 from fastvideo_lightning.offload.reading import find_source, source_spec
 
@@ -88,11 +89,7 @@ def _measure(
     blocks = [block for found in find_block_lists(component) for _, block in found.blocks]
     bindings = find_bindings(component, name)
     inside, between = split_by_owner(bindings, blocks)
-    tables = [
-        binding
-        for binding in between
-        if all(type(place.owner) is torch.nn.Embedding for place in binding.places)
-    ]
+    tables = filter(is_table, between)
     return ComponentSize(
         name,
         role_of(component_class),

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
@@ -85,4 +86,25 @@ def test_of_a_large_table_only_rows_reach_the_device():
     assert torch.cuda.memory_allocated(DEVICE) - before < 20000 * WIDTH * 4
     plain.to(DEVICE)
     assert torch.equal(streamed["model"](rows[0]), plain["model"](plain["table"](ids)[0]))
+    callback.detach()
+
+
+def test_of_a_table_that_scales_its_rows_only_rows_reach_the_device():
+    config = transformers.Gemma2Config(
+        vocab_size=20000,
+        hidden_size=64,
+        head_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=64,
+    )
+    plain = transformers.Gemma2Model(config).to(torch.bfloat16).eval().requires_grad_(False)
+    streamed = copy.deepcopy(plain)
+    callback = LayerwiseOffload("")
+    callback.attach(streamed, DEVICE)
+    ids = torch.tensor([[3, 19999, 0]], device=DEVICE)
+    assert not streamed.embed_tokens.weight.is_cuda
+    expected = plain.to(DEVICE)(ids).last_hidden_state
+    assert torch.equal(streamed(ids).last_hidden_state, expected)
     callback.detach()

@@ -1,0 +1,73 @@
+"""Embedding tables that stay on the host: the rows that are read go to the device.
+
+An embedding of a class of its own computes more than a lookup, such as Gemma's, which scales the
+rows. That has to happen on the device, with the bits that it gives there and the buffers that lie
+there; so it is not the module that is brought to the host, but the lookup inside of its forward.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from fastvideo_lightning.offload.bindings import TensorBinding
+from fastvideo_lightning.offload.handles import Call
+from fastvideo_lightning.offload.leaves import is_plain
+from fastvideo_lightning.offload.transfers import move_inputs, move_tensors
+
+_CPU = torch.device("cpu")
+_LOOK_UP: object = functional.embedding
+
+
+def is_table(binding: TensorBinding) -> bool:
+    """Whether embeddings alone use a tensor, by looking up rows.
+
+    A tied output layer multiplies by all of it, and a class of its own may keep what is quantized
+    in a way of its own.
+    """
+    owners = [place.owner for place in binding.places]
+    if all(type(owner) is nn.Embedding for owner in owners):
+        return True
+    is_weight = all(place.name == "weight" for place in binding.places)
+    are_embeddings = all(isinstance(owner, nn.Embedding) for owner in owners)
+    return is_weight and are_embeddings and is_plain(binding.tensor)
+
+
+class HostLookup(TorchFunctionMode):
+    """While it is on, an embedding's table on the host looks like one on the device.
+
+    Args:
+        owner: the embedding.
+        device: where the rows go.
+    """
+
+    def __init__(self, owner: nn.Embedding, device: torch.device) -> None:
+        super().__init__()
+        self.owner = owner
+        self.device = device
+
+    def __torch_function__(
+        self,
+        function: Call,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Look up on the host; bring the table over for whatever else is computed with it."""
+        kwargs, table = dict(kwargs or {}), self.owner.weight
+        given = [*args, *kwargs.values()]
+        if not any(value is table for value in given):
+            return function(*args, **kwargs)
+        if function is _LOOK_UP:
+            moved = move_inputs(args, kwargs, _CPU)
+            args, kwargs = moved if moved is not None else (args, kwargs)
+            return move_tensors(function(*args, **kwargs), self.device)
+        if function is torch.Tensor.device.__get__:
+            return self.device
+        if getattr(function, "__name__", "") == "__get__":  # its shape, its dtype
+            return function(*args, **kwargs)
+        whole = table.to(self.device)
+        args = tuple(whole if value is table else value for value in args)
+        return function(*args, **{k: whole if v is table else v for k, v in kwargs.items()})
