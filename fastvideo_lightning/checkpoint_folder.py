@@ -1,5 +1,6 @@
 """Where a checkpoint lies on this machine, found and looked at without an import of seconds."""
 
+import re
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -101,3 +102,17 @@ def _looks_like_hub_id(text: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def find_variants(folder: Path, stem: str) -> list[str]:
+    """Return the variants, such as `fp16`, that a component has safetensors files of.
+
+    Args:
+        folder: The component's folder.
+        stem: File name without endings, such as `model`.
+    """
+    weights = re.compile(rf"{stem}\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
+    index = re.compile(rf"{stem}\.safetensors\.index\.([^.]+)\.json")
+    names = [path.name for path in folder.glob(f"{stem}.*")]
+    found = [match for name in names for match in (weights.fullmatch(name), index.fullmatch(name))]
+    return sorted({match[1] for match in found if match is not None})

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastvideo_lightning.checkpoint_folder import find_variants
 from fastvideo_lightning.trust import check_pickle
 from fastvideo_lightning.weights import (
     CheckpointError,
@@ -85,9 +86,10 @@ def build_component(
     variant = variant if variant and any(folder.glob(f"{stem}*.{variant}.*")) else None
     tensors = find_tensors(folder, stem, variant)
     if tensors is None and not any(folder.glob("*.bin*")):
+        others = [f"variant={name!r}" for name in find_variants(folder, stem)]
         raise CheckpointError(
             f"No weights in {folder}: expected {stem}.safetensors or its shards there. "
-            "Download the checkpoint again."
+            + (f"Pass {' or '.join(others)}." if others else "Download the checkpoint again.")
         )
     if tensors is None:
         check_pickle(folder, allow_pickle=allow_pickle)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import weights_of
+from recorders import read_errors
 from references import load_plain
 from safetensors.torch import load_file, save_file
 
 from fastvideo_lightning import CheckpointError, VideoModule
 from fastvideo_lightning.checkpoint import open_checkpoint
+from fastvideo_lightning.cli import run
 from fastvideo_lightning.weights import find_tensors, read_header
 
 FindCheckpoint = Callable[[str], Path]
@@ -80,6 +82,25 @@ def test_component_without_weights_is_named(broken: Path) -> None:
     weights_of(broken).unlink()
     with pytest.raises(CheckpointError, match=str(broken / "transformer")):
         VideoModule.from_pretrained(broken)
+
+
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "20KB"}])
+def test_where_only_a_variant_is_there_the_message_says_what_to_pass(
+    checkpoint: FindCheckpoint,
+    tmp_path: Path,
+    shards: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, out = tmp_path / "model", tmp_path / "packed"
+    plain = load_plain(checkpoint("t2v"), expects_image=False)
+    plain.save_pretrained(folder, variant="fp16", **shards)
+    with pytest.raises(CheckpointError, match="Pass variant='fp16'.$"):
+        VideoModule.from_pretrained(folder)
+    typed = ["generate", "--model", str(folder), "--prompt", "a", "--accelerator", "cpu"]
+    for arguments in (typed, ["pack", str(folder), str(out)]):
+        assert run(arguments) == 2
+        assert "Pass --variant 'fp16'." in " ".join(read_errors(capsys))
+    VideoModule.from_pretrained(folder, variant="fp16")
 
 
 def test_weights_of_another_model_are_refused_by_name(broken: Path) -> None:

@@ -28,7 +28,10 @@ ALLOWED = {
     "weights.py": {"torch", "safetensors", "checkpoint_folder", "meter"},
     "meter.py": set(),
     "trust.py": {"diffusers", "weights"},
-    "components.py": {"torch", "diffusers", "transformers", "accelerate", "trust", "weights"},
+    "components.py": {
+        *("torch", "diffusers", "transformers", "accelerate"),
+        *("checkpoint_folder", "trust", "weights"),
+    },
     "extras.py": set(),
     "imports.py": set(),
     "quantization.py": {"torchao", "diffusers", "extras"},
