@@ -16,6 +16,7 @@ from fastvideo_lightning.callbacks.attachment import (
 from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.callbacks.sharding import ShardTransport, is_gathered, share_streaming
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
+from fastvideo_lightning.config.offload import check_count
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.forwards import wrap_unit
 from fastvideo_lightning.offload.group import UnitGroup
@@ -58,6 +59,10 @@ class LayerwiseOffload(Placement):
             that is enabled after ``attach`` skips the copies of the blocks that it skips.
         cuda_graphs: within a batch, capture a call of the model with its copies and replay it: for
             steps so small that launching them takes longest. On CUDA only, each rank for itself.
+
+    Raises:
+        TypeError: the target is no text, or a number of blocks not a whole one.
+        ValueError: a number is too small, a name unknown, or two arguments cannot be combined.
     """
 
     def __init__(
@@ -72,10 +77,8 @@ class LayerwiseOffload(Placement):
         skippable: bool = False,
         cuda_graphs: bool = False,
     ) -> None:
-        if num_slots < 1:
-            raise ValueError(f"num_slots must be at least 1, got {num_slots}")
-        if resident_blocks < 0:
-            raise ValueError(f"resident_blocks must be at least 0, got {resident_blocks}")
+        check_count("num_slots", num_slots, low=1)
+        check_count("resident_blocks", resident_blocks, low=0)
         if skippable and shard_transport == "gather":
             raise ValueError(
                 "skippable=True cannot be combined with shard_transport='gather': ranks may skip "

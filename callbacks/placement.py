@@ -32,6 +32,12 @@ class Placement(ABC):
     """
 
     def __init__(self, target: str) -> None:
+        if not isinstance(target, str):
+            name = type(self).__name__
+            raise TypeError(
+                f"{name} needs the name of a module as text, got {type(target).__name__}. "
+                f"Pass one such as {name}('transformer')."
+            )
         self.target = target
         self.attachments: list[Attachment] = []
 
