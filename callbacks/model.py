@@ -16,9 +16,10 @@ from fastvideo_lightning.offload.unit import OffloadUnit
 class ModelOffload(Placement):
     """Brings the target's weights to the device for each ``forward``, ``encode`` or ``decode``.
 
-    They come by one copy. After the call the device memory is given back; nothing is copied back,
-    for the host kept its bytes. A decoder comes in while the last block of the last denoising step
-    computes, into an idle slot of the streamed blocks where it fits.
+    They come by one copy, or from a mapped file by one for each contiguous piece of it. After the
+    call the device memory is given back; nothing is copied back, for the host kept its bytes. A
+    decoder comes in while the last block of the last denoising step computes, into an idle slot of
+    the streamed blocks where it fits.
 
     Args:
         target: FQN of a component, such as ``"vae"``.
