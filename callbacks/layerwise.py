@@ -23,6 +23,7 @@ from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Undo
 from fastvideo_lightning.offload.hooks import hook_model, hook_unit, refuse_whole_compile
 from fastvideo_lightning.offload.host import HostMemory
+from fastvideo_lightning.offload.mapped import check_supported
 from fastvideo_lightning.offload.partition import BlockList, find_block_lists, split_list, spread
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.offload.unit import OffloadUnit
@@ -99,6 +100,7 @@ class LayerwiseOffload(Placement):
         self.resident_blocks = resident_blocks
         self.share_residents = share_residents
         self.host_memory = HostMemory(host_memory)
+        check_supported(self.host_memory)
         self.shard_transport = ShardTransport(shard_transport)
         self.skippable = skippable
         self.cuda_graphs = cuda_graphs

@@ -9,6 +9,7 @@ from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Undo
 from fastvideo_lightning.offload.hooks import hook_transient
 from fastvideo_lightning.offload.host import HostMemory
+from fastvideo_lightning.offload.mapped import check_supported
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.offload.unit import OffloadUnit
 
@@ -31,6 +32,7 @@ class ModelOffload(Placement):
     def __init__(self, target: str, *, host_memory: str = "auto") -> None:
         super().__init__(target)
         self.host_memory = HostMemory(host_memory)
+        check_supported(self.host_memory)
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
         (inside,), _ = bindings_inside(attachment.root, [target])

@@ -48,7 +48,7 @@ def share_streaming(
     is alone on its node, nothing changes. The first call of a process is collective over all ranks.
 
     Raises:
-        ValueError: the engine streams already, by another choice, or this is no Linux.
+        ValueError: the engine streams already, by another choice, or the memory cannot be shared.
     """
     with phase("find the ranks of the node"):
         shards = find_shard_group(engine.device)
@@ -58,7 +58,7 @@ def share_streaming(
         if choice is ShardTransport.GATHER:
             raise ValueError(
                 "shard_transport='gather' needs memory that processes share, which is supported "
-                "on Linux only. Pass shard_transport='local'."
+                "on Linux only, where /proc/self/pagemap can be read. Pass shard_transport='local'."
             )
         return
     if engine.store.shards is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fastvideo_lightning.offload import mapped_file
-from fastvideo_lightning.offload.host import HostSlab, Segment
+from fastvideo_lightning.offload.host import HostMemory, HostSlab, Segment
 from fastvideo_lightning.offload.layout import SlabLayout
 from fastvideo_lightning.offload.mapped_file import MappedFile, close_file, open_file
 from fastvideo_lightning.offload.source import StoredBytes
@@ -151,6 +151,15 @@ class MappedSlab:
                     continue
             merged.append((file, offset, size))
         return merged
+
+
+def check_supported(kind: HostMemory) -> None:
+    """Raise ValueError where mapped memory is asked for and the system cannot have it."""
+    if kind is HostMemory.MAPPED and not mapped_file.IS_SUPPORTED:
+        raise ValueError(
+            "host_memory='mapped' needs Linux and /proc/self/pagemap, which tells what was edited, "
+            "and it cannot be read here. Pass host_memory='auto'."
+        )
 
 
 def is_mappable(source: StoredBytes | None, dtype: torch.dtype) -> bool:

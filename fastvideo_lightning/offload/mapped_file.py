@@ -6,14 +6,11 @@ from: all processes of a node and the page cache share its one copy. The module'
 views of a private, writable mapping that is never registered: a write to a read-only mapping would
 end the process. A write makes the kernel give that page a copy of its own, which the copies to the
 device would not see; so before each run the page table tells whether a unit was written, and such a
-unit moves to a slab of its own (``/proc/PID/pagemap``,
-https://docs.kernel.org/admin-guide/mm/pagemap.html).
+unit moves to a slab of its own (``pagemap.py``).
 """
 
 import atexit
 import mmap
-import os
-import sys
 import threading
 import warnings
 import weakref
@@ -23,14 +20,15 @@ from pathlib import Path
 
 import torch
 
+from fastvideo_lightning.offload import pagemap
 from fastvideo_lightning.offload.host import register, unregister
 from fastvideo_lightning.offload.source import FileBytes
 
 CHUNK_BYTES = 1 << 30
 """Memory is registered in pieces of this size: one registration of everything may be refused."""
 
-IS_SUPPORTED = sys.platform == "linux"
-"""Only Linux says which pages were written."""
+IS_SUPPORTED = pagemap.is_readable()
+"""Whether the system says which pages were written: Linux does, but for some containers."""
 
 _READ_ONLY = 8  # cudaHostRegisterReadOnly
 
@@ -48,15 +46,7 @@ class PrivateMapping(mmap.mmap):
 
     def is_written(self, offset: int, size_bytes: int) -> bool:
         """Whether a page in this range has a copy of its own."""
-        first = (self.address + offset) // mmap.PAGESIZE
-        last = (self.address + offset + size_bytes - 1) // mmap.PAGESIZE
-        with open("/proc/self/pagemap", "rb", buffering=0) as table:
-            entries = os.pread(table.fileno(), (last - first + 1) * 8, first * 8)
-        # NumPy takes one thread; torch's many wait for those of other processes, 75 ms for a block.
-        flags = torch.frombuffer(bytearray(entries), dtype=torch.int64).numpy()
-        is_there = (flags >> 62) & 3 != 0  # in memory or swapped out
-        is_own = (flags >> 61) & 1 == 0  # neither a page of the file nor shared
-        return bool((is_there & is_own).any())
+        return pagemap.is_written(self.address + offset, size_bytes)
 
 
 class MappedFile:
