@@ -67,6 +67,7 @@ def test_the_custom_callback_logs_every_step_of_both_videos(tmp_path):
     assert len({len(entry["steps_s"]) for entry in entries}) == 1
     assert all(step_s > 0 for entry in entries for step_s in entry["steps_s"])
     assert entries == [json.loads(s) for s in (tmp_path / "stage_times.jsonl").open()]
+    assert "/stage_times.jsonl" in (ROOT / ".gitignore").read_text().split(), "run from a clone"
 
 
 @pytest.mark.slow
