@@ -46,6 +46,10 @@ def test_a_strange_prompt_comes_out_as_it_went_in(write, prompt):
     assert prompts(write("p.csv", f'prompt\n"{quoted}"\n')) == [prompt]
 
 
+def test_a_line_that_begins_with_a_hash_is_a_prompt(write):
+    assert prompts(write("p.txt", "# a\n#b\nc\n")) == ["# a", "#b", "c"]
+
+
 def test_a_line_may_hold_any_sampling_parameter(write):
     jsonl = write(
         "p.jsonl",
