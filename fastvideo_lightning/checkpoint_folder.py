@@ -1,8 +1,11 @@
 """Where a checkpoint lies on this machine, found and looked at without an import of seconds."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
+from typing import cast
 
 from fastvideo_lightning.config import nearest_name
 
@@ -58,6 +61,27 @@ def find_folder(path: str | PathLike[str], *, revision: str | None = None) -> Pa
         )
     check_index(folder)
     return folder
+
+
+@contextmanager
+def readable(model: str | PathLike[str]) -> Iterator[None]:
+    """Say which file of a model may not be read, where that is why something fails within.
+
+    Raises:
+        CheckpointError: Names the file, and what to type.
+    """
+    try:
+        yield
+    except Exception as error:
+        folder, cause = Path(model).expanduser(), cast(BaseException | None, error)
+        while cause is not None and not isinstance(cause, PermissionError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or folder not in Path(cause.filename or "").parents:
+            raise
+        raise CheckpointError(
+            f"You may not read {cause.filename}. Type `chmod -R u+rX {fspath(model)}` if it is "
+            "yours, or pass a model that you may read."
+        ) from error
 
 
 def find_cached(hub_id: str, *, revision: str | None = None, index: str = INDEX) -> Path | None:

@@ -98,7 +98,7 @@ ALLOWED = {
     },
     "pack": {
         "quantization",
-        *("torch", "rich", "filelock", "modules"),
+        *("torch", "rich", "filelock", "modules", "checkpoint_folder"),
         *("checkpoint", "components", "weights", "offload", "pack"),
     },
     "report": {"matplotlib", "jinja2", "markupsafe", "report"},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvideo_lightning.checkpoint_folder import find_folder
+from fastvideo_lightning.checkpoint_folder import find_folder, readable
 
 if TYPE_CHECKING:
     from fastvideo_lightning.pack import Packing, Progress
@@ -60,7 +60,8 @@ def pack(
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
     with users_mistakes():
-        find_folder(model, revision=revision)
+        with readable(model):
+            find_folder(model, revision=revision)
         # Seconds of imports from here on.
         from fastvideo_lightning.pack import plan_packing
 

@@ -16,12 +16,19 @@ from rich.filesize import decimal
 from torch import nn
 
 from fastvideo_lightning.checkpoint import Checkpoint, open_checkpoint, parse_dtype
+from fastvideo_lightning.checkpoint_folder import readable
 from fastvideo_lightning.components import is_diffusers_model, weight_stem
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.pack.files import copy_file, is_finished, write_bytes, write_file
 from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
 from fastvideo_lightning.pack.source import INDEX, RECORD, files_beside, fingerprint, with_dtype
-from fastvideo_lightning.pack.target import check_record, check_target, free_bytes, only_writer
+from fastvideo_lightning.pack.target import (
+    check_record,
+    check_target,
+    free_bytes,
+    only_writer,
+    told_of,
+)
 from fastvideo_lightning.quantization import QUANTIZATIONS
 from fastvideo_lightning.weights import StoredWeight, read_json
 
@@ -92,10 +99,11 @@ class Packing:
             OSError: If the disk refuses.
             RuntimeError: If another process is packing into the folder.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        with only_writer(self.out):
-            check_record(self.out, self.record)  # another may have written since this was planned
-            self._write(progress)
+        with told_of(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            with only_writer(self.out):
+                check_record(self.out, self.record)  # another may have come since the plan
+                self._write(progress)
 
     def _write(self, progress: Progress) -> None:
         write_bytes(_as_json(self.record), self.out / RECORD)
@@ -164,31 +172,33 @@ def plan_packing(
             f"dtype={dtype!r} quantizes while a model is loaded; a packed checkpoint holds plain "
             "weights. Pass dtype='auto' or 'bf16' here, and this one to from_pretrained."
         )
-    checkpoint = open_checkpoint(model, revision=revision, variant=variant)
+    with readable(model):
+        checkpoint = open_checkpoint(model, revision=revision, variant=variant)
     folder, target = checkpoint.folder, Path(out).expanduser()
-    check_target(folder, target)
-    _check_plain(checkpoint)
-    module = VideoModule.from_pretrained(
-        folder, dtype=dtype, variant=variant, allow_pickle=allow_pickle, device_type="cuda"
-    )
-    weights: dict[Path, PackedFile] = {}
-    texts: dict[Path, bytes] = {}
-    for name, component in module.named_children():
-        files = plan_files(
-            component, _sources_of(module.weight_sources, name), weight_stem(type(component))
+    with told_of(target):
+        check_target(folder, target)
+    with readable(folder):
+        _check_plain(checkpoint)
+        module = VideoModule.from_pretrained(
+            folder, dtype=dtype, variant=variant, allow_pickle=allow_pickle, device_type="cuda"
         )
-        weights |= {Path(name, path): packed for path, packed in files.items()}
-        texts |= _texts_of(folder, name, component, files)
-    components = {name for name, _ in module.named_children()}
-    copies = tuple(path for path in files_beside(folder, components) if path not in texts)
-    record = {
-        "model": fspath(model),
-        "dtype": str(dtype).removeprefix("torch."),
-        "fingerprint": fingerprint(folder, components, copies, weights, texts),
-    }
-    packing = Packing(folder, target, weights, texts, copies, record)
+        weights: dict[Path, PackedFile] = {}
+        texts: dict[Path, bytes] = {}
+        for name, component in module.named_children():
+            files = plan_files(
+                component, _sources_of(module.weight_sources, name), weight_stem(type(component))
+            )
+            weights |= {Path(name, path): packed for path, packed in files.items()}
+            texts |= _texts_of(folder, name, component, files)
+        components = {name for name, _ in module.named_children()}
+        copies = tuple(path for path in files_beside(folder, components) if path not in texts)
+        record = {
+            "model": fspath(model),
+            "dtype": str(dtype).removeprefix("torch."),
+            "fingerprint": fingerprint(folder, components, copies, weights, texts),
+        }
     check_record(target, record)
-    return packing
+    return Packing(folder, target, weights, texts, copies, record)
 
 
 def _check_plain(checkpoint: Checkpoint) -> None:

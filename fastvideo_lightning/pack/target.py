@@ -1,5 +1,6 @@
 """The folder that a pack is written to: whether it may be, and whose it is."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,20 +22,55 @@ def check_target(folder: Path, out: Path) -> None:
 
     RuntimeError where another process writes to it.
     """
+    _check_place(out)
     source, target = folder.resolve(), out.resolve()
     if target == source or source in target.parents or target in source.parents:
         raise ValueError(
             f"Cannot pack {folder} into {out}: neither may be the other, or lie in it. "
             "Pass another folder to write to."
         )
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"There is a file {out}. Pass a folder to write to.")
     if (out / LOCK).is_file():
         _lock(out).release()
     if not out.is_dir() or (out / RECORD).is_file():
         return
     if {path.name for path in out.iterdir()} - _OWN:
         raise FileExistsError(f"The folder {out} holds what packing did not write. Pass a new one.")
+
+
+def _check_place(out: Path) -> None:
+    """Look at the folder, or at the nearest one above it that is there."""
+    if "\0" in str(out):
+        raise ValueError(f"OUT must be a folder, got {str(out)!r}. Leave the NUL out.")
+    there = next(path for path in (out, *out.parents) if os.path.lexists(path))
+    if not there.exists():
+        raise FileExistsError(
+            f"{there} is a symlink that leads nowhere. Delete it, or pass another folder."
+        )
+    if not there.is_dir():
+        raise FileExistsError(f"There is a file {there}. Pass a folder to write to.")
+    needed = os.W_OK | os.X_OK | (os.R_OK if there == out else 0)
+    own = os.access in os.supports_effective_ids
+    if not os.access(there, needed, effective_ids=own):
+        raise PermissionError(
+            f"You may not write to {there.absolute()}. Pass a folder that you may write to."
+        )
+
+
+@contextmanager
+def told_of(out: Path) -> Iterator[None]:
+    """Say what the system refuses in words that name the folder, and what to type."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # ours
+            raise
+        again = "Pass another folder."
+        if error.errno == errno.ENOSPC:
+            again = "Free some space and run the same command again."
+        at = f" ({error.filename})" if error.filename else ""
+        told = type(error)(f"Cannot write {out}: {error.strerror}{at}. {again}")
+        told.errno = error.errno  # not as an argument: the message would begin with it
+        raise told from error
 
 
 def check_record(out: Path, record: Mapping[str, str]) -> None:

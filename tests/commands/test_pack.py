@@ -70,6 +70,11 @@ WRONG = [
     (["model", "model/x"], "Cannot pack model into model/x:", "Pass another folder"),
     (["model", "."], "Cannot pack model into .:", "Pass another folder"),
     (["model", "file"], "There is a file file.", "Pass a folder"),
+    (["model", "file/x"], "There is a file file.", "Pass a folder"),
+    (["model", "astray"], "astray is a symlink that leads nowhere.", "Delete it, or pass another"),
+    (["model", "astray/x"], "astray is a symlink that leads nowhere.", "Delete it, or pass"),
+    (["model", "x" * 300], f"Cannot write {'x' * 300}: File name too long", "Pass another folder."),
+    (["model", "a\0b"], "OUT must be a folder, got 'a\\x00b'.", "Leave the NUL out."),
     (["model", "full"], "The folder full holds what packing did not write.", "Pass a new one."),
     (["nowhere", "out"], "No folder 'nowhere' here", "Pass an existing folder"),
     (["full", "out"], "full is no diffusers pipeline", "Pass the folder"),
@@ -84,6 +89,7 @@ WRONG = [
 @pytest.mark.parametrize(("words", "first", "second"), WRONG)
 def test_a_wrong_choice_is_one_line_and_a_suggestion(model, capsys, words, first, second) -> None:
     Path("file").touch()
+    Path("astray").symlink_to("nowhere")
     Path("full").mkdir()
     Path("full/mine.txt").touch()
     before = sorted(Path().rglob("*"))

@@ -1,19 +1,23 @@
 """The folder that a pack is written to."""
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
 
+from fastvideo_lightning import CheckpointError
 from fastvideo_lightning.explanations import in_two_lines
-from fastvideo_lightning.pack import pack, plan_packing
+from fastvideo_lightning.pack import files, pack, plan_packing
 
+NOBODY = 65534
 ROOT = Path(__file__).parent.parent.parent
 FindCheckpoint = Callable[[str], Path]
 
@@ -148,3 +152,72 @@ def test_of_a_damaged_record_the_folder_is_named_and_not_the_checkpoint(
     assert what.startswith(f"{out / 'packing.json'} is damaged (")
     assert to_type == f"Delete {out}, or pass another folder."
     assert (out / "packing.json").read_text() == content
+
+
+@pytest.fixture
+def plain_user() -> Iterator[Path]:
+    """Be no root for the test; return a folder that is open to whoever that is."""
+    if os.name != "posix":
+        pytest.skip("takes rights away, which takes POSIX")
+    is_root = os.geteuid() == 0
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+        if is_root:
+            os.seteuid(0)
+
+
+def become(user_id: int) -> None:
+    if os.geteuid() == 0:
+        os.seteuid(user_id)
+
+
+@pytest.mark.parametrize("name", ["closed", "closed/out"])
+def test_a_folder_that_one_may_not_write_to_is_named_before_the_model_is_read(
+    checkpoint: FindCheckpoint, plain_user: Path, name: str
+) -> None:
+    model = Path(shutil.copytree(checkpoint("t2v"), plain_user / "model"))
+    (plain_user / "closed").mkdir()
+    (plain_user / "closed").chmod(0o555)
+    become(NOBODY)
+    with pytest.raises(PermissionError) as raised:
+        plan_packing(model, plain_user / name)
+    assert in_two_lines(str(raised.value), "") == [
+        f"You may not write to {plain_user / 'closed'}.",
+        "Pass a folder that you may write to.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "vae", "tokenizer", "model_index.json", "vae/config.json", "README.md"]
+)
+def test_what_one_may_not_read_of_a_model_is_named_and_what_to_type(
+    checkpoint: FindCheckpoint, plain_user: Path, name: str
+) -> None:
+    model = Path(shutil.copytree(checkpoint("t2v"), plain_user / "model"))
+    (model / "README.md").touch()
+    for path in model.rglob("*"):
+        path.chmod(0o755)  # safetensors gives its files to nobody else
+    (model / name).chmod(0)
+    become(NOBODY)
+    with pytest.raises(CheckpointError) as raised:
+        plan_packing(model, plain_user / "out")
+    what, to_type = in_two_lines(str(raised.value), "")
+    assert what.startswith(f"You may not read {model / name}")
+    assert to_type.startswith(f"Type `chmod -R u+rX {model}` if it is yours, or pass a model")
+
+
+def test_what_the_system_refuses_while_writing_is_told_of_the_folder(
+    checkpoint: FindCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packing = plan_packing(checkpoint("t2v"), tmp_path / "out")
+    for code, to_type in ((errno.EROFS, "Pass another"), (errno.ENOSPC, "Free some space")):
+
+        def refuse(file, code=code) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(files, "_sync", refuse)
+        with pytest.raises(OSError, match=f"^Cannot write .*out: .*{to_type}") as raised:
+            packing.write()
+        assert raised.value.errno == code
+        assert not list((tmp_path / "out").iterdir())
