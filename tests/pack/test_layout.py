@@ -9,7 +9,7 @@ from fastvideo_lightning import VideoModule
 from fastvideo_lightning.offload.bindings import find_bindings, split_by_owner
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.partition import find_block_lists
-from fastvideo_lightning.offload.unit import find_source, source_spec
+from fastvideo_lightning.offload.reading import find_source, source_spec
 from fastvideo_lightning.pack import pack
 from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
 
