@@ -148,6 +148,7 @@ def test_where_all_registration_is_refused_there_is_one_warning(path, driver):
     assert torch.equal(model(sample()), plain(sample()))
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_an_interrupt_while_a_callback_is_detached_waits_until_it_is(path, monkeypatch):
     plain = make_toy(4)
     model = OnFile(plain, path)
