@@ -14,7 +14,8 @@ ALLOWED = {
     "offload": {"torch", "safetensors", "cuda", "offload"},
     "config": {"config"},
     "naming.py": set(),
-    "output.py": {"numpy", "av", "PIL", "naming"},
+    "output.py": {"numpy", "av", "PIL", "naming", "short_repr"},
+    "short_repr.py": set(),
     "prompts.py": {"config"},
     "prompt_module.py": {"torch", "lightning", "prompts"},
     "prompt_files.py": {"config", "prompts"},
@@ -84,7 +85,8 @@ ALLOWED = {
     "plan": {
         *("torch", "diffusers", "rich", "psutil", "platformdirs"),
         *("huggingface_hub", "tqdm"),
-        *("checkpoint_folder", "config", "modules", "offload", "plan", "quantization"),
+        *("checkpoint_folder", "config", "downloads", "modules", "offload", "plan"),
+        "quantization",
     },
     "serve": {
         *("gradio", "starlette", "torch", "PIL", "config", "modules", "output", "checkpoint"),
