@@ -9,7 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
-from torch.overrides import _get_current_function_mode
 
 from fastvideo_lightning.offload.conversion import Conversion, check_unchanged
 from fastvideo_lightning.offload.engine import OffloadEngine
@@ -172,19 +171,13 @@ def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
 
 def hook_lookup(owner: nn.Embedding, fqn: str, device: torch.device) -> list[Handle]:
     """Let an embedding look up on the host, and compute all else on ``device``."""
-    lookup = HostLookup(owner, device)
+    lookup, forward = HostLookup(owner, device), owner.forward
 
-    def before(module: nn.Module, args: object) -> None:
-        lookup.__enter__()  # type: ignore[no-untyped-call]
+    def look_up(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        with lookup:
+            return forward(*args, **kwargs)
 
-    def after(module: nn.Module, args: object, output: object) -> None:
-        if _get_current_function_mode() is lookup:  # not where an earlier hook raised
-            lookup.__exit__(None, None, None)
-
-    return [
-        owner.register_forward_pre_hook(Hook(before, fqn), prepend=True),
-        owner.register_forward_hook(Hook(after, fqn), always_call=True),
-    ]
+    return [MethodHandle(owner, "forward", Hook(look_up, fqn))]
 
 
 def refuse_whole_compile(model: nn.Module, fqn: str) -> None:

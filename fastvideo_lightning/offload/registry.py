@@ -38,7 +38,8 @@ def engine_of(
 
 def engines_of(root: nn.Module) -> list[OffloadEngine]:
     """The engines of a root module that have units."""
-    return [engine for engine in _engines_on(root).values() if engine.units]
+    engines: dict[torch.device, OffloadEngine] = root.__dict__.get(_ENGINES, {})
+    return [engine for engine in engines.values() if engine.units]
 
 
 def forget_idle_engines(root: nn.Module) -> None:

@@ -40,6 +40,7 @@ def test_the_table_of_a_streamed_gemma_stays_on_the_host_and_bits_are_equal() ->
     callback.detach()
     assert not model.embed_tokens._forward_hooks
     assert not model.embed_tokens._forward_pre_hooks
+    assert "forward" not in model.embed_tokens.__dict__
 
 
 def test_a_table_tied_to_an_output_layer_does_not() -> None:
@@ -62,6 +63,7 @@ def test_what_follows_the_lookup_is_computed_on_the_device() -> None:
     for handle in handles:
         handle.remove()
     assert not table._forward_hooks
+    assert "forward" not in table.__dict__
 
 
 class Mixed(nn.Embedding):
