@@ -18,6 +18,55 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 import checkpoints  # noqa: E402
 import pytest  # noqa: E402
 
+LEFT_OUT = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `exhaustive`, but for what is named by `-m` or by its node id."""
+    if config.option.markexpr:
+        return
+    left_out = [
+        item for item in items if item.get_closest_marker("exhaustive") and not _named(item)
+    ]
+    config.stash[LEFT_OUT] = len(left_out)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _named(item: pytest.Item) -> bool:
+    _, _, name = item.nodeid.partition("::")
+    for argument in item.config.args:
+        path, _, wanted = argument.partition("::")
+        is_wanted = wanted and (name == wanted or name.startswith((f"{wanted}[", f"{wanted}::")))
+        if is_wanted and (item.config.invocation_params.dir / path).resolve() == item.path:
+            return True
+    return False
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Have a process of `pytest -n` tell the first one how many it left out."""
+    if output := getattr(session.config, "workeroutput", None):
+        output["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear how many a process of `pytest -n` left out: each of them collects all tests."""
+    if left_out := getattr(node, "workeroutput", {}).get("left_out"):
+        node.config.stash[LEFT_OUT] = left_out
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say how many tests were left out."""
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(
+            f"{left_out} exhaustive tests were left out, which repeat a promise over all families, "
+            "seeds, kills or processes. They run with `pytest -m exhaustive`."
+        )
+
 
 @pytest.fixture(autouse=True)
 def _environment_of_its_own() -> Iterator[None]:
