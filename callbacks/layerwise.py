@@ -14,7 +14,7 @@ from fastvideo_lightning.callbacks.attachment import (
     weight_sources,
 )
 from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
-from fastvideo_lightning.callbacks.sharding import ShardTransport, is_gathered, share_streaming
+from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streaming
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.config.offload import check_count
 from fastvideo_lightning.offload.bindings import TensorBinding
@@ -110,7 +110,7 @@ class LayerwiseOffload(Placement):
     def lockstep(self) -> bool:
         """Whether all ranks must make the same calls: each brings a part of every block."""
         engines = (attachment.engine for attachment in self.attachments)
-        return any(engine is not None and is_gathered(engine) for engine in engines)
+        return any(engine is not None and engine.transport.is_gathered for engine in engines)
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
         root, sources = attachment.root, weight_sources(attachment.root)

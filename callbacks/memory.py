@@ -94,6 +94,7 @@ class MemoryReport:
         self._device = torch.device("cpu")
         self._clock = DeviceClock(self._device)
         self._engines: list[OffloadEngine] = []
+        self._timed: list[TimedTransport] = []
         self._began_s = 0.0
         self._open: _OpenVideo | None = None
         self._sampler: _Sampler | None = None
@@ -175,14 +176,7 @@ class MemoryReport:
     def _close(self, stage: str, step: int | None) -> None:
         if self._open is not None:
             self._open.stages.append((stage, step, self._moment()))
-            self._open.waits.append(
-                [
-                    wait
-                    for engine in self._engines
-                    if isinstance(engine.transport, TimedTransport)
-                    for wait in engine.transport.take_waits()
-                ]
-            )
+            self._open.waits.append([wait for timed in self._timed for wait in timed.take_waits()])
 
     def _read(self) -> None:
         """Turn the marks of a video into times: it has ended, so the device has passed them."""
@@ -221,8 +215,7 @@ class MemoryReport:
 
     def _begin(self, module: nn.Module) -> None:
         self._engines = engines_of(unwrap(module))
-        for engine in self._engines:
-            engine.transport = TimedTransport(engine.transport, self._clock)
+        self._timed = [engine.time_waits(self._clock) for engine in self._engines]
         self._sampler = _Sampler(self.timeline.samples, self._device, self._began_s)
         self._sampler.start()
 
@@ -230,10 +223,9 @@ class MemoryReport:
         if self._sampler is not None:
             self._sampler.stop()
             self._sampler = None
-        for engine in self._engines:
-            if isinstance(engine.transport, TimedTransport):
-                engine.transport = engine.transport.transport
-        self._engines = []
+        for engine, timed in zip(self._engines, self._timed, strict=True):
+            engine.stop_timing(timed)
+        self._engines, self._timed = [], []
 
 
 class _Sampler:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from fastvideo_lightning.offload import mapped_file
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.gather import Gather, make_gather
+from fastvideo_lightning.offload.gather import make_gather
 from fastvideo_lightning.offload.link import measure_links
 from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.shards import ShardGroup, find_shard_group
@@ -62,7 +62,8 @@ def share_streaming(
             )
         return
     if engine.store.shards is not None:
-        current = ShardTransport.GATHER if is_gathered(engine) else ShardTransport.LOCAL
+        is_gathered = engine.transport.is_gathered
+        current = ShardTransport.GATHER if is_gathered else ShardTransport.LOCAL
         if choice not in (ShardTransport.AUTO, current):
             raise ValueError(
                 f"Callbacks on one module share their transport: got shard_transport='{choice}' "
@@ -73,15 +74,10 @@ def share_streaming(
     engine.store.shards = shards
     chosen, alone_bytes_per_s = _choose(engine, choice, units, shards)
     if chosen is ShardTransport.GATHER:
-        engine.transport = make_gather(
-            engine.device, shards, engine.store, alone_bytes_per_s=alone_bytes_per_s
+        engine.use_transport(
+            make_gather(engine.device, shards, engine.store, alone_bytes_per_s=alone_bytes_per_s)
         )
         engine.store.brings_parts = True
-
-
-def is_gathered(engine: OffloadEngine) -> bool:
-    """Whether an engine's blocks come in parts."""
-    return isinstance(engine.transport, Gather)
 
 
 def _choose(

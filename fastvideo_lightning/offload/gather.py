@@ -32,6 +32,8 @@ class GatherStream(CopyStream):
         peers: the other ranks' slots; without, parts are joined by all-gathers.
     """
 
+    is_gathered = True
+
     def __init__(
         self, device: torch.device, shared: SharedUnits, peers: PeerSlots | None = None
     ) -> None:
@@ -111,6 +113,8 @@ class InlineGather(InlineCopyStream):
     Args:
         shared: the ranks and what they share.
     """
+
+    is_gathered = True
 
     def __init__(self, shared: SharedUnits) -> None:
         self.shared = shared

@@ -13,6 +13,7 @@ from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.stats import OffloadStats
 from fastvideo_lightning.offload.store import HostStore
 from fastvideo_lightning.offload.streams import Transport, make_transport
+from fastvideo_lightning.offload.timing import DeviceClock, TimedTransport
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 
@@ -108,6 +109,27 @@ class UnitMover:
         """Wait for every copy in flight and forget what the slots hold."""
         self.transport.drain()
         self.memory.forget(self.units)
+
+    def use_transport(self, transport: Transport) -> None:
+        """Make copies another way from here on; what is timed stays timed."""
+        self.drain()
+        if isinstance(self.transport, TimedTransport):
+            self.transport.innermost.transport = transport
+        else:
+            self.transport = transport
+
+    def time_waits(self, clock: DeviceClock) -> TimedTransport:
+        """Note how long computing waits for copies, until ``stop_timing``; several may at once."""
+        timed = TimedTransport(self.transport, clock)
+        self.transport = timed
+        return timed
+
+    def stop_timing(self, timed: TimedTransport) -> None:
+        """End what ``time_waits`` began; a second time is no error."""
+        if self.transport is timed:
+            self.transport = timed.transport
+        elif isinstance(self.transport, TimedTransport):
+            self.transport.forget(timed)
 
     @property
     def ring(self) -> SlotRing:

@@ -30,6 +30,11 @@ READY, FREE = 0, 1
 class Transport(Protocol):
     """Moves host bytes into slots and keeps readers and writers of a slot apart."""
 
+    @property
+    def is_gathered(self) -> bool:
+        """Whether units come in parts from several ranks, which all must make the same calls."""
+        ...
+
     def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """Called before a run, when edits were taken over; what a run may rely on is settled.
 
@@ -70,6 +75,8 @@ class CopyStream:
     Args:
         device: a CUDA device.
     """
+
+    is_gathered = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -139,6 +146,8 @@ class CopyStream:
 
 class InlineCopyStream:
     """The transport where there is no stream: a copy is done when the call returns."""
+
+    is_gathered = False
 
     def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """Nobody to agree with."""

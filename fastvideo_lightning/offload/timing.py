@@ -57,6 +57,24 @@ class TimedTransport:
         self._waits: list[tuple[Mark, Mark]] = []
         self._is_captured = False
 
+    @property
+    def is_gathered(self) -> bool:
+        """As the transport is."""
+        return self.transport.is_gathered
+
+    @property
+    def innermost(self) -> "TimedTransport":
+        """The one next to what moves the bytes, where several time the same transport."""
+        inner = self.transport
+        return inner.innermost if isinstance(inner, TimedTransport) else self
+
+    def forget(self, timed: "TimedTransport") -> None:
+        """Leave one of those inside of this out."""
+        if self.transport is timed:
+            self.transport = timed.transport
+        elif isinstance(self.transport, TimedTransport):
+            self.transport.forget(timed)
+
     def take_waits(self) -> list[tuple[Mark, Mark]]:
         """The waits since the last call, as the marks of their begins and ends."""
         waits, self._waits = self._waits, []

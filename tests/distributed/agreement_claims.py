@@ -1,6 +1,7 @@
 """What ranks that stream together agree on, and what they are told when they do not."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from distributed.streaming_claims import (
     engine_in,
     toy_of,
 )
-from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, sharding
+from fastvideo_lightning import PredictLoop
+from fastvideo_lightning.callbacks import LayerwiseOffload, MemoryReport, ModelOffload, sharding
 from fastvideo_lightning.offload import agreement, shards
 from fastvideo_lightning.offload.gather import GatherStream, InlineGather
 from fastvideo_lightning.offload.link import LinkSpeeds
@@ -193,3 +195,22 @@ def nodes_share_among_themselves(device, num_nodes):
 def the_group_is_found_once(device):
     assert find_shard_group(device) is find_shard_group(device)
     assert find_shard_group(device).size == dist.get_world_size()
+
+
+def a_failure_is_not_skipped_where_ranks_gather(device, has_report):
+    """The others wait for the one whose prompt failed: it must end, measured or not."""
+    fabric = SimpleNamespace(
+        device=device, is_global_zero=False, world_size=dist.get_world_size(), strategy=None
+    )
+    model, rank = OnMeta(toy_of()), dist.get_rank()
+    callback = LayerwiseOffload("blocks", shard_transport="gather")
+    callback.attach(model, device)
+    fabric.global_rank, fabric._callbacks = rank, [callback]
+    report = MemoryReport(quiet=True)
+    if has_report:
+        report.on_predict_start(fabric, model)
+    waits = PredictLoop(fabric)._waits_for_others()
+    assert_equal(model, toy_of(), device)
+    report.teardown()
+    callback.detach()
+    return waits

@@ -151,6 +151,12 @@ def test_two_transports_on_one_module_are_refused(world: World):
     world.run(agreement_claims.two_transports_on_one_module_are_refused)
 
 
+@pytest.mark.parametrize("has_report", [False, True])
+def test_a_report_does_not_hide_that_ranks_wait_for_each_other(world: World, has_report):
+    claim = agreement_claims.a_failure_is_not_skipped_where_ranks_gather
+    assert world.run(claim, has_report) == [True] * world.size
+
+
 def test_the_ranks_of_each_node_share_among_themselves(world: World):
     shared = world.run(agreement_claims.nodes_share_among_themselves, 2)
     assert shared == ([[0, 1], [0, 1], [2, 3], [2, 3]] if world.size == 4 else [None, None])
