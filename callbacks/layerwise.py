@@ -121,6 +121,7 @@ class LayerwiseOffload(Placement):
         engine = attachment.engine = engine_of(root, device, num_slots=self.num_slots)
 
         tensors, _ = bindings_inside(root, [block for _, block in blocks])
+        blocks, tensors = self._leave_out_empty(blocks, tensors)
         num_streamed = max(len(blocks) - self.resident_blocks, 0)
         num_streamed -= num_streamed % self.num_slots
         stays = spread(len(blocks), len(blocks) - num_streamed)
@@ -199,7 +200,7 @@ class LayerwiseOffload(Placement):
 
     def _find_lists(self, target: nn.Module) -> list[BlockList]:
         if isinstance(target, nn.ModuleList | nn.Sequential):
-            return split_list(target, self.target)
+            return split_list(target, self.target) if len(target) else []
         lists = find_block_lists(target, self.target)
         if not lists:
             raise ValueError(
@@ -207,6 +208,23 @@ class LayerwiseOffload(Placement):
                 f"Use ModelOffload({self.target!r}), which moves it as a whole."
             )
         return lists
+
+    def _leave_out_empty(
+        self, blocks: list[tuple[str, nn.Module]], tensors: list[list[TensorBinding]]
+    ) -> tuple[list[tuple[str, nn.Module]], list[list[TensorBinding]]]:
+        """Go without blocks that have no bytes of their own: there is nothing to bring."""
+        pairs = [
+            (block, inside)
+            for block, inside in zip(blocks, tensors, strict=True)
+            if any(binding.tensor.numel() for binding in inside)
+        ]
+        if not pairs:
+            raise ValueError(
+                f"{self!r}: it has no blocks with weights of their own, so there is nothing to "
+                f"stream. Use Resident({self.target!r}) for weights that blocks share, or leave "
+                "the callback out."
+            )
+        return [block for block, _ in pairs], [inside for _, inside in pairs]
 
     def _enclosing_model(self, target: nn.Module) -> str:
         """FQN of the model that the blocks belong to: the target, or a list's outermost parent."""

@@ -228,6 +228,56 @@ def test_a_target_without_blocks_names_the_callback_to_use(toy):
         LayerwiseOffload("head").attach(toy, "cpu")
 
 
+def with_blocks(*blocks: nn.Module) -> nn.Module:
+    root = nn.Module()
+    root.m = nn.Module()
+    root.m.blocks = nn.ModuleList(blocks)
+    return root
+
+
+def linears(count: int, *, tied: bool = False) -> list[nn.Module]:
+    made = [nn.Linear(4, 4) for _ in range(count)]
+    for linear in made[1:] if tied else ():
+        linear.weight, linear.bias = made[0].weight, made[0].bias
+    return made
+
+
+NOTHING_TO_STREAM = {
+    "no blocks": lambda: [],
+    "a list of an empty list": lambda: [nn.ModuleList()],
+    "no weights": lambda: [nn.GELU(), nn.GELU()],
+    "weights without elements": lambda: [nn.Module(), nn.Module()],
+    "weights that all blocks share": lambda: linears(3, tied=True),
+}
+
+
+@pytest.mark.parametrize("kind", NOTHING_TO_STREAM)
+def test_a_list_with_nothing_to_stream_is_refused_by_name_and_left_as_it_was(kind):
+    root = with_blocks(*NOTHING_TO_STREAM[kind]())
+    if kind == "weights without elements":
+        for block in root.m.blocks:
+            block.register_parameter("w", nn.Parameter(torch.empty(0, 4)))
+    before = dict(vars(root))
+    with pytest.raises(ValueError, match=r"'m\.blocks'\): it has no blocks with weights"):
+        LayerwiseOffload("m.blocks").attach(root, "cpu")
+    assert vars(root) == before
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3])
+def test_blocks_without_bytes_of_their_own_stand_among_those_that_stream(num_slots):
+    one, other, *tied = linears(2) + linears(2, tied=True)
+    blocks = [nn.GELU(), one, tied[0], nn.Identity(), other, tied[1]]
+    root, x = with_blocks(*blocks), sample(4)
+    plain = nn.Sequential(*blocks)(x)
+    callback = LayerwiseOffload("m.blocks", num_slots=num_slots)
+    callback.attach(root, "cpu")
+    out = x
+    for block in root.m.blocks:
+        out = block(out)
+    assert torch.equal(out, plain)
+    callback.detach()
+
+
 def test_an_unknown_target_names_the_nearest(toy):
     with pytest.raises(ValueError, match=r"no module 'block'.*'blocks'"):
         LayerwiseOffload("block").attach(toy, "cpu")
