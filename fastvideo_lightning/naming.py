@@ -14,6 +14,10 @@ from pathlib import Path
 MAX_STEM_BYTES = 120  # encrypted file systems stop at 143, and the temporary name needs room too
 _RESERVED = {"con", "prn", "aux", "nul", "conin", "conout"}
 _RESERVED |= {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
+# Letters without a shape; and marks without one, which choose a shape of the character before.
+_BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0")
+_SELECTORS = (range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0))
+_BLANK_MARKS = frozenset("\u034f\u17b4\u17b5") | {chr(c) for each in _SELECTORS for c in each}
 # What a file system without hard links answers.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -21,17 +25,34 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 def safe_stem(prompt: str) -> str:
     """Return a file stem for the prompt that every file system takes.
 
-    Letters, digits and hyphens stay, in any script; every run of anything else becomes one
-    underscore. At most `MAX_STEM_BYTES` bytes of UTF-8, never empty, never a name that Windows
-    reserves (https://learn.microsoft.com/windows/win32/fileio/naming-a-file).
+    Letters, digits and hyphens stay, in any script, a letter with the marks that belong to it;
+    every run of anything else becomes one underscore. At most `MAX_STEM_BYTES` bytes of UTF-8,
+    never empty, never a name that Windows reserves
+    (https://learn.microsoft.com/windows/win32/fileio/naming-a-file).
     """
     text = unicodedata.normalize("NFKC", prompt)
-    kept = (c if unicodedata.category(c)[0] in "LMN" or c == "-" else " " for c in text)
-    words = "".join(kept).split()
+    words = "".join(_seen(text)).split()
     stem = "_".join(words).encode()[:MAX_STEM_BYTES].decode(errors="ignore").strip("_-")
     if not stem:
         return "video"
     return f"video_{stem}" if stem.lower() in _RESERVED else stem
+
+
+def _seen(text: str) -> Iterator[str]:
+    """Give each character that stays, and a space for each that does not.
+
+    A mark goes with the character that it belongs to: alone, many cannot be seen. So do letters
+    that are blank, as the fillers of Hangul are.
+    """
+    carries = False
+    for character in text:
+        kind = unicodedata.category(character)[0]
+        if kind != "M":
+            carries = kind in "LN" and character not in _BLANK_LETTERS
+        if character == "-" or (carries and character not in _BLANK_MARKS):
+            yield character
+        elif not carries:
+            yield " "
 
 
 def names_for(prompt: str, suffix: str) -> Iterator[str]:
