@@ -6,6 +6,7 @@ about the model before a weight is read. stdout gets the path of the video and n
 
 import errno
 import io
+import os
 import signal
 import sys
 import traceback
@@ -89,10 +90,30 @@ def _is_cause(failure: BaseException, *, is_told: bool = False) -> bool:
     return launching is None or launching.note_failure(failure, is_told=is_told)
 
 
+def _open_closed_streams() -> None:
+    """Have what a service or `2>&-` closed go nowhere.
+
+    Its number would else be the next file's, which then gets what a library writes to stderr.
+    Python's own stdin stays None: whoever asks for prompts there is told.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            os.set_inheritable(number, True)
+        if name != "stdin" and getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
 def main() -> None:
     """Run the command and exit: 0, 1 (failed while running), 2 (wrong choice), 130 (Ctrl-C)."""
     # As Ctrl-C does, so that a half-made file goes before the process does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _open_closed_streams()
     show_own_log()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

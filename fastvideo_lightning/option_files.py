@@ -8,7 +8,12 @@ from typing import Any
 import click
 
 from fastvideo_lightning.config import nearest_name
-from fastvideo_lightning.option_types import BudgetType, MappingType
+from fastvideo_lightning.option_types import (
+    BudgetType,
+    MappingType,
+    RepeatedKeyError,
+    read_yaml,
+)
 from fastvideo_lightning.options import COMMAND, GroupedOption, WrongChoiceError
 
 
@@ -55,12 +60,14 @@ def _read_yaml(path: str) -> Mapping[Any, Any]:
 
     how = "Write one option a line, as in `num-frames: 17`."
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise WrongChoiceError(
             f"--config {path} cannot be read: {reason}. Pass the path of a YAML file."
         ) from error
+    except RepeatedKeyError as error:
+        raise WrongChoiceError(f"{path}, {error} Keep one of the two.") from error
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise WrongChoiceError(f"{path}{place}: not YAML: {error.problem}. {how}") from error

@@ -7,6 +7,33 @@ import click
 from fastvideo_lightning.config import LoraChoice
 
 
+class RepeatedKeyError(ValueError):
+    """A key stands twice in a mapping, of which YAML's loader would drop the first."""
+
+
+def read_yaml(text: str) -> Any:
+    """Read plain YAML as `yaml.safe_load` does, but drop no key.
+
+    Raises:
+        RepeatedKeyError: If a key stands twice in a mapping; names it and its line.
+        yaml.YAMLError: If it is no YAML.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                name = key.value if isinstance(key, yaml.ScalarNode) else None
+                if name in seen and key.tag != "tag:yaml.org,2002:merge":
+                    line = key.start_mark.line + 1
+                    raise RepeatedKeyError(f"line {line}: {name} is given twice.")
+                seen.add(name or object())
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)  # noqa: S506  # a SafeLoader
+
+
 class LoraType(click.ParamType[LoraChoice]):
     """A LoRA on the command line: `PATH` or `PATH:WEIGHT`."""
 
@@ -51,7 +78,9 @@ class MappingType(click.ParamType[Any]):
         import yaml
 
         try:
-            mapping = yaml.safe_load(value) if isinstance(value, str) else value
+            mapping = read_yaml(value) if isinstance(value, str) else value
+        except RepeatedKeyError as error:
+            self.fail(f"{error} Keep one of the two.", param, ctx)
         except yaml.YAMLError:
             mapping = None
         if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping):

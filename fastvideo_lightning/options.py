@@ -88,7 +88,32 @@ class GroupedOption(click.Option):
         return f"--[no-]{self.opts[0].removeprefix('--')}", record[1]
 
 
-class GroupedCommand(click.Command):
+class StrictCommand(click.Command):
+    """A command that drops nothing of what was typed: an option given twice is an error."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, refusing an option that takes one value and was given several."""
+        if not ctx.resilient_parsing:
+            order = self.make_parser(ctx).parse_args(list(args))[2]
+            for param in order:
+                takes_one = isinstance(param, click.Option) and not param.multiple
+                is_choice = takes_one and (not param.is_flag or param.secondary_opts)
+                if is_choice and order.count(param) > 1:
+                    raise WrongChoiceError(_given_twice(param), ctx)
+        return super().parse_args(ctx, args)
+
+
+def _given_twice(param: click.Parameter) -> str:
+    name = param.opts[0]
+    if param.secondary_opts:
+        name += f" (or {param.secondary_opts[0]})"
+    how = "Keep one of the two."
+    if param.name == "prompt":
+        how = "Keep one of the two, or write one a line into a file: --prompts prompts.txt."
+    return f"{name} is given twice. {how}"
+
+
+class GroupedCommand(StrictCommand):
     """A command whose help page has a heading for each group of options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -8,6 +8,7 @@ from recorders import RecordedGenerator, RecordedModule, read_errors, record_cal
 import fastvideo_lightning
 from fastvideo_lightning import extras
 from fastvideo_lightning.cli import run
+from fastvideo_lightning.options import make_options
 
 
 @pytest.fixture
@@ -76,7 +77,8 @@ def test_a_wrong_choice_is_one_line_and_a_suggestion(
     Path("taken").touch()
     with monkeypatch.context() as bare:
         bare.setattr(extras, "find_spec", lambda package: None)
-        assert run(["generate", "--prompt", "a", *options]) == 2
+        prompt = [] if "--prompt" in options else ["--prompt", "a"]
+        assert run(["generate", *prompt, *options]) == 2
     lines = read_errors(capsys)
     assert len(lines) == 2
     assert lines[0].startswith(f"Error: {first}")
@@ -202,3 +204,43 @@ def test_ctrl_c_ends_with_130_and_no_traceback(calls, capsys, monkeypatch):
         "Stopped. The video was not made. Run the same command again to make it.",
     ]
     assert calls[-1] == ("close",)
+
+
+REPEATED = {
+    "generate": [
+        [(option.opts[0], None if option.secondary_opts else "1")] * 2
+        for option in make_options()
+        if not option.multiple
+    ],
+    "plan": [[("--gpu", "RTX 4090"), ("--gpu", "H100")], [("--compile", None)] * 2],
+    "serve": [[("--port", "1"), ("--port", "2")], [("--config", "a"), ("--config", "b")]],
+    "pack": [[("--dtype", "bf16"), ("--dtype", "fp16")], [("--variant", "a")] * 2],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "pairs"), [(name, pairs) for name, all_ in REPEATED.items() for pairs in all_]
+)
+def test_an_option_that_is_given_twice_is_refused_by_its_name(calls, capsys, command, pairs):
+    words = [word for pair in pairs for word in pair if word is not None]
+    assert run([command, *words]) == 2
+    name = pairs[0][0]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"Error: {name}")
+    assert said[0].endswith("is given twice.")
+    assert said[1].startswith("Keep one of the two")
+
+
+def test_a_flag_and_its_opposite_are_refused(calls, capsys):
+    assert run(["generate", "--prompt", "a", "--compile", "--no-compile"]) == 2
+    assert "--compile (or --no-compile) is given twice." in capsys.readouterr().err
+
+
+def test_a_second_prompt_is_told_where_several_go(calls, capsys):
+    assert run(["generate", "--prompt", "a", "--prompt", "b"]) == 2
+    assert "--prompts prompts.txt" in capsys.readouterr().err
+
+
+def test_what_may_be_repeated_is_kept_whole(calls):
+    words = ["--lora", "some/one", "--lora", "some/two", "--debug", "--debug"]
+    assert run(["generate", "--prompt", "a", *words]) == 0

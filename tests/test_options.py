@@ -125,3 +125,20 @@ def test_further_arguments_are_typed_as_yaml_or_json_and_mapped_in_a_file(read, 
 def test_further_arguments_that_are_no_mapping_are_refused(text):
     with pytest.raises(click.BadParameter, match="must look like '{strength"):
         MappingType().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt: a\nseed: 1\nprompt: b", "c.yaml, line 3: prompt is given twice. Keep one"),
+        ("pipeline-arguments: {a: 1, b: 2, a: 3}", "c.yaml, line 1: a is given twice. Keep one"),
+    ],
+)
+def test_a_key_that_stands_twice_in_a_file_is_refused_with_its_line(read, text, message):
+    with pytest.raises(WrongChoiceError, match=f"^{message}"):
+        read(text)
+
+
+def test_a_name_that_is_typed_twice_among_further_arguments_is_refused():
+    with pytest.raises(click.BadParameter, match="strength is given twice"):
+        MappingType().convert("{strength: 1, strength: 2}", None, None)

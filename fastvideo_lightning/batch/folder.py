@@ -83,6 +83,7 @@ class BatchFolder:
 
         Raises:
             RuntimeError: If another process has locked it.
+            StorageError: If it cannot be locked, as where a network's file system has no locks.
         """
         try:
             self._lock.acquire(timeout=0)
@@ -91,6 +92,12 @@ class BatchFolder:
                 f"Another batch is being written into {str(self.path)!r}. Wait until it has ended, "
                 "or pass another output_path."
             ) from None
+        except (OSError, NotImplementedError) as error:
+            raise StorageError(
+                f"{str(self.path)!r} cannot be locked ({_reason(error)}), and a batch locks its "
+                "folder so that no second one writes there. Mount it with locks (NFS: lockd, or "
+                "the option local_lock=all on one machine), or pass an output_path on another disk."
+            ) from error
         self._partial.mkdir(exist_ok=True)
         done: dict[str, list[Entry]] = {}
         for entry in self._entries():
@@ -170,7 +177,7 @@ class BatchFolder:
             return StorageError(
                 f"{str(self.path)!r} was removed while videos were being made. {again}"
             )
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        reason = _reason(error)
         name = f"{safe_stem(prompt)}{self._suffix}"
         return StorageError(
             f"{name} could not be written into {str(self.path)!r}: {reason}. "
@@ -207,6 +214,12 @@ class BatchFolder:
                 _sync_folder(self.path)
                 return path
         raise AssertionError("names ended")
+
+
+def _reason(error: Exception) -> str:
+    """Return what the system says of an error, without its number."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else str(error)
 
 
 def _sync_folder(path: Path) -> None:

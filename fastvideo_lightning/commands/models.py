@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fastvideo_lightning.options import StrictCommand
+
 if TYPE_CHECKING:
     from fastvideo_lightning.inventory import Entry
 
@@ -17,7 +19,7 @@ stands where; through a pipe each pipeline is a line whose cells are separated b
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(cls=StrictCommand, epilog=_EPILOG)
 @click.option("--markdown", is_flag=True, help="Print the table as docs/models.md has it.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
 @click.pass_context

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fastvideo_lightning.checkpoint_folder import find_folder, readable
+from fastvideo_lightning.options import StrictCommand
 
 if TYPE_CHECKING:
     from fastvideo_lightning.pack import Packing, Progress
@@ -24,7 +25,9 @@ run that was stopped goes on where it was when it is started again.
 """
 
 
-@click.command(epilog=_EXAMPLES, short_help="Write a checkpoint as it runs on a GPU.")
+@click.command(
+    cls=StrictCommand, epilog=_EXAMPLES, short_help="Write a checkpoint as it runs on a GPU."
+)
 @click.argument("model")
 @click.argument("out")
 @click.option(

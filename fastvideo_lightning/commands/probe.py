@@ -2,8 +2,10 @@
 
 import click
 
+from fastvideo_lightning.options import StrictCommand
 
-@click.command(short_help="Measure this machine for plans.")
+
+@click.command(cls=StrictCommand, short_help="Measure this machine for plans.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
 def probe(debug: bool) -> None:
     """Measure the GPU, its link and the host once, and keep the figures for plans."""

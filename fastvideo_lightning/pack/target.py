@@ -124,6 +124,12 @@ def _lock(out: Path) -> FileLock:
             f"Another `fastvideo-lightning pack` is writing to {out}. Wait for it to end, or pass "
             "another folder."
         ) from None
+    except (OSError, NotImplementedError) as error:
+        raise OSError(
+            f"{out} cannot be locked ({getattr(error, 'strerror', None) or error}), and pack locks "
+            "its folder so that no second one writes there. Mount it with locks (NFS: lockd, or "
+            "the option local_lock=all on one machine), or pass a folder on another disk."
+        ) from error
     return lock
 
 

@@ -290,3 +290,16 @@ def test_a_disk_that_fills_up_leaves_no_half_file_and_says_what_to_do(folder, mo
     folder.close()
     assert write_batch(folder.path, 2) == 2
     check_folder(folder.path, 2)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_folder_that_cannot_be_locked_is_named_with_what_to_do(tmp_path, monkeypatch, number):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(StorageError, match="cannot be locked") as told:
+        BatchFolder(tmp_path / "videos").open()
+    assert str(tmp_path / "videos") in str(told.value)
+    assert os.strerror(number) in str(told.value)
+    assert "output_path" in str(told.value)

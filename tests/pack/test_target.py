@@ -221,3 +221,13 @@ def test_what_the_system_refuses_while_writing_is_told_of_the_folder(
             packing.write()
         assert raised.value.errno == code
         assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_cannot_be_locked_is_named_with_what_to_do(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match="cannot be locked.*pass a folder on another disk") as told:
+        pack("tiny-shapes", tmp_path / "packed")
+    assert str(tmp_path / "packed") in str(told.value)
