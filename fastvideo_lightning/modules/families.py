@@ -21,6 +21,7 @@ class Row:
         size_step: Height and width are multiples of it.
         first_frames: The fewest frames; one more for each group that the VAE makes one latent of.
         frame_step: Frames in such a group; None: the VAE says.
+        whole_groups: A multiple of `frame_step` will do too.
         last_frames: The most frames, where the model is made for so many.
         tiles: The VAE decodes in tiles and in no other way.
         embedded_guidance: The guidance scale of a denoiser that has it as an input; other
@@ -31,6 +32,7 @@ class Row:
     size_step: int = 16
     first_frames: int = 1
     frame_step: int | None = None
+    whole_groups: bool = False
     last_frames: int | None = None
     tiles: bool = False
     embedded_guidance: float | None = None
@@ -98,8 +100,10 @@ FAMILIES: dict[str, Row] = {
     "LTX2Pipeline": Row(_LTX_2, 32),
     "LTX2ImageToVideoPipeline": Row(_LTX_2, 32),
     "LTX2ConditionPipeline": Row(_LTX_2, 32),
-    "CogVideoXPipeline": Row(_COGVIDEO),
-    "CogVideoXImageToVideoPipeline": Row(_COGVIDEO),
+    # The VAE decodes two latent frames at a time: an even number makes four frames each, an odd
+    # number three fewer. What lies between would come out longer or shorter than asked for.
+    "CogVideoXPipeline": Row(_COGVIDEO, frame_step=8, whole_groups=True),
+    "CogVideoXImageToVideoPipeline": Row(_COGVIDEO, frame_step=8, whole_groups=True),
     "CogVideoXVideoToVideoPipeline": Row(_COGVIDEO),
     "MochiPipeline": Row(_MOCHI),
     "WanVACEPipeline": Row(_WAN.merge(num_frames=81)),

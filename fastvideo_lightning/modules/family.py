@@ -66,6 +66,7 @@ class FamilyModule(GenericModule):
                 first=row.first_frames,
                 step=row.frame_step or self._frame_group,
                 last=row.last_frames or _MOST_FRAMES,
+                whole_steps=row.whole_groups,
             )
 
     @property

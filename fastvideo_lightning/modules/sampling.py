@@ -81,32 +81,60 @@ class GridError(ValueError):
     Args:
         name: The field of `SamplingParams`.
         value: What came.
-        grid: What the model can make.
+        grids: What the model can make.
     """
 
-    def __init__(self, name: str, value: int, grid: range) -> None:
-        super().__init__(name, value, grid)  # what it is made of again in another process
-        self.name, self.value, self.grid = name, value, grid
+    def __init__(self, name: str, value: int, *grids: range) -> None:
+        super().__init__(name, value, *grids)  # what it is made of again in another process
+        self.name, self.value, self.grids = name, value, grids
 
     def __str__(self) -> str:
-        first, step, last = self.grid[0], self.grid.step, self.grid[-1]
-        clamped = min(max(self.value, first), last)
-        nearest = min(first + step * ((clamped - first + step // 2) // step), last)
-        kind = f"a multiple of {step}" if first == step else f"{first} plus a multiple of {step}"
-        kind = "a whole number" if step == 1 else kind
+        kinds = " or ".join(map(_kind_of, self.grids))
+        first, last = min(grid[0] for grid in self.grids), max(grid[-1] for grid in self.grids)
+        near = (_nearest_in(grid, self.value) for grid in self.grids)
+        # Of two that are as near, the larger one.
+        nearest = min(near, key=lambda each: (abs(each - self.value), -each))
         return (
-            f"{self.name} must be {kind}, {first} to {last}, got {self.value}. "
+            f"{self.name} must be {kinds}, {first} to {last}, got {self.value}. "
             f"The nearest that this model can make is {self.name}={nearest}."
         )
 
     def at_most(self, most: int) -> "GridError":
         """Return the same error where nothing above `most` may be asked for."""
-        grid = range(self.grid.start, min(self.grid.stop, most + 1), self.grid.step)
-        return GridError(self.name, self.value, grid) if grid else self
+        cut = (range(g.start, min(g.stop, most + 1), g.step) for g in self.grids)
+        grids = [grid for grid in cut if grid]
+        return GridError(self.name, self.value, *grids) if grids else self
 
 
-def check_grid(name: str, value: int, *, first: int, step: int, last: int) -> None:
-    """Raise `GridError` unless `value` is one of first, first + step, ..., last."""
-    grid = range(first, last + 1, step)
-    if value not in grid:
-        raise GridError(name, value, grid)
+def _kind_of(grid: range) -> str:
+    if grid.step == 1:
+        return "a whole number"
+    is_multiple = grid[0] == grid.step
+    return (
+        f"a multiple of {grid.step}" if is_multiple else f"{grid[0]} plus a multiple of {grid.step}"
+    )
+
+
+def _nearest_in(grid: range, value: int) -> int:
+    first, step, last = grid[0], grid.step, grid[-1]
+    clamped = min(max(value, first), last)
+    return min(first + step * ((clamped - first + step // 2) // step), last)
+
+
+def check_grid(
+    name: str, value: int, *, first: int, step: int, last: int, whole_steps: bool = False
+) -> None:
+    """Raise `GridError` unless `value` is one of first, first + step, ..., last.
+
+    Args:
+        name: The field of `SamplingParams`.
+        value: Its value.
+        first: The least.
+        step: From one to the next.
+        last: None is above it.
+        whole_steps: A multiple of the step will do too.
+    """
+    grids = [range(first, last + 1, step)]
+    grids += [range(step, last + 1, step)] if whole_steps else []
+    if not any(value in grid for grid in grids):
+        raise GridError(name, value, *grids)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from recipes import RECIPES
 
 from fastvideo_lightning import SamplingParams, VideoModule
@@ -108,7 +109,26 @@ def test_without_a_size_an_image_keeps_its_shape(image: Path) -> None:
 
 def test_what_the_pages_leave_open_is_the_checkpoints() -> None:
     params = resolve("CogVideoXPipeline")
-    assert (params.height, params.width, params.num_frames, params.fps) == (32, 32, 5, 8)
+    assert (params.height, params.width, params.num_frames, params.fps) == (32, 32, 9, 8)
+
+
+@pytest.mark.parametrize("name", ["CogVideoXPipeline", "CogVideoXImageToVideoPipeline"])
+def test_cogvideox_takes_the_numbers_of_frames_that_diffusers_makes_exactly(
+    name: str, image: Path
+) -> None:
+    pipeline = RECIPES[name].build()
+    module = VideoModule.from_pipeline(pipeline)
+    inputs = {"image_path": image} if "ImageTo" in name else {}
+    for asked in range(1, 19):
+        groups = (asked - 1) // pipeline.vae_scale_factor_temporal + 1  # as the pipeline has it
+        made = pipeline.decode_latents(torch.zeros(1, groups, 4, 2, 2)).shape[2]
+        params = SamplingParams(num_frames=asked, **inputs)
+        if made == asked:
+            assert module.resolve_sampling(params).num_frames == asked
+        else:
+            nearest = min((1, 8, 9, 16, 17), key=lambda each: (abs(each - asked), -each))
+            with pytest.raises(ValueError, match=rf"or a multiple of 8.*num_frames={nearest}\."):
+                module.resolve_sampling(params)
 
 
 def test_a_vae_that_decodes_in_tiles_alone_does_so() -> None:

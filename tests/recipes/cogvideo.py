@@ -39,7 +39,7 @@ def transformer(kind: Any = df.CogVideoXTransformer3DModel, **config: Any) -> An
         "num_layers": 3,
         "sample_width": 4,
         "sample_height": 4,
-        "sample_frames": 5,
+        "sample_frames": 9,
         "max_text_seq_length": 16,
     }
     return seeded(kind, **{**settings, **config})
@@ -55,12 +55,12 @@ def pipeline(kind: Any, **own: Any) -> Any:
     )
 
 
-@recipe("CogVideoXPipeline", **_CALL)
+@recipe("CogVideoXPipeline", num_frames=9, **_CALL)
 def text_to_video() -> Any:
     return pipeline(df.CogVideoXPipeline, transformer=transformer())
 
 
-@recipe("CogVideoXImageToVideoPipeline", image_path="image", **_CALL)
+@recipe("CogVideoXImageToVideoPipeline", num_frames=8, image_path="image", **_CALL)
 def image_to_video() -> Any:
     model = transformer(
         in_channels=8,
