@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -81,6 +82,10 @@ def build_component(
         CheckpointError: If weights are missing, damaged or of another shape than the model's.
         ValueError: If they shall be quantized, and were saved so.
     """
+    if is_diffusers_model(model_class) and not hasattr(model_class, "load_config"):
+        how: dict[str, Any] = {"dtypes": dtypes, "quantization": quantization}
+        how |= {"device_type": device_type, "variant": variant, "allow_pickle": allow_pickle}
+        return _build_several(model_class, folder, how)
     dtype = dtypes.on(device_type)
     stem = weight_stem(model_class)
     variant = variant if variant and any(folder.glob(f"{stem}*.{variant}.*")) else None
@@ -137,6 +142,39 @@ def library_bars_off() -> Iterator[None]:
     finally:
         for log in shown:
             log.enable_progress_bar()
+
+
+def _build_several(model_class: type[nn.Module], folder: Path, how: Mapping[str, Any]) -> Component:
+    """Build what is several models and has no configuration of its own, as several control nets.
+
+    As diffusers saves it: the first in the component's folder, the others beside it, as in
+    `controlnet_1`.
+    """
+    further = (folder.with_name(f"{folder.name}_{number}") for number in count(1))
+    folders = [folder, *takewhile(Path.is_dir, further)]
+    parts = [build_component(_saved_class(each), each, **how) for each in folders]
+    module = model_class([part.module for part in parts])
+    fqns = {model: fqn for fqn, model in module.named_modules()}
+    sources = {
+        f"{fqns[part.module]}.{fqn}": source
+        for part in parts
+        for fqn, source in part.sources.items()
+    }
+    return Component(module.eval(), sources)
+
+
+def _saved_class(folder: Path) -> type[nn.Module]:
+    """Return the diffusers model whose configuration a folder holds."""
+    import diffusers
+
+    name = read_json(folder / "config.json").get("_class_name")
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(found, type) or not is_diffusers_model(found):
+        raise CheckpointError(
+            f"{folder / 'config.json'} must name a model of diffusers in _class_name, got "
+            f"{name!r}. Download the checkpoint again."
+        )
+    return found
 
 
 def _build_without_weights(

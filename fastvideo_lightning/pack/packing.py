@@ -185,6 +185,11 @@ def plan_packing(
         weights: dict[Path, PackedFile] = {}
         texts: dict[Path, bytes] = {}
         for name, component in module.named_children():
+            if is_diffusers_model(type(component)) and not hasattr(component, "config"):
+                raise ValueError(
+                    f"{folder / name} and the folders beside it make one {type(component).__name__}"
+                    ", which cannot be packed. Use the checkpoint as it is."
+                )
             files = plan_files(
                 component, _sources_of(module.weight_sources, name), weight_stem(type(component))
             )
