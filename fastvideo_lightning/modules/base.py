@@ -14,6 +14,7 @@ from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.attention import attending
 from fastvideo_lightning.modules.batches import uncollated
+from fastvideo_lightning.modules.catalog import check_makes_frames
 from fastvideo_lightning.modules.context import SplitsTokens
 from fastvideo_lightning.modules.dtypes import stays_fp32
 from fastvideo_lightning.modules.guards import (
@@ -171,6 +172,7 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
             ValueError: If the model cannot; names what, what came and the nearest that works.
             FileNotFoundError: If an image is not there.
         """
+        check_makes_frames(self._pipeline)
         check_inputs(params)
         check_scheduler(self.pipeline, params)
         resolved = self.fill_sampling(params)

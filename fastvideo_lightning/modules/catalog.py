@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
@@ -53,6 +53,29 @@ def returns(pipeline_class: Any, names: tuple[str, ...]) -> bool:
         return any(output.name in names for output in blocks_of(pipeline_class).outputs)
     return any(
         field.name in names for kind in _outputs_of(pipeline_class) for field in fields(kind)
+    )
+
+
+def check_makes_frames(pipeline: Any) -> None:
+    """Raise ValueError for a pipeline, or its class, that makes neither frames nor pictures.
+
+    What its call returns is read off its code; where that tells of no output, the call itself will.
+    """
+    if is_modular(pipeline):
+        made = [output.name for output in blocks_of(pipeline).outputs]
+    else:
+        made = [field.name for kind in _outputs_of(pipeline) for field in fields(kind)]
+    if made and not {*VIDEO_FIELDS, *IMAGE_FIELDS} & set(made):
+        raise no_frames(pipeline, made)
+
+
+def no_frames(pipeline: Any, made: Iterable[str]) -> ValueError:
+    """Return the error that says what a pipeline makes in place of frames."""
+    kind = pipeline if inspect.isclass(pipeline) else type(pipeline)
+    return ValueError(
+        f"{kind.__name__} makes neither frames nor pictures: it returns "
+        f"{', '.join(made) or 'nothing that has a name'}. Call the pipeline itself for these, and "
+        "pass one here that makes a video or a picture."
     )
 
 

@@ -25,6 +25,7 @@ from fastvideo_lightning.modules.divided import (
     undivided,
 )
 from fastvideo_lightning.modules.fused import check_not_fused
+from fastvideo_lightning.modules.model_lora import denoisers_with_adapters
 
 
 class TakesLora:
@@ -57,15 +58,23 @@ class TakesLora:
             raise ImportError(
                 'LoRA needs PEFT. Install it: pip install "fastvideo-lightning[lora]" (or peft).'
             )
-        models = [self.get_submodule(fqn) for fqn in self.denoisers]  # type: ignore[attr-defined]
-        if not models:
-            raise ValueError(f"{type(self.pipeline).__name__} takes no LoRA: it has no denoiser.")
-        for model in models:
-            if not hasattr(model, "load_lora_adapter"):
-                raise ValueError(
-                    f"{type(self.pipeline).__name__} takes no LoRA: diffusers cannot put layers "
-                    f"into its {type(model).__name__}. Leave it out."
-                )
+        if self._denoisers_with_adapters:
+            return
+        name = type(self.pipeline).__name__
+        if not self.denoisers:
+            raise ValueError(f"{name} takes no LoRA: it has no denoiser.")
+        kinds = [type(self.get_submodule(fqn)).__name__ for fqn in self.denoisers]  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{name} takes no LoRA: diffusers cannot put layers into its {' or '.join(kinds)}. "
+            "Leave it out."
+        )
+
+    @property
+    def _denoisers_with_adapters(self) -> tuple[str, ...]:
+        pipeline = self.pipeline
+        loaded_into = getattr(pipeline, "_lora_loadable_modules", ())
+        found = denoisers_with_adapters(pipeline.components)
+        return tuple(name for name in found if name in loaded_into)
 
     def load_lora(
         self,

@@ -1,7 +1,8 @@
 """A diffusers pipeline that computes where it is told, whatever device its weights wait on."""
 
 import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from operator import length_hint
@@ -28,14 +29,28 @@ class _Placed:
     execution_device: torch.device
     bar_steps: int = 0
 
-    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-        """Note how many steps the loop has that begins; the bar itself is hidden."""
-        self.bar_steps = length_hint(iterable, 0) if total is None else total
-        return super().progress_bar(iterable, total)  # type: ignore[misc]
+    def progress_bar(self, *told: Any, **named: Any) -> Any:
+        """Note how many steps the loop has that begins; the bar itself is hidden.
+
+        A class may have a bar with arguments of its own, so they are passed on as they come.
+        """
+        bar = super().progress_bar  # type: ignore[misc]
+        self.bar_steps = _steps_told(bar, told, named)
+        return bar(*told, **named)
 
     @property
     def _execution_device(self) -> torch.device:
         return self.execution_device
+
+
+def _steps_told(bar: Callable[..., Any], told: tuple[Any, ...], named: Mapping[str, Any]) -> int:
+    """Return how many steps a progress bar is told of; 0 where that is not to be seen."""
+    try:
+        arguments = inspect.signature(bar).bind(*told, **named).arguments
+    except TypeError:  # the bar itself says what it takes
+        return 0
+    total, iterable = arguments.get("total"), arguments.get("iterable")
+    return length_hint(iterable, 0) if total is None else total
 
 
 @cache

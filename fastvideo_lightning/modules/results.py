@@ -1,12 +1,12 @@
 """What a pipeline's call returns, as frames and sound."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastvideo_lightning.modules.catalog import IMAGE_FIELDS, VIDEO_FIELDS
+from fastvideo_lightning.modules.catalog import IMAGE_FIELDS, VIDEO_FIELDS, no_frames
 from fastvideo_lightning.modules.finite import check_frames
 from fastvideo_lightning.modules.pipelines import Pipeline
 from fastvideo_lightning.output import Audio, Frames
@@ -33,8 +33,14 @@ def read_output(output: Any, pipeline: Pipeline) -> Result:
     Args:
         output: A diffusers output with frames or pictures, and maybe a sound.
         pipeline: Who made it; it knows the sampling rate.
+
+    Raises:
+        ValueError: If it holds neither frames nor pictures.
     """
-    pixels = _as_array(_first(output, (*VIDEO_FIELDS, *IMAGE_FIELDS)))
+    visual = _first(output, (*VIDEO_FIELDS, *IMAGE_FIELDS))
+    if visual is None:
+        raise no_frames(pipeline, _names_in(output))
+    pixels = _as_array(visual)
     if pixels.ndim == 5:  # a batch of one video; a batch of one picture is a video of one frame
         pixels = pixels[0]
     check_frames(pixels)
@@ -49,8 +55,14 @@ def _first(output: Any, names: tuple[str, ...]) -> Any:
     """Return the one of the fields that this output has, or None."""
     if isinstance(output, dict):  # as most outputs of diffusers are
         return next((output[name] for name in names if output.get(name) is not None), None)
-    known = [field.name for field in fields(output)]
+    known = _names_in(output)
     return next((getattr(output, name) for name in names if name in known), None)
+
+
+def _names_in(output: Any) -> list[str]:
+    if isinstance(output, dict):
+        return list(output)
+    return [field.name for field in fields(output)] if is_dataclass(output) else []
 
 
 def as_uint8(frames: np.ndarray) -> Frames:

@@ -1,14 +1,23 @@
 """What the generic module passes on, and what it refuses before any work is done."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers.utils import BaseOutput
 from recipes import RECIPES
 
 from fastvideo_lightning import SamplingParams, VideoModule
-from fastvideo_lightning.modules.catalog import find_video_pipelines
+from fastvideo_lightning.modules.catalog import (
+    check_makes_frames,
+    find_image_pipelines,
+    find_video_pipelines,
+)
 from fastvideo_lightning.modules.inputs import _NEEDED
 from fastvideo_lightning.modules.signature import CallSignature
 from fastvideo_lightning.output import GeneratedVideo
@@ -128,3 +137,88 @@ def test_the_strength_of_a_guider_is_set_for_the_call_alone():
         assert module.pipeline.guider.guidance_scale == 7.0
     assert module.pipeline.guider is before
     assert before.guidance_scale == 2.0
+
+
+@dataclass
+class Embeddings(BaseOutput):
+    """What a pipeline returns that makes no frames."""
+
+    image_embeds: torch.Tensor
+
+
+class Prior(DiffusionPipeline):
+    """Makes embeddings, as the first of Kandinsky's two pipelines does."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    def __call__(self, prompt, num_inference_steps=1, generator=None, output_type="np"):
+        return Embeddings(image_embeds=torch.zeros(1, 3))
+
+
+class Secretive(Prior):
+    """One whose call does not show what it returns."""
+
+    def __call__(self, prompt, num_inference_steps=1, generator=None, output_type="np"):
+        return (torch.zeros(1, 3),)
+
+
+def small_pipeline(kind: type[DiffusionPipeline]) -> DiffusionPipeline:
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel(8, block_out_channels=(8, 8), norm_num_groups=2, **blocks)
+    return kind(unet=unet, scheduler=DDIMScheduler())
+
+
+def test_a_pipeline_that_makes_no_frames_is_refused_before_a_weight_is_read():
+    module = VideoModule.from_pipeline(small_pipeline(Prior))
+    with pytest.raises(ValueError, match="Prior makes neither frames.*returns image_embeds"):
+        resolve(module)
+
+
+def test_a_pipeline_that_does_not_show_that_it_makes_no_frames_is_named_after_its_call():
+    module = VideoModule.from_pipeline(small_pipeline(Secretive))
+    resolve(module)
+    with pytest.raises(ValueError, match="Secretive makes neither frames nor pictures"):
+        module.predict_step({"prompt": "a dog"})
+
+
+def test_no_pipeline_that_makes_frames_or_pictures_is_refused():
+    for kind in (find_video_pipelines() | find_image_pipelines()).values():
+        check_makes_frames(kind)
+    with pytest.raises(ValueError, match="MarigoldDepthPipeline .* returns prediction, uncert"):
+        check_makes_frames(diffusers.MarigoldDepthPipeline)
+
+
+def bar_of(*named: str) -> Any:
+    """A class of a pipeline whose bar takes further arguments, called as it may be."""
+
+    class Mine(DDIMPipeline):
+        def progress_bar(self, iterable=None, total=None, desc=None, *, leave=True):
+            told.append((desc, leave))
+            return super().progress_bar(iterable, total)
+
+        def __call__(self, **inputs):
+            further = dict.fromkeys(named, "mine")
+            for _ in self.progress_bar(range(3), **further):
+                pass
+            with self.progress_bar(None, 4, **further):
+                counts.append(self.bar_steps)
+            with self.progress_bar(total=5, **further):
+                counts.append(self.bar_steps)
+            return super().__call__(**inputs)
+
+    told: list[Any] = []
+    counts: list[int] = []
+    Mine.told, Mine.counts = told, counts
+    return Mine
+
+
+@pytest.mark.parametrize("named", [(), ("desc",), ("desc", "leave")])
+def test_a_bar_with_arguments_of_its_own_gets_them(named):
+    kind = bar_of(*named)
+    module = VideoModule.from_pipeline(small_pipeline(kind))
+    assert len(module.pipeline(num_inference_steps=1, output_type="np").images) == 1
+    mine = "mine" if "desc" in named else None
+    assert kind.told[:3] == [(mine, "mine" if "leave" in named else True)] * 3
+    assert kind.counts == [4, 5]

@@ -4,11 +4,13 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import diffusers as df
 import pytest
 from diffusers.loaders.peft import PeftAdapterMixin
 from loras import write_lora_of
 from recipes import PICTURES, RECIPES
 from recipes.runs import Media, place, placed, run_ours, run_plain, write_media
+from recipes.unets import animate_parts, controlnet, unet_2d
 from torch import nn
 
 from fastvideo_lightning import VideoModule
@@ -115,3 +117,48 @@ def test_what_diffusers_fails_on_is_an_error_that_says_so(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="diffusers cannot load .* into WanAnimate2ModularPipelin"):
         module.load_lora(folder)
     assert module.loras == {}
+
+
+def controls(count: int) -> Any:
+    """An AnimateDiff with control nets, which take no adapters, and a UNet, which does."""
+    if not count:
+        return build("AnimateDiffSparseControlNetPipeline")
+    nets = [controlnet() for _ in range(count)]
+    parts = animate_parts(controlnet=nets[0] if count == 1 else nets)
+    return df.AnimateDiffControlNetPipeline(**parts)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2], ids=["sparse", "one", "two"])
+def test_beside_control_nets_the_unet_takes_the_adapter(count: int, tmp_path: Path) -> None:
+    folder = write_lora_of(controls(count), tmp_path, seed=1, leaves=("to_q",))
+    module = VideoModule.from_pipeline(controls(count))
+    assert len(module.denoisers) == 2
+    module.load_lora(folder, name="style")
+    assert {n.split(".")[0] for n, _ in module.named_parameters() if "lora_" in n} == {"unet"}
+    module.fuse_lora()
+    module.unfuse_lora()
+    module.unload_lora()
+    assert not [name for name, _ in module.named_parameters() if "lora_" in name]
+
+
+def test_where_no_denoiser_takes_adapters_it_says_which_there_are() -> None:
+    pipeline = build("AnimateDiffSparseControlNetPipeline")
+    pipeline.register_modules(unet=pipeline.controlnet)
+    module = VideoModule.from_pipeline(pipeline)
+    with pytest.raises(ValueError, match=r"takes no LoRA: .* into its SparseControlNetModel or S"):
+        module.check_takes_lora()
+
+
+def test_a_vae_that_could_take_layers_is_not_the_place_of_a_denoisers_adapter(
+    tmp_path: Path,
+) -> None:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2}
+    blocks["up_block_types"] = ("UpDecoderBlock2D",) * 2
+    vae = df.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=2, **blocks)
+    scheduler = df.DDIMScheduler()
+    parts = {"vae": vae, "text_encoder": None, "tokenizer": None, "scheduler": scheduler}
+    pipeline = df.StableDiffusionLatentUpscalePipeline(**parts, unet=unet_2d())
+    folder = write_lora_of(pipeline, tmp_path / "style", seed=1, leaves=("to_q",))
+    module = VideoModule.from_pipeline(pipeline)
+    assert module.load_lora(folder) == "style"
+    assert {n.split(".")[0] for n, _ in module.named_parameters() if "lora_" in n} == {"unet"}
