@@ -1,5 +1,6 @@
 """Where a checkpoint lies on this machine, found and looked at without an import of seconds."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ def find_folder(path: str | PathLike[str], *, revision: str | None = None) -> Pa
         raise ValueError(
             f"model must be a folder or a hub id, got {text!r}. Leave it out for tiny-shapes."
         )
-    folder = Path(text).expanduser()
+    folder = Path(os.path.expanduser(text))
     if not folder.exists() and "/" not in text and (ASSETS / text / INDEX).is_file():
         folder = ASSETS / text
     if folder.is_file():
@@ -73,7 +74,7 @@ def readable(model: str | PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        folder, cause = Path(model).expanduser(), cast(BaseException | None, error)
+        folder, cause = Path(os.path.expanduser(model)), cast(BaseException | None, error)
         while cause is not None and not isinstance(cause, PermissionError):
             cause = cause.__cause__ or cause.__context__
         if cause is None or folder not in Path(cause.filename or "").parents:

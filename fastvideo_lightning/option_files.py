@@ -1,5 +1,6 @@
 """Options in a YAML file."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ def _read_yaml(path: str) -> Mapping[Any, Any]:
 
     how = "Write one option a line, as in `num-frames: 17`."
     try:
-        content = read_yaml(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise WrongChoiceError(

@@ -14,7 +14,7 @@ from fastvideo_lightning.config import (
     OffloadConfig,
     SamplingParams,
 )
-from fastvideo_lightning.option_types import BudgetType, LoraType, MappingType
+from fastvideo_lightning.option_types import BudgetType, LoraType, MappingType, PathType
 
 PROMPT, MODEL, VIDEO, WEIGHTS, OTHER = (
     "Prompt and output",
@@ -28,16 +28,16 @@ Row = tuple[str, str, Any, str]
 
 PROMPT_ROWS: list[Row] = [
     ("prompt", PROMPT, str, "What the video shows."),
-    ("prompts", PROMPT, str, "File with many: .txt, .jsonl, .csv, or - for stdin."),
+    ("prompts", PROMPT, PathType(), "File with many: .txt, .jsonl, .csv, or - for stdin."),
     ("resume", PROMPT, bool, "With --prompts, leave out what the folder has already."),
     ("fail_fast", PROMPT, bool, "With --prompts, end with the first that fails."),
-    ("report", PROMPT, str, "File to show the run in: .html, .png or .json."),
+    ("report", PROMPT, PathType(), "File to show the run in: .html, .png or .json."),
     ("quiet", PROMPT, bool, "Say nothing but paths, warnings and errors."),
     ("negative_prompt", PROMPT, str, "What it should not show."),
-    ("image_path", PROMPT, str, "First frame, for models that take an image."),
-    ("last_image_path", PROMPT, str, "Last frame, for models that take two."),
-    ("video_path", PROMPT, str, "Video to start from, for models that take one."),
-    ("output_path", PROMPT, str, "Folder of the video; the prompt names the file."),
+    ("image_path", PROMPT, PathType(), "First frame, for models that take an image."),
+    ("last_image_path", PROMPT, PathType(), "Last frame, for models that take two."),
+    ("video_path", PROMPT, PathType(), "Video to start from, for models that take one."),
+    ("output_path", PROMPT, PathType(), "Folder of the video; the prompt names the file."),
     ("save_video", PROMPT, bool, "Write the video."),
 ]
 

@@ -1,5 +1,6 @@
 """Types of options that click does not have."""
 
+import os
 from typing import Any
 
 import click
@@ -32,6 +33,16 @@ def read_yaml(text: str) -> Any:
             return super().construct_mapping(node, deep)
 
     return yaml.load(text, Loader)  # noqa: S506  # a SafeLoader
+
+
+class PathType(click.ParamType[str]):
+    """A path, whose `~` is the home also where no shell has read it."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the path as text."""
+        return os.path.expanduser(str(value))
 
 
 class LoraType(click.ParamType[LoraChoice]):

@@ -114,7 +114,7 @@ class GeneratedVideo(ShortRepr):
             ValueError: If `path` does not end in `.mp4`, nor in `.png` for one frame.
             OSError: If the file cannot be written.
         """
-        path = Path(path)
+        path = Path(os.path.expanduser(path))
         if path.suffix.lower() == ".png" and len(self.frames) == 1:
             _write_png(self.frames[0], path)
             return path
@@ -187,7 +187,7 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
         raise ValueError(
             f"output_path must be a folder, got {text!r}. Pass one such as output_path='output/'."
         )
-    path = Path(text)
+    path = Path(os.path.expanduser(text))
     if path.suffix.lower() in _MEDIA_SUFFIXES and not path.is_dir():
         raise ValueError(
             f"output_path must be a folder, got the file name {text!r}. "

@@ -88,7 +88,9 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     if path == STDIN and sys.stdin is None:
         raise ValueError("prompts: stdin is closed. Pipe prompts into it, or pass a file.")
     try:
-        return sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+        if path == STDIN:
+            return sys.stdin.buffer.read()
+        return Path(os.path.expanduser(path)).read_bytes()
     except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
         reason = getattr(error, "strerror", None) or str(error)
         kind = type(error) if isinstance(error, OSError) else ValueError

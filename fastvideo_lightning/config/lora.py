@@ -31,6 +31,7 @@ class LoraChoice:
     def __post_init__(self) -> None:
         if not isfinite(self.weight):
             raise ValueError(f"The weight of a LoRA must be a finite number, got {self.weight}.")
+        object.__setattr__(self, "path", os.path.expanduser(self.path))
         find_lora(self.path)
 
     @classmethod
@@ -47,7 +48,8 @@ def find_lora(path: str | os.PathLike[str]) -> Path | None:
     Raises:
         FileNotFoundError: If there is no such file, or not one alone in the folder.
     """
-    place, text = Path(path), os.fspath(path)
+    text = os.path.expanduser(path)
+    place = Path(text)
     if place.is_file():
         return place
     if place.is_dir():

@@ -108,6 +108,8 @@ class SamplingParams:
                     f"{name} must be the path of {kind} file, got {value!r}. "
                     f'Pass {name}="{example}", or leave it out.'
                 )
+            if value is not None and (found := os.path.expanduser(value)) != os.fspath(value):
+                object.__setattr__(self, name, found)
         if not isinstance(self.pipeline_arguments, Mapping | None):
             raise TypeError(
                 f"pipeline_arguments must map names to values, got {self.pipeline_arguments!r}. "

@@ -165,8 +165,15 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
         """The family's sampling; what the checkpoint's `sampling.json` says goes over it."""
         return SamplingParams()
 
-    def resolve_sampling(self, params: SamplingParams) -> SamplingParams:
+    def resolve_sampling(
+        self, params: SamplingParams, *, is_complete: bool = True
+    ) -> SamplingParams:
         """Fill in the defaults and check that this model can make it; reads no weight.
+
+        Args:
+            params: What was asked for.
+            is_complete: Whether a video is to be made of it. A plan needs its size alone, and no
+                picture that the model starts from.
 
         Raises:
             ValueError: If the model cannot; names what, what came and the nearest that works.
@@ -177,6 +184,8 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
         check_scheduler(self.pipeline, params)
         resolved = self.fill_sampling(params)
         self.check_sampling(resolved)
+        if is_complete:
+            self.check_complete(resolved)
         self.check_tokens(resolved)
         if resolved != self._warned_of:  # a generator resolves before the loop does
             self._warned_of = resolved
@@ -189,6 +198,14 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
 
     def check_sampling(self, params: SamplingParams) -> None:
         """Raise ValueError for what this family cannot make."""
+
+    def check_complete(self, params: SamplingParams) -> None:
+        """Raise ValueError for a picture, video or argument that is missing."""
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether the model makes nothing without a picture."""
+        return False
 
     def pipeline_for(self, params: SamplingParams) -> Pipeline:
         """Return the pipeline that makes such a video."""

@@ -47,8 +47,17 @@ class GenericModule(VideoModule):
         signature.check_further(set(further), set(params.given()), name)
         for argument, value in further.items():
             check_media(argument, value)
-        given = {signature.argument_for(setting) for setting in params.given()}
-        signature.check_complete({*further, *(a for a in given if a is not None)}, name)
+
+    def check_complete(self, params: SamplingParams) -> None:
+        """Refuse to begin without what the pipeline's call needs."""
+        given = {self.signature.argument_for(setting) for setting in params.given()}
+        arguments = {*(params.pipeline_arguments or {}), *(a for a in given if a is not None)}
+        self.signature.check_complete(arguments, type(self.pipeline).__name__)
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether the pipeline's call needs a picture."""
+        return self.signature.needs("image_path", type(self.pipeline).__name__)
 
     def call_arguments(self, params: SamplingParams) -> dict[str, Any]:
         """Pass on what the pipeline's call takes."""

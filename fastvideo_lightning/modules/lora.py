@@ -106,7 +106,7 @@ class TakesLora:
         """
         self.check_takes_lora()
         self._check_not_fused("load_lora")
-        pipeline = self.pipeline
+        pipeline, path = self.pipeline, os.path.expanduser(path)
         _check_weight("weight", weight)
         check_adapter_name(name)
         found = find_adapter(path)

@@ -3,6 +3,7 @@
 import struct
 from functools import lru_cache
 from os import PathLike
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -212,21 +213,27 @@ def _turn_of(frame: Any) -> list[str]:
 
 def check_media(name: str, value: object) -> None:
     """Check a value that may be the path of an image or a video; anything else passes."""
-    if (suffix := _suffix(value)) in IMAGE_SUFFIXES:
-        check_image(name, value)  # type: ignore[arg-type]
-    elif suffix in VIDEO_SUFFIXES:
-        check_video(name, value)  # type: ignore[arg-type]
+    path = media_path(value)
+    if path is not None and path.suffix.lower() in IMAGE_SUFFIXES:
+        check_image(name, path)
+    elif path is not None:
+        check_video(name, path)
 
 
 def load_media(value: Any) -> Any:
     """Return what an image's or a video's path stands for; anything else as it is."""
-    if (suffix := _suffix(value)) in IMAGE_SUFFIXES:
-        return load_rgb(value)
-    return load_frames(value) if suffix in VIDEO_SUFFIXES else value
+    path = media_path(value)
+    if path is None:
+        return value
+    return load_rgb(path) if path.suffix.lower() in IMAGE_SUFFIXES else load_frames(path)
 
 
-def _suffix(value: object) -> str | None:
-    return Path(value).suffix.lower() if isinstance(value, str | PathLike) else None
+def media_path(value: object) -> Path | None:
+    """Return the path of an image or a video that a value is, or None where it is none."""
+    if not isinstance(value, str | PathLike):
+        return None
+    path = Path(expanduser(value))
+    return path if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES else None
 
 
 def _check_file(name: str, path: str | PathLike[str], wanted: str) -> None:

@@ -53,17 +53,26 @@ class CallSignature:
 
     def check_complete(self, arguments: set[str], name: str) -> None:
         """Raise ValueError for an argument that the call cannot do without and that is missing."""
-        required = [
-            (argument,)
-            for argument, parameter in self._parameters.items()
-            if parameter.default is parameter.empty and argument not in _OURS
-        ]
-        for group in (*required, *needed_inputs(name)):
+        for group in self._needed(name):
             if arguments.isdisjoint(group):
                 setting = _setting_of(group[0])
                 further = f"pipeline_arguments={{{group[0]!r}: ...}}"
                 how = _example(setting) if setting else further
                 raise ValueError(f"{name} needs {' or '.join(group)}. Pass {how}.")
+
+    def needs(self, setting: str, name: str) -> bool:
+        """Whether the call of the pipeline with that name does nothing without a setting."""
+        argument = self.argument_for(setting)
+        return any(argument in group for group in self._needed(name))
+
+    def _needed(self, name: str) -> list[tuple[str, ...]]:
+        """Return groups of arguments of which one each is needed."""
+        required = [
+            (argument,)
+            for argument, parameter in self._parameters.items()
+            if parameter.default is parameter.empty and argument not in _OURS
+        ]
+        return [*required, *needed_inputs(name)]
 
     def check_further(self, arguments: set[str], given: set[str], name: str) -> None:
         """Raise ValueError for a name that cannot stand in `pipeline_arguments`.

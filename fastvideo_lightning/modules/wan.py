@@ -100,6 +100,19 @@ class WanModule(VideoModule):
         self._check_further(params)
         self._check_steps(params)
 
+    def check_complete(self, params: SamplingParams) -> None:
+        """Ask for the first frame where the model starts from one."""
+        if self.needs_image and params.image_path is None:
+            raise ValueError(
+                "This is an image-to-video model and image_path is missing. "
+                "Pass the first frame: image_path='image.png'."
+            )
+
+    @property
+    def needs_image(self) -> bool:
+        """The image-to-video models do; TI2V takes one where there is one."""
+        return self.kind.takes_image
+
     def num_tokens(self, params: SamplingParams) -> int:
         """Return the patches of the latents, over time, height and width."""
         assert params.height is not None
@@ -174,11 +187,6 @@ class WanModule(VideoModule):
 
     def _check_images(self, params: SamplingParams) -> None:
         kind, config = self.kind, self._denoiser_config
-        if kind.takes_image and params.image_path is None:
-            raise ValueError(
-                "This is an image-to-video model and image_path is missing. "
-                "Pass the first frame: image_path='image.png'."
-            )
         if params.image_path is not None and not (kind.takes_image or kind.expands_timesteps):
             raise ValueError(
                 f"This is a text-to-video model and takes no image, got image_path="

@@ -5,6 +5,7 @@ was not finished does not pass for a pipeline.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def plan_packing(
         )
     with readable(model):
         checkpoint = open_checkpoint(model, revision=revision, variant=variant)
-    folder, target = checkpoint.folder, Path(out).expanduser()
+    folder, target = checkpoint.folder, Path(os.path.expanduser(out))
     with told_of(target):
         check_target(folder, target)
     with readable(folder):

@@ -58,7 +58,7 @@ def make_plan(
         module, called = model, type(model.pipeline).__name__
     else:
         module, called = open_headers(model, dtype=dtype), str(model)
-    params = module.resolve_sampling(params or SamplingParams())
+    params = module.resolve_sampling(params or SamplingParams(), is_complete=False)
     given = flags if isinstance(flags, OffloadConfig) else OffloadConfig(**(flags or {}))
     _check_one_gpu(given)
     if budget_gib is None:

@@ -97,7 +97,9 @@ class Request:
             num_steps=filled["num_inference_steps"],
             num_calls=2 if in_turn else 1,
             batch=2 if guided and not in_turn else 1,
-            has_image=filled.get("image_path") is not None or bool(module.image_encoders),
+            has_image=filled.get("image_path") is not None
+            or module.needs_image
+            or bool(module.image_encoders),
         )
 
     @property

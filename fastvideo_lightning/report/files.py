@@ -20,7 +20,7 @@ def check_report_path(path: str | os.PathLike[str]) -> Path:
         ValueError: If it has another ending, or nothing is installed to draw with.
         OSError: If it cannot be written there.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(
             f"A report must end in {', '.join(ENDINGS)}, got {str(path)!r}. "

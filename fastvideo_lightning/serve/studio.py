@@ -87,7 +87,7 @@ class Studio:
         limits: Limits | None = None,
     ) -> None:
         self.model = model
-        self.output_path = Path(output_path)
+        self.output_path = Path(os.path.expanduser(output_path))
         self.limits = limits or Limits()
         self.module = model.open()
         check_budget(self.module, model.config)

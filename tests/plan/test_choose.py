@@ -1,9 +1,11 @@
 import pickle
 import re
 
+import diffusers
 import pytest
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
+from fastvideo_lightning.modules.signature import CallSignature
 from fastvideo_lightning.plan import BudgetTooSmallError, find_card, make_plan, planning
 from fastvideo_lightning.plan.choose import CHOSEN, choose, possible_configs
 from fastvideo_lightning.plan.machine import GIB
@@ -144,6 +146,32 @@ def test_a_budget_is_refused_for_all_videos_only_where_the_smallest_does_not_fit
         check(large, 12)
     needs_image = VideoModule.from_pretrained(checkpoint("i2v_clip"), device_type="cpu")
     check(needs_image, 1)
+
+
+@pytest.mark.parametrize("kind", ["i2v_clip", "i2v", "first_last"])
+def test_a_plan_of_a_model_that_starts_from_a_picture_needs_none(checkpoint, image, kind):
+    module = VideoModule.from_pretrained(checkpoint(kind), device_type="cpu")
+    size = {"height": 32, "width": 32, "num_frames": 5}
+    alone = make_plan(module, SamplingParams(**size), card="T4")
+    beside = make_plan(module, SamplingParams(**size, image_path=image), card="T4")
+    assert alone.to_dict() == beside.to_dict()
+    assert alone.subject.request.has_image
+    with pytest.raises(ValueError, match="image_path is missing"):
+        module.resolve_sampling(SamplingParams(**size))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "needs"),
+    [
+        (diffusers.LTXImageToVideoPipeline, True),
+        (diffusers.I2VGenXLPipeline, True),
+        (diffusers.StableVideoDiffusionPipeline, True),
+        (diffusers.LTXPipeline, False),
+        (diffusers.WanVideoToVideoPipeline, False),
+    ],
+)
+def test_a_pipeline_that_needs_a_picture_is_known(pipeline, needs):
+    assert CallSignature(pipeline).needs("image_path", pipeline.__name__) is needs
 
 
 def test_a_long_time_is_said_in_hours_and_minutes_too(wan):
