@@ -6,19 +6,52 @@ slots, copy stream and order are shared. It is told what to move and never choos
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial, wraps
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
+from fastvideo_lightning.offload.calls import Calls, OpenCall
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.mover import UnitMover
 from fastvideo_lightning.offload.phases import phase
+from fastvideo_lightning.offload.recording import in_backward, is_recorded
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.streams import Transport
 from fastvideo_lightning.offload.unit import OffloadUnit
+
+Args = tuple[object, ...]
+
+
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def in_turn(method: Method) -> Method:
+    """Let a method of the engine take place while no other thread is in a call."""
+
+    @wraps(method)
+    def call(engine: "OffloadEngine", *args: object, **kwargs: object) -> None:
+        _Turn(engine).call_in_turn(partial(method, engine, *args, **kwargs))
+
+    return cast("Method", call)
+
+
+class _Turn:
+    """Stands for what is called in a turn of its own, see Note [Calls and threads]."""
+
+    def __init__(self, engine: "OffloadEngine") -> None:
+        self.engine = engine
+
+    def call_in_turn(self, work: Callable[[], None]) -> None:
+        try:
+            self.engine.begin_call(OpenCall(self))
+            work()
+        finally:
+            self.engine.end_call(self)
 
 
 class OffloadEngine(UnitMover):
@@ -41,10 +74,11 @@ class OffloadEngine(UnitMover):
     ) -> None:
         super().__init__(device, num_slots=num_slots, transport=transport)
         self.before_refresh: list[Callable[[], None]] = []
-        self._active: set[int] = set()
+        self.calls = Calls()
         if units:
             self.attach(UnitGroup(units))
 
+    @in_turn
     def attach(self, group: UnitGroup, sources: Mapping[str, WeightSource] | None = None) -> None:
         """Take over units: read their bytes into host masters and make slots that fit the largest.
 
@@ -73,6 +107,7 @@ class OffloadEngine(UnitMover):
             self.detach(new)
             raise
 
+    @in_turn
     def detach(self, units: Sequence[OffloadUnit] | None = None) -> None:
         """Leave ordinary host tensors in the units (all by default), give back what they held."""
         self.release_all()
@@ -89,8 +124,9 @@ class OffloadEngine(UnitMover):
     @property
     def idle(self) -> bool:
         """Whether no batch and no call of a model is in progress."""
-        return not self.running and not self._active
+        return not self.running and not self.calls.keep_weights
 
+    @in_turn
     def begin_run(self) -> None:
         """Begin a batch: take over edits, prefetch the first units.
 
@@ -98,7 +134,6 @@ class OffloadEngine(UnitMover):
         """
         if self.running:
             return
-        self._active.clear()
         self.refresh()
         self.running = True
         self.order.begin_run()
@@ -108,11 +143,11 @@ class OffloadEngine(UnitMover):
             for resident in group.residents:
                 self.prefetch(resident)
 
+    @in_turn
     def end_run(self) -> None:
         """End a batch, also after an exception: nothing is in flight, weights may be edited."""
         self.running = False
         self.order.end_run()
-        self._active.clear()
         self.release_all()
         self.drain()
 
@@ -124,14 +159,64 @@ class OffloadEngine(UnitMover):
         """
         self.order.expect(unit, after_passes=after_passes)
 
-    def enter(self, model: nn.Module) -> None:
-        """A model with streamed blocks is called; outside of a batch, take over edits."""
-        if id(model) in self._active:  # it was interrupted in a way that no hook saw
-            self._active.clear()
-            self.release_all()
+    def begin_call(self, call: OpenCall) -> None:
+        """Wait for this thread's turn; what was interrupted before in a call is released.
+
+        Raises:
+            RuntimeError: the block's model is in a call on another thread, and waits there.
+        """
+        self.calls.begin(call)
+        self._abandon(self.calls.over())
+
+    def end_call(self, called: object) -> None:
+        """What is called has returned or raised, or was interrupted."""
+        self._abandon(self.calls.within(called))
+
+    def _abandon(self, calls: Sequence[OpenCall]) -> None:
+        """Release what calls brought that are over, the latest first."""
+        for call in calls:
+            unit = call.unit
+            try:
+                if unit is not None and self.calls.count(unit) == 1:
+                    self._let_go(unit)
+            finally:
+                self.calls.end(call)
+
+    def begin_unit(
+        self, unit: OffloadUnit, called: object, args: Args, kwargs: dict[str, object]
+    ) -> None:
+        """A unit's module or a part of it is called: bring the unit, in a form for autograd.
+
+        Args:
+            unit: what is needed.
+            called: what is called, see ``OpenCall``.
+            args: of the call.
+            kwargs: of the call.
+        """
+        call = OpenCall(called, unit)
+        self.begin_call(call)
+        is_in_use, alone = self.calls.count(unit) > 1, unit.transient
+        is_cast = alone and not is_in_use and unit.rest.is_left()  # by a pipeline, in its run
+        if is_cast or (self.idle and not (alone and is_in_use) and not in_backward()):
+            self.refresh(alone=alone)
+        call.keeps_weights = not alone
+        if not is_in_use:
+            unit.recorded = is_recorded(unit.bindings, args, kwargs)
+        self.wait(unit)
+
+    def enter(self, model: nn.Module, on_call: Callable[[], None] = lambda: None) -> None:
+        """A model with streamed blocks is called; outside of a batch, take over edits.
+
+        Args:
+            model: what is called.
+            on_call: called when it is this thread's turn, before edits are taken over.
+        """
+        call = OpenCall(model)
+        self.begin_call(call)
+        on_call()
         if self.idle:
             self.refresh()
-        self._active.add(id(model))
+        call.keeps_weights = True
         self.order.begin_pass()
         self.stats.passes += 1
 
@@ -164,7 +249,6 @@ class OffloadEngine(UnitMover):
 
     def leave(self, model: nn.Module, group: UnitGroup) -> None:
         """The model has returned or raised; if its pass needed all units, that is their order."""
-        self._active.discard(id(model))
         seen = self.order.seen(group.streamed)
         if seen == list(group.streamed) or len(seen) < len(group.streamed):
             group.otherwise = ()
@@ -174,6 +258,7 @@ class OffloadEngine(UnitMover):
             self.order.follow(seen)
         else:
             group.otherwise = seen
+        self.end_call(model)
 
     def refresh(self, *, alone: bool = False) -> None:
         """Take over edits, with the other ranks or not; RuntimeError where a dtype changed."""

@@ -8,8 +8,9 @@ and only then. The wrap therefore has to be there before the cache is enabled.
 """
 
 from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.entrances import make_entrances
 from fastvideo_lightning.offload.handles import Call, Handle, Hook, MethodHandle
-from fastvideo_lightning.offload.hooks import begin_call, show_host_values
+from fastvideo_lightning.offload.hooks import show_host_values
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 
@@ -19,18 +20,34 @@ def wrap_unit(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     A cache that is still there when the handles are removed keeps the wrap, which then only calls
     the block.
     """
-    forward: Call = unit.module.forward
-
-    def call(*args: object, **kwargs: object) -> object:
-        if unit not in engine.units:
-            return forward(*args, **kwargs)
-        begin_call(engine, unit, args, kwargs)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            engine.release(unit)
-
+    call = ForwardCall(engine, unit, unit.module.forward)
     return [
-        MethodHandle(unit.module, "forward", Hook(call, unit.fqn)),
+        MethodHandle(unit.module, "forward", Hook(call.call_in_turn, unit.fqn)),
         show_host_values(unit),
+        make_entrances(engine, unit),
     ]
+
+
+class ForwardCall:
+    """Stands for a block's own forward.
+
+    Args:
+        engine: moves the unit.
+        unit: what the forward needs.
+        forward: what is called in the end.
+    """
+
+    def __init__(self, engine: OffloadEngine, unit: OffloadUnit, forward: Call) -> None:
+        self.engine = engine
+        self.unit = unit
+        self.forward = forward
+
+    def call_in_turn(self, *args: object, **kwargs: object) -> object:
+        """Bring the unit, call the forward, release the unit."""
+        if self.unit not in self.engine.units:
+            return self.forward(*args, **kwargs)
+        try:
+            self.engine.begin_unit(self.unit, self, args, kwargs)
+            return self.forward(*args, **kwargs)
+        finally:
+            self.engine.end_call(self)

@@ -12,10 +12,10 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from fastvideo_lightning.offload.conversion import Conversion, check_unchanged
 from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.entrances import make_entrances
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Call, Handle, Hook, MethodHandle
 from fastvideo_lightning.offload.lookups import HostLookup
-from fastvideo_lightning.offload.recording import in_backward, is_recorded
 from fastvideo_lightning.offload.transfers import move_inputs, move_tensors
 from fastvideo_lightning.offload.unit import OffloadUnit
 
@@ -28,32 +28,23 @@ Args = tuple[object, ...]
 Kwargs = dict[str, object]
 
 
-def begin_call(
-    engine: OffloadEngine, unit: OffloadUnit, args: Args, kwargs: Kwargs, *, alone: bool = False
-) -> None:
-    """A unit's module is called: wait for the unit, which shows what autograd may keep."""
-    is_cast = alone and not unit.uses and unit.rest.is_left()  # by a pipeline, in its run
-    if is_cast or (engine.idle and not (alone and unit.uses) and not in_backward()):  # by itself
-        engine.refresh(alone=alone)
-    unit.recorded = is_recorded(unit.bindings, args, kwargs)
-    engine.wait(unit)
-
-
 def hook_unit(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     """Let a block's forward wait for its unit and release it, also when the forward raises."""
 
     def before(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        begin_call(engine, unit, args, kwargs)
+        engine.begin_unit(unit, module, args, kwargs)
 
     def after(module: nn.Module, args: object, output: object) -> None:
-        engine.release(unit)
+        engine.end_call(module)
 
     return [
+        end_interrupted(engine, unit.module),
         unit.module.register_forward_pre_hook(
             Hook(before, unit.fqn), prepend=True, with_kwargs=True
         ),
         unit.module.register_forward_hook(Hook(after, unit.fqn), always_call=True),
         show_host_values(unit),
+        make_entrances(engine, unit),
     ]
 
 
@@ -81,8 +72,7 @@ def hook_model(
         module: nn.Module, args: Args, kwargs: Kwargs
     ) -> tuple[object, dict[str, object]] | None:
         refuse_whole_compile(module, fqn)
-        on_call()
-        engine.enter(module)
+        engine.enter(module, on_call)
         if starts:
             engine.start(group)
         return move_inputs(args, kwargs, engine.device)
@@ -91,6 +81,7 @@ def hook_model(
         engine.leave(module, group)
 
     return [
+        end_interrupted(engine, model),
         model.register_forward_pre_hook(Hook(before, fqn), prepend=True, with_kwargs=True),
         model.register_forward_hook(Hook(after, fqn), always_call=True),
         _show_on_host(model, fqn),
@@ -104,8 +95,8 @@ def hook_calls(
     *,
     inputs_to: torch.device,
     outputs_to: torch.device | None = None,
-    before: Callable[[Args, Kwargs], None] = lambda args, kwargs: None,
-    after: Callable[[], None] = lambda: None,
+    before: Callable[[object, Args, Kwargs], None] = lambda called, args, kwargs: None,
+    after: Callable[[object], None] = lambda called: None,
 ) -> list[Handle]:
     """Surround a component's forward, ``encode`` and ``decode``.
 
@@ -114,32 +105,34 @@ def hook_calls(
         fqn: its name, for messages.
         inputs_to: where tensors among the arguments are brought.
         outputs_to: where tensors of the result are brought; None leaves them.
-        before: called first, with the arguments; calls may nest.
-        after: called last, also when the call raises.
+        before: called first, with what is called (see ``OpenCall``) and the arguments; calls may
+            nest.
+        after: called last, also when the call raises, with what was called.
     """
 
     def before_forward(
         module: nn.Module, args: Args, kwargs: Kwargs
     ) -> tuple[object, dict[str, object]] | None:
-        before(args, kwargs)
+        before(module, args, kwargs)
         return move_inputs(args, kwargs, inputs_to)
 
     def after_forward(module: nn.Module, args: object, output: object) -> object:
-        after()
+        after(module)
         return None if outputs_to is None else move_tensors(output, outputs_to)
 
-    def surround(method: Call) -> Call:
-        def call(*args: object, **kwargs: object) -> object:
-            before(args, kwargs)
+    class MethodCall:
+        def __init__(self, method: Call) -> None:
+            self.method = method
+
+        def call_in_turn(self, *args: object, **kwargs: object) -> object:
             try:
+                before(self, args, kwargs)
                 moved = move_inputs(args, kwargs, inputs_to)
                 args, kwargs = moved if moved is not None else (args, kwargs)
-                result = method(*args, **kwargs)
+                result = self.method(*args, **kwargs)
             finally:
-                after()
+                after(self)
             return result if outputs_to is None else move_tensors(result, outputs_to)
-
-        return call
 
     handles: list[Handle] = [
         module.register_forward_pre_hook(Hook(before_forward, fqn), prepend=True, with_kwargs=True),
@@ -148,25 +141,48 @@ def hook_calls(
     for name in CALLS:
         method = getattr(module, name, None)
         if callable(method):
-            handles.append(MethodHandle(module, name, Hook(surround(method), fqn)))
+            handles.append(MethodHandle(module, name, Hook(MethodCall(method).call_in_turn, fqn)))
     return handles
 
 
 def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     """Let a whole component come in for each of its calls and leave after it."""
 
-    def before(args: Args, kwargs: Kwargs) -> None:
-        begin_call(engine, unit, args, kwargs, alone=True)
+    def before(called: object, args: Args, kwargs: Kwargs) -> None:
+        engine.begin_unit(unit, called, args, kwargs)
 
     calls = hook_calls(
         unit.module,
         unit.fqn,
         before=before,
-        after=lambda: engine.release(unit),
+        after=engine.end_call,
         inputs_to=engine.device,
     )
     convert = refuse_conversion(unit.module, unit.fqn, may_cast=lambda: not unit.uses)
-    return [*calls, show_host_values(unit), convert]
+    return [
+        end_interrupted(engine, unit.module),
+        *calls,
+        show_host_values(unit),
+        make_entrances(engine, unit),
+        convert,
+    ]
+
+
+def end_interrupted(engine: OffloadEngine, module: nn.Module) -> Handle:
+    """End a module's call where Ctrl-C or the like ends it, which torch's hooks do not see."""
+    call_impl: Call = module._call_impl
+
+    def call(*args: object, **kwargs: object) -> object:
+        try:
+            return call_impl(*args, **kwargs)
+        except Exception:
+            raise  # the hook has seen it
+        except BaseException:
+            engine.end_call(module)
+            raise
+
+    # Compilers leave this function alone, not what it calls.
+    return MethodHandle(module, "_call_impl", torch.compiler.disable(call, recursive=False))
 
 
 def hook_lookup(owner: nn.Embedding, fqn: str, device: torch.device) -> list[Handle]:

@@ -98,12 +98,17 @@ class UnitMover:
     def release_all(self, *, transient: bool = True) -> None:
         """Release every unit, as after an exception that passed the hooks by."""
         for unit in self.units:
-            if unit.state is UnitState.RESIDENT and (transient or not unit.transient):
-                unit.uses = 1
-                self.release(unit)
-            elif unit.uses and unit.state is not UnitState.RESIDENT:  # a wait was interrupted
-                unit.uses = 0
-                unit.show_host()
+            if transient or not unit.transient or unit.state is not UnitState.RESIDENT:
+                self._let_go(unit)
+
+    def _let_go(self, unit: OffloadUnit) -> None:
+        """Release a unit, however many calls have brought it."""
+        if unit.state is UnitState.RESIDENT:
+            unit.uses = 1
+            self.release(unit)
+        elif unit.uses:  # a wait was interrupted
+            unit.uses = 0
+            unit.show_host()
 
     def drain(self) -> None:
         """Wait for every copy in flight and forget what the slots hold."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.entrances import find_entrances
 from fastvideo_lightning.offload.host import HostMaster, HostMemory
 from fastvideo_lightning.offload.leaves import find_leaves
 from fastvideo_lightning.offload.store import HostStore
@@ -30,6 +31,7 @@ def rebind_units(
     engine.drain()
     for unit, bindings in contents.items():
         _rebind(unit, bindings, engine.store)
+        find_entrances(engine, unit)
     engine.memory.fit(engine.units)
 
 

@@ -1,7 +1,7 @@
 """OffloadUnit: what moves as one, usually a transformer block."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +19,14 @@ from fastvideo_lightning.offload.store import HostStore
 
 if TYPE_CHECKING:
     from fastvideo_lightning.offload.slots import DeviceSlot
+
+
+class Entrance(NamedTuple):
+    """What is put into a module's own attributes while its unit is away, see Note [Entrances]."""
+
+    attributes: dict[str, object]
+    name: str
+    call: object
 
 
 class OffloadUnit:
@@ -40,6 +48,7 @@ class OffloadUnit:
         sources: until ``load``, what each tensor is read from; None where it has its bytes.
         hosts: the tensors on the host, one for each of ``bindings``.
         rest: where the module shows them between its calls.
+        entrances: how parts of the module are called by themselves.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class OffloadUnit:
         self.hosts: list[torch.Tensor] = []
         self._shown: dict[DeviceSlot, Shown] = {}
         self.rest = Rest([])
+        self.entrances: list[Entrance] = []
         self._now: Shown = []
         self._written: list[torch.Tensor] = []
         self._version_shown = 0
@@ -156,6 +166,7 @@ class OffloadUnit:
     def show_slot(self) -> None:
         """Let the module see the tensors in the unit's slot, or a copy that autograd may keep."""
         assert self.slot is not None, f"{self.fqn} has no slot"
+        self.close_entrances()
         if self.recorded:
             views = kept_views(self.layout, self.slot.buffer)
             pairs = zip(self.hosts, self._over(views), strict=True)
@@ -173,6 +184,17 @@ class OffloadUnit:
         """Let the module see the host tensors."""
         self._written, self._now = [], self.rest.places
         show(self._now)
+        self.open_entrances()
+
+    def open_entrances(self) -> None:
+        """Let calls of parts bring the unit, for it is away."""
+        for attributes, name, call in self.entrances:
+            attributes[name] = call
+
+    def close_entrances(self) -> None:
+        """Let parts be called as ever."""
+        for attributes, name, _ in self.entrances:
+            attributes.pop(name, None)
 
     def forget_slots(self) -> None:
         """Drop the tensors made over slots: the slots are going away."""

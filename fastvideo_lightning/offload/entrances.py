@@ -1,0 +1,74 @@
+"""Parts of a unit that are called by themselves, as a model calls ``blocks[0].norm1.emb``.
+
+Note [Entrances]
+While a unit is away, the modules inside of it would compute with what lies on the host. So each of
+them that has tensors of the unit has an entrance: its call is put in the place of the part's
+(``_call_impl``, which hooks of the part belong to) and brings the whole unit. When the unit is
+shown, the entrances are taken off, so that a block calls its parts as ever, compiled or not.
+"""
+
+import torch
+from torch import nn
+
+from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.handles import Call, Handle, Inseparable, Undo
+from fastvideo_lightning.offload.transfers import move_inputs
+from fastvideo_lightning.offload.unit import Entrance, OffloadUnit
+
+_CALL = "_call_impl"
+
+
+class PartCall(Inseparable):
+    """Stands for the call of a part whose unit is away.
+
+    Args:
+        engine: moves the unit.
+        unit: what the part belongs to.
+        part: a module inside of it.
+        fqn: its name.
+    """
+
+    def __init__(self, engine: OffloadEngine, unit: OffloadUnit, part: nn.Module, fqn: str) -> None:
+        super().__init__(fqn)
+        self.engine = engine
+        self.unit = unit
+        self.part = part
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Bring the unit, call the part, release the unit."""
+        return self.call_in_turn(args, kwargs)
+
+    def call_in_turn(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        """The same; a frame by which the call is known, see Note [Calls and threads]."""
+        try:
+            self.engine.begin_unit(self.unit, self, args, kwargs)
+            moved = move_inputs(args, kwargs, self.engine.device)
+            args, kwargs = moved if moved is not None else (args, kwargs)
+            call: Call = type(self.part)._call_impl.__get__(self.part)
+            return call(*args, **kwargs)
+        finally:
+            self.engine.end_call(self)
+
+
+def make_entrances(engine: OffloadEngine, unit: OffloadUnit) -> Handle:
+    """Let parts of a unit be called by themselves, see Note [Entrances]."""
+    find_entrances(engine, unit)
+
+    def remove() -> None:
+        unit.close_entrances()
+        unit.entrances = []
+
+    return Undo(remove)
+
+
+def find_entrances(engine: OffloadEngine, unit: OffloadUnit) -> None:
+    """Give entrances to the modules that are in a unit now; the unit is away."""
+    unit.close_entrances()
+    owners = {id(place.owner) for binding in unit.bindings for place in binding.places}
+    unit.entrances = [
+        Entrance(vars(part), _CALL, PartCall(engine, unit, part, fqn))
+        for fqn, part in unit.module.named_modules(prefix=unit.fqn)
+        if part is not unit.module and any(id(inner) in owners for inner in part.modules())
+    ]
+    unit.open_entrances()
