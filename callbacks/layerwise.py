@@ -17,7 +17,7 @@ from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streaming
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.config.offload import check_count
-from fastvideo_lightning.offload.bindings import TensorBinding
+from fastvideo_lightning.offload.bindings import TensorBinding, split_sharing
 from fastvideo_lightning.offload.forwards import wrap_unit
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Undo
@@ -120,7 +120,7 @@ class LayerwiseOffload(Placement):
         refuse_whole_compile(model, model_fqn)
         engine = attachment.engine = engine_of(root, device, num_slots=self.num_slots)
 
-        tensors, _ = bindings_inside(root, [block for _, block in blocks])
+        tensors, sharing = split_sharing(*bindings_inside(root, [block for _, block in blocks]))
         blocks, tensors = self._leave_out_empty(blocks, tensors)
         num_streamed = max(len(blocks) - self.resident_blocks, 0)
         num_streamed -= num_streamed % self.num_slots
@@ -132,7 +132,7 @@ class LayerwiseOffload(Placement):
         residents = [units[i] for i in sorted(stays)]
         streamed = [unit for unit in units if unit not in residents]
         group = UnitGroup(streamed, residents if self.share_residents else ())
-        staying = tensors_between(root, model, [block for _, block in blocks])
+        staying = [*tensors_between(root, model, [block for _, block in blocks]), *sharing]
         if not self.share_residents:
             staying = [binding for unit in residents for binding in unit.bindings] + staying
         is_apart = self.skippable or self.cuda_graphs
