@@ -38,8 +38,8 @@ BUFFER_BYTES = 32 << 20
 NUM_BUFFERS = 16
 """Half a GiB in all: what is read ahead while every slot is in use."""
 
-NUM_READERS = min(8, os.cpu_count() or 1)
-"""Threads that read: the page cache gives about 3.5 GB/s to each."""
+NUM_READERS = max(min(12, (os.cpu_count() or 1) - 2), 1)
+"""Threads that read: from the page cache 1, 4, 8 and 12 of them bring 5, 20, 32 and 35 GB/s."""
 
 _POLL_S = 2e-4
 _ITEM_BYTES = 4

@@ -101,7 +101,7 @@ def test_the_launching_thread_waits_for_no_read(path, monkeypatch):
     """A pass is enqueued while its first read has not come back."""
 
     class Held(file_reads.FileReader):
-        may_read = False
+        may_read = True
 
         def read(self, *args, **options):
             while not Held.may_read:
@@ -111,7 +111,11 @@ def test_the_launching_thread_waits_for_no_read(path, monkeypatch):
     monkeypatch.setattr("fastvideo_lightning.offload.mapped_file.FileReader", Held)
     toy, callback, _ = attach(path)
     inputs = x()
+    toy(inputs)  # kernels are loaded at their first launch, which waits for the device
     callback.on_predict_batch_start()
+    toy(inputs)
+    torch.cuda.synchronize()
+    Held.may_read = False
     output = toy(inputs)
     Held.may_read = True
     assert torch.equal(output, make_toy(6, width=WIDTH).to(DEVICE)(inputs))
