@@ -99,7 +99,7 @@ class OffloadConfig:
             )
         if self.host_memory in ("mapped", "pinned", "courier") and self.pin_cpu_memory is False:
             raise ValueError(
-                f"host_memory={self.host_memory!r} takes pinned memory, which pin_cpu_memory=False "
+                f"host_memory={self.host_memory!r} is pinned memory, which pin_cpu_memory=False "
                 "forbids. Pass host_memory='pageable', or leave pin_cpu_memory on."
             )
         check_count("dit_resident_blocks", self.dit_resident_blocks, low=0)

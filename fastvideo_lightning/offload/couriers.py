@@ -18,12 +18,14 @@ copied then is no weight, so ``settle`` raises before anybody may use what was c
 
 import atexit
 import ctypes
+import logging
 import os
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
@@ -31,6 +33,8 @@ from fastvideo_lightning.offload.file_reads import FileRead
 from fastvideo_lightning.offload.host import HostSlab
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.stream_driver import StreamDriver
+
+_log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 32 << 20
 """Of one courier: large enough that a read's fixed cost does not show, in time and in Python."""
@@ -97,14 +101,24 @@ class Couriers:
         """Whether a read failed, or enqueuing one was interrupted; until ``recover``."""
         return self._readers.is_broken
 
-    def bring(self, reads: Sequence[FileRead], slot_address: int, stream: int) -> None:
+    def try_out(self, stream: int) -> None:
+        """Make the calls of ``bring`` for which no stream waits, before the first one.
+
+        Raises:
+            RuntimeError: the driver refuses, as some do that share one GPU among machines.
+        """
+        self._driver.wait(self._filled_at[0], 0, stream)
+        self._driver.write(self._freed_at[0], 0, stream)
+
+    def bring(self, reads: Sequence[FileRead], slot: torch.Tensor, stream: int) -> None:
         """Enqueue on a stream what brings ``reads`` to a slot; see Note [Couriers].
 
         Args:
             reads: none longer than a buffer.
-            slot_address: of a slot whose last reader the stream has waited for.
-            stream: handle of a CUDA stream of the current device.
+            slot: ``[bytes] uint8``, whose last reader the stream has waited for.
+            stream: handle of a CUDA stream of the current device, which is the current stream.
         """
+        address = slot.data_ptr()
         try:
             for read in reads:
                 i, turn = self._readers.turn_of(self._num_enqueued)
@@ -113,7 +127,7 @@ class Couriers:
                 self._driver.wait(self._filled_at[i], turn, stream)
                 for run in read.runs:
                     source = self._buffer_at[i] + run.begin
-                    self._driver.copy(slot_address + run.offset, source, run.size_bytes, stream)
+                    self._driver.copy(address + run.offset, source, run.size_bytes, stream)
                 self._driver.write(self._freed_at[i], turn, stream)
         except BaseException:
             self._readers.is_broken = True  # they wait for no buffer any more, and read nothing
@@ -148,6 +162,58 @@ class Couriers:
             for at in (self._filled_at, self._freed_at)
         )
         self._alive.append(_Readers(self._buffer_at, filled, freed, self._num_readers))
+
+
+class WaitingCouriers:
+    """Couriers where memory cannot be pinned or streams cannot wait: the launching thread does.
+
+    Threads read ahead within a unit; each copy is done when ``bring`` returns.
+    """
+
+    is_broken = False
+
+    def __init__(self) -> None:
+        size = torch.Size([NUM_READERS, BUFFER_BYTES])
+        self._slab = HostSlab(SlabLayout([TensorSpec.contiguous(size, torch.uint8)]))
+        self._buffers = list(self._slab.views[0])
+        self._pool = ThreadPoolExecutor(NUM_READERS)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that they hold, in bytes."""
+        return self._slab.size_bytes
+
+    def bring(self, reads: Sequence[FileRead], slot: torch.Tensor, stream: int) -> None:
+        """Bring ``reads`` to a slot; the arguments are those of ``Couriers.bring``.
+
+        Raises:
+            RuntimeError: a file could not be read.
+        """
+        for begin in range(0, len(reads), len(self._buffers)):
+            pairs = list(zip(reads[begin:], self._buffers, strict=False))
+            filled = [self._pool.submit(read.fill, buffer.data_ptr()) for read, buffer in pairs]
+            wait(filled)
+            for (read, buffer), one in zip(pairs, filled, strict=True):
+                one.result()
+                for start, offset, size in read.runs:
+                    slot[offset : offset + size].copy_(buffer[start : start + size])
+
+    def settle(self) -> None:
+        """A read that fails says so at once."""
+
+    def recover(self) -> None:
+        """Nothing is left of a failure."""
+
+
+def make_couriers(stream: int) -> Couriers | WaitingCouriers:
+    """The couriers that the system allows, for a stream of the current device."""
+    try:
+        couriers = Couriers(StreamDriver())
+        couriers.try_out(stream)
+    except (ImportError, RuntimeError) as error:
+        _log.info("Files are read by threads that copies wait for on the host (%s).", error)
+        return WaitingCouriers()
+    return couriers
 
 
 class _Readers:

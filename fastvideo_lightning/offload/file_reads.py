@@ -7,6 +7,7 @@ every read begins at such a multiple, and its runs say which bytes of it go wher
 import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,6 +139,9 @@ class FileReader:
         path: the file.
         version: what is expected there.
 
+    Attributes:
+        close: closes the file, while nothing is read; the same happens when nobody holds this.
+
     Raises:
         RuntimeError: another file lies there by now.
     """
@@ -145,9 +149,11 @@ class FileReader:
     def __init__(self, path: Path, version: Version) -> None:
         self.path = path
         self._version = version
-        self._direct: int | None = None
         self._lock = threading.Lock()
-        self._file = path.open("rb", buffering=0)
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._direct: int | None = None
+        self._open = [self._file]
+        self.close = weakref.finalize(self, _close, self._open)
         self._check()
 
     def read(self, address: int, offset: int, size_bytes: int, *, direct: bool = False) -> None:
@@ -162,9 +168,8 @@ class FileReader:
         Raises:
             RuntimeError: the file has changed since it was opened, or cannot be read.
         """
-        file = self._direct_file() if direct else self._file.fileno()
-        is_direct = file != self._file.fileno()
-        room = -(-size_bytes // DIRECT_BYTES) * DIRECT_BYTES if is_direct else size_bytes
+        file = self._direct_file() if direct else self._file
+        room = size_bytes if file == self._file else -(-size_bytes // DIRECT_BYTES) * DIRECT_BYTES
         memory = memoryview((ctypes.c_char * room).from_address(address)).cast("B")
         done = 0
         try:
@@ -180,27 +185,26 @@ class FileReader:
             ) from error
         self._check(ended=done < size_bytes)
 
-    def close(self) -> None:
-        """Close the file; no read may be under way."""
-        self._file.close()
-        if self._direct is not None and self._direct != -1:
-            os.close(self._direct)
-        self._direct = None
-
     def _direct_file(self) -> int:
         """The file opened past the page cache, or as usual where its file system refuses."""
         with self._lock:
             if self._direct is None:
                 try:  # this file, not one that was put in its place
-                    path = f"/proc/self/fd/{self._file.fileno()}"
+                    path = f"/proc/self/fd/{self._file}"
                     self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
+                    self._open.append(self._direct)
                 except (OSError, AttributeError):
-                    self._direct = -1
-        return self._file.fileno() if self._direct == -1 else self._direct
+                    self._direct = self._file
+            return self._direct
 
     def _check(self, *, ended: bool = False) -> None:
-        if ended or version_of(os.fstat(self._file.fileno())) != self._version:
+        if ended or version_of(os.fstat(self._file)) != self._version:
             raise RuntimeError(
                 f"{self.path} has changed since it was loaded, so its weights cannot be streamed "
                 "from it any more. Load the model again."
             )
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)

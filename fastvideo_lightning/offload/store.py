@@ -159,42 +159,37 @@ class HostStore:
                         self._file_refusal = error  # told when it shows what is done in its place
                 if is_first and kind_of_master is not MappedSlab:
                     self._warn_of(error)
-        if isinstance(base, MappedSlab) and MappedSlab in self._refused and not self._must_copy:
-            if not base.reads:
-                base.use_couriers()
-                return self.pin(master, kind)
-            self._warn_of_couriers()
-        return master.pinned or not isinstance(master, MappedSlab)
-
-    def _warn_of_couriers(self) -> None:
-        with self._lock:
-            refusal, self._file_refusal = self._file_refusal, None
-        if refusal is not None:
-            warnings.warn(
-                f"The system refuses to register the checkpoint's file ({refusal}). It is read "
-                "anew for each pass, through half a GiB of pinned buffers: the results are the "
-                "same. Pass host_memory='courier' to do so without trying, or host_memory="
-                "'pinned' where the host has memory for a copy of the weights.",
-                stacklevel=5,
-            )
+        is_refused = MappedSlab in self._refused and not self._must_copy
+        if is_refused and isinstance(base, MappedSlab) and not base.reads:
+            base.use_couriers()
+            return self.pin(master, kind)  # what lies beside the file
+        return master.pinned or not isinstance(master, MappedSlab) or bool(master.reads)
 
     def _warn_of(self, refusal: RuntimeError | None) -> None:
-        """Weights in memory of their own were pinned, or not: say what was refused on the way."""
+        """Weights are pinned in the end, or not: say what was refused on the way."""
         with self._lock:
             of_file, self._file_refusal = self._file_refusal, None
         if refusal is not None:
-            warnings.warn(
+            message = (
                 f"The system refuses to pin host memory ({refusal}). Weights are copied from "
                 "pageable memory: the results are the same, the copies slower. Raise the "
-                "locked-memory limit (`ulimit -l unlimited`), or pass pin_cpu_memory=False.",
-                stacklevel=4,
+                "locked-memory limit (`ulimit -l unlimited`), or pass pin_cpu_memory=False."
             )
-        elif of_file is not None:
-            warnings.warn(
+        elif of_file is None:
+            return
+        elif self._must_copy:
+            message = (
                 f"The system refuses to register the checkpoint's file ({of_file}). Weights are "
-                "read into memory of their own. Pass host_memory='pinned' to do so without trying.",
-                stacklevel=4,
+                "read into memory of their own. Pass host_memory='pinned' to do so without trying."
             )
+        else:
+            message = (
+                f"The system refuses to register the checkpoint's file ({of_file}). It is read "
+                "anew for each pass through half a GiB of pinned buffers: the results are the "
+                "same. Pass host_memory='courier' to do so without trying, or 'pinned' where the "
+                "host has memory for a copy of the weights."
+            )
+        warnings.warn(message, stacklevel=4)
 
     def pin_again(self, master: HostMaster) -> None:
         """All of a master is copied from now on, not this rank's parts alone."""

@@ -19,11 +19,10 @@ from typing import Protocol
 
 import torch
 
-from fastvideo_lightning.offload.couriers import Couriers
+from fastvideo_lightning.offload.couriers import Couriers, WaitingCouriers, make_couriers
 from fastvideo_lightning.offload.file_reads import FileRead
 from fastvideo_lightning.offload.host import HostMaster
 from fastvideo_lightning.offload.slots import DeviceSlot
-from fastvideo_lightning.offload.stream_driver import StreamDriver
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 READY, FREE = 0, 1
@@ -94,7 +93,7 @@ class CopyStream:
         self.stream = torch.cuda.Stream(device)
         self._on_stream = torch.cuda.stream(self.stream)
         self._captured: dict[tuple[DeviceSlot, int], torch.cuda.Event] | None = None
-        self.couriers: Couriers | None = None
+        self.couriers: Couriers | WaitingCouriers | None = None
 
     def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """Nobody to agree with."""
@@ -116,10 +115,10 @@ class CopyStream:
                 "on their way. Pass cuda_graphs=False, or host_memory='pinned'."
             )
         if self.couriers is None:
-            self.couriers = Couriers(StreamDriver())
+            self.couriers = make_couriers(self.stream.cuda_stream)
         if self.couriers.is_broken:
             self.drain()
-        self.couriers.bring(reads, slot.buffer.data_ptr(), self.stream.cuda_stream)
+        self.couriers.bring(reads, slot.buffer, self.stream.cuda_stream)
 
     def settle(self) -> None:
         """Wait for the couriers, where there are any."""

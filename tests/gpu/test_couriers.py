@@ -5,13 +5,16 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
 from fastvideo_lightning.offload import file_reads, host, mapped
+from fastvideo_lightning.offload.couriers import WaitingCouriers
 from fastvideo_lightning.offload.mapped import MappedSlab
+from fastvideo_lightning.offload.stream_driver import StreamDriver
 from tests.gpu import requires_gpu
 from tests.gpu.streams import PoisoningStream, SleepingStream
 from tests.toys import OnFile, make_toy, sample
@@ -167,15 +170,21 @@ def test_where_registering_is_refused_the_file_is_read_on_its_way(
     callback.detach()
 
 
-def test_where_pinning_is_refused_too_it_is_an_error_that_says_so(path, monkeypatch):
-    def refuse(part, flags=0):
-        raise RuntimeError("cudaHostRegister: 2")
+@pytest.mark.parametrize("what", ["pinning", "waiting"])
+def test_where_the_system_refuses_the_launching_thread_reads(path, expected, monkeypatch, what):
+    def refuse(*args):
+        raise RuntimeError("refused")
 
-    monkeypatch.setattr(host, "register", refuse)
-    with pytest.warns(UserWarning, match="refuses to pin"):
-        toy, _, _ = attach(path)
-    with pytest.raises(RuntimeError, match="cudaHostRegister"):
-        toy(x())
+    if what == "pinning":
+        monkeypatch.setattr(host, "register", refuse)
+    else:
+        monkeypatch.setattr(StreamDriver, "wait", refuse)
+    with pytest.warns(UserWarning, match="refuses to pin") if what == "pinning" else nullcontext():
+        toy, callback, engine = attach(path)
+    for _ in range(2):
+        assert torch.equal(toy(x()), expected)
+    assert isinstance(engine.transport.couriers, WaitingCouriers)
+    callback.detach()
 
 
 def test_a_captured_pass_cannot_read_files(path):

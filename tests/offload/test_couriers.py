@@ -12,7 +12,7 @@ import torch
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
 from fastvideo_lightning.offload import mapped_file
-from fastvideo_lightning.offload.couriers import Couriers
+from fastvideo_lightning.offload.couriers import Couriers, WaitingCouriers
 from fastvideo_lightning.offload.file_reads import (
     DIRECT_BYTES,
     FilePiece,
@@ -225,11 +225,11 @@ def bring_all(couriers, stream, file, reader, repeats=1):
     reads = plan_reads(pieces, max_bytes=DIRECT_BYTES)
     assert len(reads) > 8
     for _ in range(repeats):
-        stream.slot = slot = (ctypes.c_char * 36000)()  # it lives until the stream is through
-        couriers.bring(reads, ctypes.addressof(slot), 0)
+        stream.slot = slot = torch.zeros(36000, dtype=torch.uint8)  # until the stream is through
+        couriers.bring(reads, slot, 0)
         stream.synchronize()
         couriers.settle()
-        assert slot.raw == file.read_bytes()[:36000]
+        assert bytes(slot.tolist()) == file.read_bytes()[:36000]
 
 
 @pytest.mark.parametrize("num_readers", [1, 3])
@@ -274,6 +274,15 @@ def test_an_interrupt_while_copies_are_enqueued_leaves_no_stream_waiting(file, c
     couriers.recover()
     bring_all(couriers, stream, file, SlowReader(reader_of(file)), repeats=2)
     couriers.close()
+
+
+def test_where_streams_cannot_wait_the_launching_thread_does(file, monkeypatch):
+    monkeypatch.setattr("fastvideo_lightning.offload.couriers.BUFFER_BYTES", DIRECT_BYTES)
+    stream, couriers = ThreadStream(), WaitingCouriers()
+    bring_all(couriers, stream, file, SlowReader(reader_of(file)), repeats=2)
+    with pytest.raises(RuntimeError, match="the disk fails"):
+        bring_all(couriers, stream, file, SlowReader(reader_of(file), fails_at=4))
+    bring_all(couriers, stream, file, SlowReader(reader_of(file)))
 
 
 def test_couriers_end_their_threads_when_nobody_holds_them(file):
