@@ -120,10 +120,6 @@ class TimedTransport:
         """As the transport does."""
         self.transport.replayed(slots)
 
-    def settle(self) -> None:
-        """As the transport does."""
-        self.transport.settle()
-
     def drain(self) -> None:
         """As the transport does."""
         self.transport.drain()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recipes import PICTURES, RECIPES, as_on_gpu
+from recipes import PICTURES, RECIPES, as_on_gpu, families
 from recipes.runs import Media, place, placed, run_ours, run_plain, write_media
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,7 +52,7 @@ def test_the_reason_for_which_a_pipeline_is_left_out_is_real(name: str, media: M
         run_plain(recipe.build(), recipe, media)
 
 
-@pytest.mark.parametrize("name", sorted((RECIPES | PICTURES).keys() - UNUSABLE.keys()))
+@pytest.mark.parametrize("name", families((RECIPES | PICTURES).keys() - UNUSABLE.keys()))
 def test_streamed_equals_plain(name: str, media: Media) -> None:
     recipe = (RECIPES | PICTURES)[name]
     cast = (lambda pipeline: pipeline) if name in _FP32 else as_on_gpu

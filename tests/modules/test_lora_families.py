@@ -8,7 +8,7 @@ import diffusers as df
 import pytest
 from diffusers.loaders.peft import PeftAdapterMixin
 from loras import write_lora_of
-from recipes import PICTURES, RECIPES
+from recipes import PICTURES, RECIPES, families
 from recipes.runs import Media, place, placed, run_ours, run_plain, write_media
 from recipes.unets import animate_parts, controlnet, unet_2d
 from torch import nn
@@ -22,6 +22,31 @@ _LONG = {"MiniMaxH3ModularPipeline"}  # five seconds of video are its least
 # Layers of attention, as they are called in one model or another.
 _QUERIES, _OTHERS = ("to_q", "to_query", "add_q_proj_moe_gen"), ("to_k", "to_v", "to_key")
 _ALL = RECIPES | PICTURES
+# One pipeline for each loader of diffusers, and for each model that it has no loader for.
+_FAMILIES = (
+    "AnimateDiffSDXLPipeline",
+    "ConsisIDPipeline",
+    "Cosmos2_5_PredictBasePipeline",
+    "Cosmos3OmniPipeline",
+    "CosmosTextToWorldPipeline",
+    "FluxPipeline",
+    "HeliosPipeline",
+    "HunyuanVideo15Pipeline",
+    "HunyuanVideoPipeline",
+    "Kandinsky5T2VPipeline",
+    "Kandinsky6SRPipeline",
+    "Kandinsky6TI2VAPipeline",
+    "LTX2Pipeline",
+    "LTXPipeline",
+    "MochiPipeline",
+    "MotifVideoPipeline",
+    "PIAPipeline",
+    "QwenImagePipeline",
+    "SanaVideoPipeline",
+    "SkyReelsV2Pipeline",
+    "StableDiffusion3Pipeline",
+    "WanPipeline",
+)
 
 
 def _denoiser_of(pipeline: Any) -> Any:
@@ -30,16 +55,11 @@ def _denoiser_of(pipeline: Any) -> Any:
     return model if isinstance(model, PeftAdapterMixin) else None
 
 
-def _find_families() -> list[str]:
-    """One pipeline for each loader of diffusers, and for each model that it has no loader for."""
-    found: dict[str, str] = {}
-    for name in sorted(_ALL.keys() - UNUSABLE.keys() - _FAILS, key=len):
-        pipeline = _ALL[name].build()
-        model = _denoiser_of(pipeline)
-        if model is not None:
-            loaders = [k.__name__ for k in type(pipeline).__mro__ if "LoraLoader" in k.__name__]
-            found.setdefault(loaders[0] if loaders else type(model).__name__, name)
-    return sorted(set(found.values()) - _LONG)
+def _loader_of(pipeline: Any) -> str | None:
+    """What puts adapters into a pipeline: diffusers' loader, or else its model alone."""
+    loaders = [k.__name__ for k in type(pipeline).__mro__ if "LoraLoader" in k.__name__]
+    model = _denoiser_of(pipeline)
+    return None if model is None else loaders[0] if loaders else type(model).__name__
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +85,15 @@ def load_plain(pipeline: Any, folder: Path, adapter: str) -> Any:
     return pipeline.transformer
 
 
-@pytest.mark.parametrize("name", _find_families())
+@pytest.mark.exhaustive
+def test_every_loader_of_diffusers_has_a_family_here() -> None:
+    names = _ALL.keys() - UNUSABLE.keys() - _FAILS - _LONG
+    loaders = {_loader_of(_ALL[name].build()) for name in names} - {None}
+    tried = [_loader_of(_ALL[name].build()) for name in _FAMILIES]
+    assert sorted(tried) == sorted(loaders)
+
+
+@pytest.mark.parametrize("name", families(_FAMILIES))
 def test_adapters_of_every_family_are_those_of_plain_diffusers(
     name: str, media: Media, tmp_path: Path
 ) -> None:

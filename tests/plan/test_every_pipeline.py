@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from recipes import RECIPES
+from recipes import RECIPES, families
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
 from fastvideo_lightning.modules.catalog import UNUSABLE
@@ -14,7 +14,7 @@ from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.subject import Subject
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES.keys() - UNUSABLE.keys()))
+@pytest.mark.parametrize("name", families(RECIPES.keys() - UNUSABLE.keys()))
 def test_it_has_a_plan_with_finite_memory_and_time(name):
     module = VideoModule.from_pipeline(RECIPES[name].build())
     subject = Subject.of(module, SamplingParams(height=32, width=32, num_frames=5))

@@ -19,6 +19,6 @@ from recipes import (  # noqa: F401  (each enters its recipes)
     unets,
     wan,
 )
-from recipes.recipe import PICTURES, PROMPT, RECIPES, Recipe, as_on_gpu
+from recipes.recipe import PICTURES, PROMPT, RECIPES, Recipe, as_on_gpu, families
 
-__all__ = ["PICTURES", "PROMPT", "RECIPES", "Recipe", "as_on_gpu"]
+__all__ = ["PICTURES", "PROMPT", "RECIPES", "Recipe", "as_on_gpu", "families"]

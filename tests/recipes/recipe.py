@@ -1,11 +1,12 @@
 """How a small random pipeline of a diffusers class is built, and called."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
@@ -15,6 +16,9 @@ PROMPT = "a red circle moves right"
 RECIPES: dict[str, "Recipe"] = {}
 PICTURES: dict[str, "Recipe"] = {}
 SMALL = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
+
+# Wan, and one unlike it: of another time, with a UNet and two text encoders.
+TYPICAL = ("WanPipeline", "AnimateDiffSDXLPipeline")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,12 @@ def recipe(
         return build
 
     return enter
+
+
+def families(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test: the names in their order, all but `TYPICAL` marked `exhaustive`."""
+    mark = pytest.mark.exhaustive
+    return [n if n in TYPICAL else pytest.param(n, marks=mark) for n in sorted(names)]
 
 
 def as_on_gpu(pipeline: DiffusionPipeline) -> DiffusionPipeline:
