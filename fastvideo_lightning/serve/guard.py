@@ -1,10 +1,12 @@
-"""The door of the page: which routes there are, and which files may be read through them."""
+"""The door of the page: its routes, what may be read through them, and how much sent."""
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote
 
 Scope = MutableMapping[str, Any]
@@ -21,10 +23,48 @@ _ROUTES = re.compile(
 _FILE = f"{_API}/file="
 _JOIN = f"{_API}/queue/join"
 _UPLOADS = re.compile(rf"{_API}/(upload|upload_progress)")
+# The page itself sends some kB with a click.
+_MAX_BODY_BYTES, _MAX_BODY_S = 1 << 20, 30.0
+_MAX_UPLOAD_BYTES, _MAX_UPLOAD_S = 21 << 20, 300.0
+_REASONS = {
+    404: b"There is no such thing here.",
+    408: b"The request took too long to arrive.",
+    413: b"The request is too large.",
+}
+
+
+@dataclass(frozen=True)
+class BodyLimit:
+    """The most that may follow the head of a request.
+
+    Attributes:
+        size_bytes: Its size.
+        seconds: How long it may take to arrive.
+    """
+
+    size_bytes: int
+    seconds: float
+
+    @classmethod
+    def of(cls, path: str) -> Self:
+        """The limit of a route."""
+        if _UPLOADS.fullmatch(path):
+            return cls(_MAX_UPLOAD_BYTES, _MAX_UPLOAD_S)
+        return cls(_MAX_BODY_BYTES, _MAX_BODY_S)
+
+
+class _RefusedError(Exception):
+    """A request is answered by a status and read no further."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class Guard:
     """An ASGI application before Gradio that answers 404 to what the page has no use for.
+
+    What is too large is answered by 413, what takes too long to arrive by 408.
 
     A file is read only if it lies in the output folder, links followed. What is sent with a click
     may name uploads alone: of what says that it is one, Gradio checks that it is; any other path it
@@ -44,21 +84,31 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] == "http" and self.admits(scope["path"]):
-            if scope["path"] != _JOIN:
-                await self._app(scope, receive, send)
-                return
-            body = await _read_body(receive)
-            if _names_uploads_alone(body):
-                await self._app(scope, _with_body(body, receive), send)
-                return
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
-        text = b"There is no such thing here."
-        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text))]
-        await send({"type": "http.response.start", "status": 404, "headers": headers})
-        await send({"type": "http.response.body", "body": text})
+        has_begun = False
+
+        async def send_on(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._pass_on(scope, _bounded(scope, receive), send_on)
+        except _RefusedError as refused:
+            if not has_begun:
+                await _answer(refused.status, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.admits(scope["path"]):
+            raise _RefusedError(404)
+        if scope["path"] == _JOIN:
+            body = await _read_body(receive)
+            if not _names_uploads_alone(body):
+                raise _RefusedError(404)
+            receive = _with_body(body, receive)
+        await self._app(scope, receive, send)
 
     def admits(self, path: str) -> bool:
         """Return whether the page has this route, and may read this file."""
@@ -79,14 +129,49 @@ class Guard:
             return False
 
 
+async def _answer(status: int, send: Send) -> None:
+    text = _REASONS[status]
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+def _bounded(scope: Scope, receive: Receive) -> Receive:
+    """Return what receives a body as long as it keeps to its limit; what comes behind it, always.
+
+    Raises, where it is called:
+        _RefusedError: If the body is larger, or not there in time.
+    """
+    limit = BodyLimit.of(scope["path"])
+    until: float | None = None
+    num_bytes, is_whole = 0, False
+
+    async def receive_bounded() -> MutableMapping[str, Any]:
+        nonlocal until, num_bytes, is_whole
+        if is_whole:
+            return await receive()
+        now = asyncio.get_running_loop().time()
+        until = now + limit.seconds if until is None else until
+        try:
+            message = await asyncio.wait_for(receive(), until - now)
+        except TimeoutError:
+            raise _RefusedError(408) from None
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > limit.size_bytes:
+            raise _RefusedError(413)
+        is_whole = message["type"] != "http.request" or not message.get("more_body")
+        return message
+
+    return receive_bounded
+
+
 async def _read_body(receive: Receive) -> bytes:
-    body, message = b"", await receive()
-    while message["type"] == "http.request":
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
+    pieces = []
+    while True:
         message = await receive()
-    return body
+        pieces.append(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return b"".join(pieces)
 
 
 def _with_body(body: bytes, receive: Receive) -> Receive:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fastvideo_lightning.serve.connections import bound_connections
 from fastvideo_lightning.serve.guard import Guard
 from fastvideo_lightning.serve.session import LOOK_EVERY_S
 from fastvideo_lightning.serve.streams import CountStreams, Streams
@@ -49,6 +50,7 @@ def serving(studio: Studio, *, host: str = "127.0.0.1", port: int = 7860) -> Ite
                 _, address, _ = page.launch(
                     server_name=host, server_port=port, **_launch_options(studio, host, streams)
                 )
+                bound_connections(page.server.config)
                 yield address
             finally:
                 studio.stop()
