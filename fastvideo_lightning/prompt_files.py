@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 from fastvideo_lightning.config import SamplingParams, check_known, nearest_name
 from fastvideo_lightning.prompts import PlacedPrompts, PromptFileError, check_prompt
@@ -21,6 +21,9 @@ STDIN = "-"
 
 # A line's number, counted from 1, and what reads it: a ValueError if that line alone is wrong.
 Line = tuple[int, Callable[[], dict[str, Any]]]
+
+# Parsed and checked, a line takes many times its size in memory.
+_MAX_LINE_BYTES, _MAX_FILE_BYTES = 1 << 20, 256 << 20
 
 _FIELDS = SamplingParams.__dataclass_fields__
 _JSON_KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
@@ -52,7 +55,9 @@ def read_prompt_file(path: str | os.PathLike[str]) -> PlacedPrompts:
     """
     name = "stdin" if path == STDIN else os.fspath(path)
     read = None if path == STDIN else _reader_for(name)
-    text = _decode(_read_bytes(path), name)
+    content = _read_bytes(path)
+    _check_sizes(content, name)
+    text = _decode(content, name)
     if read is None:
         read = _read_jsonl if text.lstrip().startswith("{") else _read_txt
     prompts, wrong = PlacedPrompts(), []
@@ -84,19 +89,44 @@ def _reader_for(name: str) -> Callable[[str, str], Iterator[Line]]:
     return readers[suffix]
 
 
+def _check_sizes(content: bytes, name: str) -> None:
+    """Raise ValueError if the file, or a line of it, is larger than any that holds prompts."""
+    if len(content) > _MAX_FILE_BYTES:
+        raise ValueError(
+            f"{name} holds more than {_MAX_FILE_BYTES >> 20} MiB. Split it into several files."
+        )
+    wrong = [
+        f"{_place(name, number)}: {len(line)} bytes are too many for a line, "
+        f"{_MAX_LINE_BYTES} is the most. Shorten it."
+        for number, line in enumerate(content.splitlines(), start=1)
+        if len(line) > _MAX_LINE_BYTES
+    ]
+    if wrong:
+        raise PromptFileError(wrong)
+
+
 def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     if path == STDIN and sys.stdin is None:
         raise ValueError("prompts: stdin is closed. Pipe prompts into it, or pass a file.")
     try:
         if path == STDIN:
-            return sys.stdin.buffer.read()
-        return Path(os.path.expanduser(path)).read_bytes()
+            return _read_some(sys.stdin.buffer)
+        with Path(os.path.expanduser(path)).open("rb") as file:
+            return _read_some(file)
     except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
         reason = getattr(error, "strerror", None) or str(error)
         kind = type(error) if isinstance(error, OSError) else ValueError
         raise kind(
             f"prompts: {os.fspath(path)!r} cannot be read: {reason}. Pass an existing file."
         ) from error
+
+
+def _read_some(file: BinaryIO) -> bytes:
+    """Read all of it, or the little more than the most by which it is known to be too large."""
+    pieces: list[bytes] = []
+    while (piece := file.read(1 << 20)) and len(pieces) << 20 <= _MAX_FILE_BYTES:
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _decode(content: bytes, name: str) -> str:

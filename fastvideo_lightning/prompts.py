@@ -102,19 +102,19 @@ def check_prompt(prompt: object, *, where: str = "prompt") -> str:
 
     Raises:
         TypeError: If it is not text.
-        ValueError: If it is empty, only white space or no valid text.
+        ValueError: If it is empty, only white space, far too long or no valid text.
     """
     if not isinstance(prompt, str):
         raise TypeError(
             f"{where} must be text, got {type(prompt).__name__}. "
             'Pass a description of the video, such as "a red circle moves right".'
         )
+    check_text(prompt, where)
     if not prompt.strip():
         raise ValueError(
             f"{where} is empty: got {prompt!r}. "
             'Describe the video, for example "a red circle moves right".'
         )
-    check_text(prompt, where)
     return prompt
 
 

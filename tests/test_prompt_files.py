@@ -1,9 +1,12 @@
 import io
 import json
 import sys
+import time
+import tracemalloc
 
 import pytest
 
+from fastvideo_lightning import prompt_files
 from fastvideo_lightning.prompt_files import PromptFileError, read_prompt_file
 from fastvideo_lightning.prompts import PromptDataset
 
@@ -123,6 +126,55 @@ def test_what_is_wrong_is_told_with_its_line(write, name, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_prompt_file(write(name, content))
     assert name in str(caught.value)
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("name", "before", "begin", "end_of_line"),
+    [
+        ("p.txt", "a red circle", "", ""),
+        ("p.txt", "a red circle", " ", "b"),
+        ("p.jsonl", '{"prompt": "a"}', '{"prompt": "', '"}'),
+        ("p.jsonl", '{"prompt": "a"}', '{"prompt": "a", "negative_prompt": "', '"}'),
+        ("p.jsonl", '{"prompt": "a"}', "[[[[", ""),
+        ("p.csv", "prompt", '"', '"'),
+        ("p.csv", "prompt", "", ""),
+    ],
+)
+@pytest.mark.parametrize(("size", "most_s"), [(200_000, 2), (50 * MIB, 10)])
+def test_a_line_of_any_length_is_told_by_its_number_in_bounded_time_and_memory(
+    write, name, before, begin, end_of_line, end, size, most_s
+):
+    if begin == " " and size < MIB:
+        pytest.skip("what is around a prompt does not count")
+    letter = " " if begin == " " else "a"
+    path = write(name, f"{before}{end}{begin}{letter * size}{end_of_line}{end}")
+    tracemalloc.start()
+    began = time.process_time()
+    try:
+        with pytest.raises(ValueError, match=r"line 2: ") as caught:
+            read_prompt_file(path)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - began < most_s
+    assert most_bytes < 3 * size + 20 * MIB
+    assert len(str(caught.value)) < 500
+
+
+def test_a_file_without_end_is_not_read_to_its_end(monkeypatch, tmp_path):
+    monkeypatch.setattr(prompt_files, "_MAX_FILE_BYTES", MIB)
+    endless = tmp_path / "p.txt"
+    endless.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="holds more than 1 MiB. Split it"):
+        read_prompt_file(endless)
+    with open("/dev/zero") as zero:
+        monkeypatch.setattr(sys, "stdin", zero)
+        with pytest.raises(ValueError, match="stdin holds more than 1 MiB"):
+            read_prompt_file("-")
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,21 @@ def check_keywords(
             raise TypeError(f"{where} does not know {name!r}. {hint}")
 
 
-def check_text(text: str, where: str) -> None:
-    r"""Raise ValueError for a text with halves of characters, which no file and no terminal takes.
+MAX_CHARACTERS = 100_000
+"""Of a prompt. Text encoders cut after some hundred words, but take memory and time for all."""
 
-    They come from bytes on the command line that are no UTF-8, and from JSON's `\ud800`.
+
+def check_text(text: str, where: str) -> None:
+    r"""Raise ValueError for a text that is far longer than a model reads, or is no valid one.
+
+    That has halves of characters, which no file and no terminal takes. They come from bytes on the
+    command line that are no UTF-8, and from JSON's `\ud800`.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"{where} must be {MAX_CHARACTERS} characters or fewer, got {len(text)}. Shorten it: "
+            "models read some hundred words."
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
