@@ -3,6 +3,7 @@
 Names load lazily (PEP 562): lightning and diffusers take seconds to import.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from fastvideo_lightning.strategies.trainer import TrainerHostResidentStrategy
 
 __version__ = "0.1.0"
+
+STARTED_BY = os.getppid()
+"""The process that started this one, noted before the imports that take seconds."""
 
 _HOME = {
     "CheckpointError": "checkpoint",

@@ -109,6 +109,13 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
+def _note_exit(code: int) -> None:
+    """Tell what ends the other processes by what code this one does."""
+    launching = sys.modules.get("fastvideo_lightning.strategies.launching")
+    if launching is not None:
+        launching.note_exit(code)
+
+
 def main() -> None:
     """Run the command and exit: 0, 1 (failed while running), 2 (wrong choice), 130 (Ctrl-C)."""
     # As Ctrl-C does, so that a half-made file goes before the process does.
@@ -118,4 +125,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run())
+    code = run()
+    _note_exit(code)
+    sys.exit(code)

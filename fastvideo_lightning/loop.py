@@ -108,6 +108,7 @@ class PredictLoop:
     ) -> Iterator[Any]:
         turns, num_batches = self._share(prompts)
         num_batches = None if num_batches is None else num_before + num_batches
+        self._note_run(is_over=False)
         self._call("on_predict_start", module, num_batches=num_batches)
         self._call("on_predict_epoch_start", module)
         for batch_idx, (turn, following) in enumerate(_with_next(iter(turns)), num_before):
@@ -133,6 +134,7 @@ class PredictLoop:
         self._call("on_predict_epoch_end", module)
         self._call("on_predict_end", module)
         self._fabric.barrier()  # what the run was to make is there, whichever process made it
+        self._note_run(is_over=True)
 
     def _share(self, prompts: Any) -> tuple[Iterable[Turn], int | None]:
         """Return this rank's turns and their number, where it is known.
@@ -152,6 +154,12 @@ class PredictLoop:
             return turns, None
         dealt = list(turns)
         return dealt, len(dealt)
+
+    def _note_run(self, *, is_over: bool) -> None:
+        """Tell a strategy that watches the other processes where this one stands."""
+        note_run = getattr(getattr(self._fabric, "strategy", None), "note_run", None)
+        if note_run is not None:
+            note_run(is_over=is_over)
 
     def _waits_for_others(self) -> bool:
         return self._fabric.world_size > 1 and self._in_lockstep()

@@ -67,7 +67,7 @@ ALLOWED = {
     "sharing.py": set(),
     "strategies": {
         *("torch", "lightning", "diffusers", "config", "checkpoint", "offload.partition"),
-        *("sharing", "strategies"),
+        *("", "hydra", "sharing", "strategies"),
     },
     "acceleration.py": {"diffusers", "config", "modules"},
     "compiling.py": {"torch", "offload.partition"},
@@ -89,7 +89,17 @@ ALLOWED = {
         "quantization",
     },
     "serve": {
-        *("gradio", "starlette", "torch", "PIL", "config", "modules", "output", "checkpoint"),
+        *(
+            "gradio",
+            "starlette",
+            "uvicorn",
+            "torch",
+            "PIL",
+            "config",
+            "modules",
+            "output",
+            "checkpoint",
+        ),
         *("callbacks", "generator", "plan", "prompts", "report", "serve"),
     },
     "commands": {
@@ -97,6 +107,7 @@ ALLOWED = {
         *("option_files", "config", "prompts", "prompt_files", "output", "devices", "weights"),
         *("modules", "callbacks", "generator", "batch", "inventory", "pack", "plan", "serve"),
         *("checkpoint_folder", "extras", "option_table", "quantization", "report"),
+        "strategies.launching",
     },
     "pack": {
         "quantization",

@@ -164,6 +164,7 @@ def _make_video(request: Request) -> None:
                 generator.load_lora(lora.path, weight=lora.weight, name=name)
         if request.prompts is not None:
             _make_batch(generator, request, request.prompts)
+            _say_all_made()
             return
         assert request.prompt is not None
         try:
@@ -176,8 +177,16 @@ def _make_video(request: Request) -> None:
         except KeyboardInterrupt as stop:
             stop.add_note(_AGAIN)
             raise
+        _say_all_made()
     if is_first_process():
         _report(video)
+
+
+def _say_all_made() -> None:
+    """From here on nothing that becomes of other processes is a failure."""
+    from fastvideo_lightning.strategies.launching import note_exit
+
+    note_exit(0)
 
 
 def _open(request: Request) -> "VideoGenerator":

@@ -1,11 +1,14 @@
 """Why a process ended: what it wrote before, or what its exit code tells."""
 
+import contextlib
 import json
+import os
 import signal
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 # How the libraries that carry collectives say that another process is gone.
 _OF_THE_CARRIER = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe")
@@ -36,8 +39,12 @@ class Failure:
 
     @classmethod
     def of_exit(cls, rank: int, code: int) -> Self:
-        """Describe a process that ended without a word."""
-        if code >= 0:
+        """Describe a process that ended without a word; with code 0 before its work was done."""
+        if code == 0:
+            return cls(
+                False, time.time(), rank, "it ended with exit code 0 before its work was done"
+            )
+        if code > 0:
             return cls(False, time.time(), rank, f"it ended with exit code {code}")
         name = signal.Signals(-code).name
         reason = f"it was killed by {name}"
@@ -50,20 +57,68 @@ class Failure:
         """What to tell the user."""
         return f"Error: rank {self.rank} failed: {self.reason}"
 
-    def write(self, folder: Path) -> None:
-        """Leave it where the other processes of the node look."""
-        half = folder / f"{self.rank}.tmp"
-        try:
-            half.write_text(json.dumps(asdict(self)), encoding="utf-8")
-            half.rename(folder / f"{self.rank}.json")
-        except OSError:  # the first process has removed the folder: nobody looks any more
-            return
 
+class Ledger:
+    """What the processes of a node tell each other: lines in a file that has no name.
 
-def read_failures(folder: Path) -> dict[int, Failure]:
-    """Return what the processes of the node have left, by rank."""
-    found = [Failure(**json.loads(path.read_text())) for path in folder.glob("*.json")]
-    return {failure.rank: failure for failure in found}
+    The first process makes it and the others inherit it open, so that nothing of it is left once
+    the last of them is gone, however it went.
+
+    Args:
+        file_number: The open file.
+    """
+
+    def __init__(self, file_number: int) -> None:
+        self.file_number = file_number
+
+    @classmethod
+    def create(cls) -> Self:
+        """Make an empty one."""
+        with tempfile.TemporaryFile() as file:
+            number = os.dup(file.fileno())
+        return cls(number)
+
+    @classmethod
+    def inherit(cls, file_number: int) -> Self:
+        """Take over what the first process has made; who this one starts does not."""
+        os.set_inheritable(file_number, False)
+        return cls(file_number)
+
+    def note(self, failure: Failure) -> None:
+        """Say why this process ends."""
+        self._write(failed=asdict(failure))
+
+    def say_ended(self, rank: int) -> None:
+        """Say that a process has come to the end of its work."""
+        self._write(ended=rank)
+
+    def speak(self, rank: int) -> bool:
+        """Whether this process is the first to ask: one tells the user what became of all."""
+        self._write(speaks=rank)
+        return next((found == rank for found in self._read("speaks")), False)
+
+    @property
+    def failures(self) -> dict[int, Failure]:
+        """What processes have ended by, by rank."""
+        found = [Failure(**values) for values in self._read("failed")]
+        return {failure.rank: failure for failure in found}
+
+    @property
+    def ended(self) -> set[int]:
+        """Which have come to the end of their work."""
+        return set(self._read("ended"))
+
+    def _write(self, **entry: object) -> None:
+        # All write at the end, for they share one position.
+        with contextlib.suppress(OSError):  # no space is left: the exit code has to do
+            os.write(self.file_number, f"{json.dumps(entry)}\n".encode())
+
+    def _read(self, kind: str) -> Iterator[Any]:
+        content = os.pread(self.file_number, os.fstat(self.file_number).st_size, 0)
+        for line in content.split(b"\n")[:-1]:
+            entry = json.loads(line)
+            if kind in entry:
+                yield entry[kind]
 
 
 def _follows(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from fastvideo_lightning.strategies.context import ContextParallel, HasDenoisers
 from fastvideo_lightning.strategies.launching import (
     GuardedLauncher,
     leave_group_together,
+    note_run,
     report_failures,
 )
 from fastvideo_lightning.strategies.precision import check_precision
@@ -72,6 +73,10 @@ class FSDPInferenceStrategy(ModelParallelStrategy):
         if self.world_size > 1:
             report_failures(self.global_rank)
             leave_group_together()
+
+    def note_run(self, *, is_over: bool) -> None:
+        """Note that a run begins, or that all processes are through it."""
+        note_run(is_over=is_over)
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Shard the module's denoisers, in place, and read this rank's parts.

@@ -22,6 +22,7 @@ from fastvideo_lightning.strategies.context import ContextParallel
 from fastvideo_lightning.strategies.launching import (
     GuardedLauncher,
     leave_group_together,
+    note_run,
     report_failures,
 )
 from fastvideo_lightning.strategies.precision import check_precision
@@ -99,6 +100,10 @@ class HostResidentStrategy(ParallelStrategy):
                 self.cluster_environment, backend, timeout=self._timeout, device_id=device_id
             )
             leave_group_together()
+
+    def note_run(self, *, is_over: bool) -> None:
+        """Note that a run begins, or that all processes are through it."""
+        note_run(is_over=is_over)
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Return the module, its weights where they were.

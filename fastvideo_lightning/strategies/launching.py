@@ -2,23 +2,32 @@
 
 import atexit
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.fabric.strategies.launchers.subprocess_script import (
+    _HYDRA_AVAILABLE,
+    _basic_subprocess_cmd,
+    _hydra_subprocess_cmd,
+    _SubprocessScriptLauncher,
+)
 from lightning.fabric.utilities.distributed import (
     _destroy_dist_connection,
     _set_num_threads_if_needed,
 )
 
+from fastvideo_lightning.strategies import rank_start
+from fastvideo_lightning.strategies.failures import Ledger
 from fastvideo_lightning.strategies.guard import RankGuard
 from fastvideo_lightning.strategies.reporting import RankReporter
 
-_FOLDER = "FASTVIDEO_LIGHTNING_RANKS"
-"""Environment variable: where the processes of a node tell each other why they failed."""
+_STARTED = "FASTVIDEO_LIGHTNING_RANKS"
+"""Environment variable of a process that another of this package has started: the other's id, and
+the number of the open file in which the processes of a node tell each other why they fail."""
 
 _guard: RankGuard | RankReporter | None = None
 
@@ -37,25 +46,61 @@ class GuardedLauncher(_SubprocessScriptLauncher):
         environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         first_rank = environment.node_rank() * self.num_processes
         if not environment.creates_processes_externally:
-            os.environ[_FOLDER] = tempfile.mkdtemp(prefix="fastvideo-ranks-")
-            self._start_others()
+            ledger = Ledger.create()
+            self._start_others(ledger)
             children = {first_rank + 1 + i: process for i, process in enumerate(self.procs)}
-            _start_guard(RankGuard(Path(os.environ[_FOLDER]), first_rank, children=children))
-        elif _FOLDER in os.environ:
-            rank = first_rank + environment.local_rank()
-            _start_guard(RankGuard(Path(os.environ[_FOLDER]), rank, first_rank=first_rank))
+            _start_guard(RankGuard(ledger, first_rank, children=children))
+        elif _STARTED in os.environ:
+            parent, file_number = map(int, os.environ.pop(_STARTED).split(":"))
+            ledger, rank = Ledger.inherit(file_number), first_rank + environment.local_rank()
+            _start_guard(RankGuard(ledger, rank, first_rank=first_rank, parent=parent))
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
-    def _start_others(self) -> None:
+    def _start_others(self, ledger: Ledger) -> None:
         """Start the other processes: all of them, or after an exception none."""
+        self._check_can_spawn_children()
+        environment = self.cluster_environment
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
+        os.environ["NODE_RANK"] = str(environment.node_rank())
+        os.environ["LOCAL_RANK"] = str(environment.local_rank())
+        os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
+        own = {_STARTED: f"{os.getpid()}:{ledger.file_number}"}
         try:
-            self._call_children_scripts()
-        except BaseException:  # Ctrl-C, most likely: Lightning waits a second after each
+            for local_rank in range(1, self.num_processes):
+                command, folder = _command(local_rank)
+                process = subprocess.Popen(
+                    [*_tied_to_this(), *command],
+                    env={**os.environ, **own, "LOCAL_RANK": str(local_rank)},
+                    cwd=folder,
+                    pass_fds=(ledger.file_number,),
+                )
+                self.procs.append(process)
+        except BaseException:  # Ctrl-C, most likely
             for process in self.procs:
                 process.kill()
-            shutil.rmtree(os.environ.pop(_FOLDER), ignore_errors=True)
             raise
+
+
+def _command(local_rank: int) -> tuple[Sequence[str], str | None]:
+    """What starts this script again, and in which folder, as Lightning finds it."""
+    if _HYDRA_AVAILABLE:
+        from hydra.core.hydra_config import HydraConfig
+
+        if HydraConfig.initialized():
+            return _hydra_subprocess_cmd(local_rank)
+    return _basic_subprocess_cmd(), None
+
+
+def _tied_to_this() -> list[str]:
+    """What comes before a command that is to end when this process does.
+
+    The system ties it to the thread that starts it, so that only the main thread's will do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [sys.executable, "-I", "-S", str(Path(rank_start.__file__)), str(os.getpid())]
 
 
 def note_failure(error: BaseException, *, is_told: bool = False) -> bool:
@@ -71,6 +116,22 @@ def note_failure(error: BaseException, *, is_told: bool = False) -> bool:
         Whether to show it; not where it only follows from another process's failure.
     """
     return _guard is None or _guard.note(error, is_told=is_told)
+
+
+def note_exit(code: int) -> None:
+    """Say by what code this process is about to end; alone, do nothing.
+
+    Args:
+        code: 0 says that all is made, whatever becomes of other processes from here on.
+    """
+    if _guard is not None:
+        _guard.note_exit(code)
+
+
+def note_run(*, is_over: bool) -> None:
+    """Say that a run begins in which processes wait for each other, or that all are through it."""
+    if _guard is not None:
+        _guard.is_run_over = is_over
 
 
 def report_failures(rank: int) -> None:
@@ -94,6 +155,8 @@ def leave_group_together() -> None:
 def _leave_group() -> None:
     if _guard is None or _guard.part():
         _destroy_dist_connection()
+        if _guard is not None:
+            _guard.has_left()
 
 
 def _start_guard(guard: RankGuard | RankReporter) -> None:

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 
 from fastvideo_lightning import HostResidentStrategy
-from fastvideo_lightning.strategies import guard, launching
+from fastvideo_lightning.strategies import guard, host_resident, launching
 
 
 def main(num_processes: int, folder: Path) -> None:
@@ -21,8 +21,11 @@ def main(num_processes: int, folder: Path) -> None:
     if settings["others"] == "start" and os.environ.get("LOCAL_RANK", "0") != "0":
         (folder / "starting").write_text(str(os.getpid()))
         time.sleep(60)  # the first process waits for this one in the start of the process group
-    if settings["how"] == "return" and settings["others"] == "work":
-        guard._LAST_S = 2.0  # else the others end soon, and a busy machine may take its time
+    if settings["rank"] == 0 and settings["others"] != "end":
+        guard._IN_RUN_S = 2.0  # else the others end soon, and a busy machine may take its time
+    early = settings["how"] == "early-exit-0" and os.environ.get("LOCAL_RANK", "0") != "0"
+    if early:
+        host_resident.report_failures = lambda rank: leave_before_the_group(folder)
     accelerator = settings.get("accelerator", "cpu")
     if accelerator == "cpu":
         close = launching._destroy_dist_connection
@@ -54,6 +57,12 @@ def main(num_processes: int, folder: Path) -> None:
         (folder / f"tidy-{rank}").touch()
 
 
+def leave_before_the_group(folder: Path) -> None:
+    """End where the others are to wait for this one in the start of the process group."""
+    (folder / "failed_at").write_text(str(time.time()))
+    sys.exit(0)
+
+
 def close_together(close: Callable[[], None], num_processes: int, folder: Path) -> None:
     """Close the group as NCCL does, which gloo does not: all at once, or not at all."""
     (folder / f"closes-{os.getpid()}").touch()
@@ -67,6 +76,8 @@ def fail(how: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "memory":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if how.startswith("os-exit"):
+        os._exit(0 if how == "os-exit-0" else 3)
     if how == "exit":
         sys.exit(3)
     if how == "system-exit":

@@ -1,7 +1,12 @@
+import os
+import subprocess
+import sys
+import tempfile
+
 import pytest
 import torch
 
-from fastvideo_lightning.strategies.failures import Failure, read_failures
+from fastvideo_lightning.strategies.failures import Failure, Ledger
 
 GONE = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:214")
 
@@ -29,14 +34,37 @@ def test_the_cause_is_the_earliest_that_does_not_follow_and_a_killed_one_before_
     assert min(follows, first, killed) == killed
 
 
-def test_a_failure_is_one_line_and_outlives_its_process(tmp_path):
-    failure = Failure.of(5, ValueError("one\ntwo"))
-    failure.write(tmp_path)
-    assert read_failures(tmp_path) == {5: failure}
+def test_a_failure_is_one_line_and_outlives_its_process():
+    ledger, failure = Ledger.create(), Failure.of(5, ValueError("one\ntwo"))
+    ledger.note(failure)
+    assert Ledger.inherit(os.dup(ledger.file_number)).failures == {5: failure}
     assert failure.line == "Error: rank 5 failed: ValueError: one"
     assert Failure.of(0, KeyError()).line == "Error: rank 0 failed: KeyError"
 
 
-def test_nothing_is_written_where_nobody_looks_any_more(tmp_path):
-    Failure.of(0, ValueError("a")).write(tmp_path / "gone")
-    assert read_failures(tmp_path / "gone") == {}
+def test_a_ledger_has_no_name_and_is_written_by_many_processes_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ledger = Ledger.create()
+    assert not list(tmp_path.iterdir())
+    write = "import sys; from fastvideo_lightning.strategies.failures import Ledger\n"
+    write += "ledger = Ledger.inherit(int(sys.argv[1]))\n"
+    write += "for rank in range(200): ledger.say_ended(int(sys.argv[2]) + rank)"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", write, str(ledger.file_number), str(first)],
+            pass_fds=(ledger.file_number,),
+        )
+        for first in (0, 200)
+    ]
+    assert [writer.wait(100) for writer in writers] == [0, 0]
+    assert ledger.ended == set(range(400))
+
+
+def test_one_process_speaks_for_all():
+    ledger = Ledger.create()
+    assert [ledger.speak(rank) for rank in (2, 1, 2, 0)] == [True, False, True, False]
+
+
+def test_where_nothing_can_be_written_the_exit_code_has_to_do():
+    with open(os.devnull) as file:
+        Ledger(file.fileno()).note(Failure.of(0, ValueError("a")))
