@@ -182,6 +182,7 @@ MODES: dict[str, Mode] = {
     "resident": Mode(resident),
     "streamed-mapped": streamed("mapped"),
     "streamed-pinned": streamed("pinned"),
+    "streamed-courier": streamed("courier"),
     "streamed-half-resident": streamed("mapped", resident_share=0.5),
     "streamed-tenth-resident": streamed("mapped", resident_share=0.1),
     "streamed-three-slots": streamed("mapped", num_slots=3),

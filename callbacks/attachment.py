@@ -11,6 +11,7 @@ from fastvideo_lightning.offload.bindings import (
     find_bindings,
     places_in,
     split_by_owner,
+    split_sharing,
 )
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.graphs import GraphedForward, graph_forward
@@ -124,9 +125,11 @@ class Attachment:
         if self.engine is not None:
             if any(unit.uses for unit in self.engine.units):
                 return  # a component in its call calls this one: another time
-            tensors, rest = split_by_owner(
+            inside, rest = split_by_owner(
                 find_bindings(self.root), [unit.module for unit in self.units], self.root
             )
+            tensors, sharing = split_sharing(inside, rest)
+            rest += sharing
             rebind_units(self.engine, dict(zip(self.units, tensors, strict=True)))
         else:
             rest = find_bindings(self.root)

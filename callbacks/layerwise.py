@@ -17,7 +17,7 @@ from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streaming
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.config.offload import check_count
-from fastvideo_lightning.offload.bindings import TensorBinding
+from fastvideo_lightning.offload.bindings import TensorBinding, split_sharing
 from fastvideo_lightning.offload.forwards import wrap_unit
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Undo
@@ -50,8 +50,8 @@ class LayerwiseOffload(Placement):
             with them, such as the experts of a two-expert denoiser: their resident blocks take
             turns in the same device memory. Every one of the models needs it.
         host_memory: ``"auto"``, ``"mapped"`` (the checkpoint file itself is the host's copy),
-            ``"pinned"`` or ``"pageable"``; ``auto`` maps what lies in the file in its run dtype and
-            pins the rest.
+            ``"pinned"``, ``"pageable"`` or ``"courier"`` (no host copy: the file is read on the
+            way); ``auto`` maps what lies in the file in its run dtype and pins the rest.
         shard_transport: what ranks on one node do that stream the same blocks. ``"gather"``: each
             brings a part over its own link and the parts are joined on the devices; ``"local"``:
             each brings everything; ``"auto"`` measures both and takes the faster. One process alone
@@ -95,6 +95,16 @@ class LayerwiseOffload(Placement):
                 "cuda_graphs=True cannot be combined with shard_transport='gather': ranks would "
                 "have to capture alike. Pass shard_transport='local'."
             )
+        if cuda_graphs and host_memory == HostMemory.COURIER:
+            raise ValueError(
+                "cuda_graphs=True cannot be combined with host_memory='courier': a graph repeats "
+                "copies from memory, not reads from a file. Leave one of the two out."
+            )
+        if host_memory == HostMemory.COURIER and shard_transport == "gather":
+            raise ValueError(
+                "host_memory='courier' cannot be combined with shard_transport='gather': each "
+                "process reads files for itself. Pass shard_transport='local'."
+            )
         super().__init__(target)
         self.num_slots = num_slots
         self.resident_blocks = resident_blocks
@@ -120,7 +130,7 @@ class LayerwiseOffload(Placement):
         refuse_whole_compile(model, model_fqn)
         engine = attachment.engine = engine_of(root, device, num_slots=self.num_slots)
 
-        tensors, _ = bindings_inside(root, [block for _, block in blocks])
+        tensors, sharing = split_sharing(*bindings_inside(root, [block for _, block in blocks]))
         blocks, tensors = self._leave_out_empty(blocks, tensors)
         num_streamed = max(len(blocks) - self.resident_blocks, 0)
         num_streamed -= num_streamed % self.num_slots
@@ -132,10 +142,11 @@ class LayerwiseOffload(Placement):
         residents = [units[i] for i in sorted(stays)]
         streamed = [unit for unit in units if unit not in residents]
         group = UnitGroup(streamed, residents if self.share_residents else ())
-        staying = tensors_between(root, model, [block for _, block in blocks])
+        staying = [*tensors_between(root, model, [block for _, block in blocks]), *sharing]
         if not self.share_residents:
             staying = [binding for unit in residents for binding in unit.bindings] + staying
-        is_apart = self.skippable or self.cuda_graphs
+        by_file = self.host_memory is HostMemory.COURIER
+        is_apart = self.skippable or self.cuda_graphs or by_file
         choice = ShardTransport.LOCAL if is_apart else self.shard_transport
         share_streaming(engine, choice, group.units)
         engine.attach(group, sources)

@@ -5,6 +5,7 @@ from torch import nn
 
 from fastvideo_lightning.callbacks.attachment import Attachment, weight_sources
 from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
+from fastvideo_lightning.offload.bindings import split_sharing
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Undo
 from fastvideo_lightning.offload.hooks import hook_transient
@@ -25,8 +26,8 @@ class ModelOffload(Placement):
     Args:
         target: FQN of a component, such as ``"vae"``.
         host_memory: ``"auto"``, ``"mapped"`` (the checkpoint file itself is the host's copy),
-            ``"pinned"`` or ``"pageable"``; ``auto`` maps what lies in the file in its run dtype and
-            pins the rest.
+            ``"pinned"``, ``"pageable"`` or ``"courier"`` (no host copy: the file is read on the
+            way); ``auto`` maps what lies in the file in its run dtype and pins the rest.
     """
 
     def __init__(self, target: str, *, host_memory: str = "auto") -> None:
@@ -35,7 +36,7 @@ class ModelOffload(Placement):
         check_supported(self.host_memory)
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
-        (inside,), _ = bindings_inside(attachment.root, [target])
+        (inside,), sharing = split_sharing(*bindings_inside(attachment.root, [target]))
         unit = OffloadUnit(
             self.target, target, inside, transient=True, host_memory=self.host_memory
         )
@@ -43,4 +44,5 @@ class ModelOffload(Placement):
         attachment.group, attachment.units = UnitGroup([unit]), (unit,)
         engine.attach(attachment.group, weight_sources(attachment.root))
         attachment.handles.append(Undo(lambda: engine.detach([unit])))
+        attachment.keep(sharing, device, run_device=device)
         attachment.handles.extend(hook_transient(engine, unit))

@@ -109,16 +109,25 @@ class Placement(ABC):
                 attachment.graphed.begin_step(is_last=leaves)
 
     def on_predict_batch_end(self) -> None:
-        """Finish every copy: weights may be edited."""
+        """Finish every copy: weights may be edited.
+
+        Raises:
+            RuntimeError: weights could not be read on their way, so the result is none.
+        """
+        try:
+            for attachment in self.attachments:
+                if attachment.engine is not None:
+                    attachment.engine.settle()
+        finally:
+            self.on_exception()
+
+    def on_exception(self) -> None:
+        """Release what is in use."""
         for attachment in self.attachments:
             if attachment.engine is not None:
                 attachment.engine.end_run()
             if attachment.graphed is not None:
                 attachment.graphed.end_run()
-
-    def on_exception(self) -> None:
-        """Release what was in use when the exception came."""
-        self.on_predict_batch_end()
 
     def teardown(self) -> None:
         """End of the placement, the same as ``detach``."""

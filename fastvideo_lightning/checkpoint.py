@@ -5,6 +5,7 @@ Only headers are read here; the bytes of a weight are read once, by whoever give
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,17 @@ from torch import nn
 from fastvideo_lightning.checkpoint_folder import (
     INDEX,
     CheckpointError,
+    check_files,
     check_index,
     find_folder,
 )
-from fastvideo_lightning.components import Component, RunDtypes, build_component, library_bars_off
+from fastvideo_lightning.components import (
+    Component,
+    RunDtypes,
+    build_component,
+    first_line,
+    needs_package,
+)
 from fastvideo_lightning.downloads import download
 from fastvideo_lightning.imports import quiet_imports
 from fastvideo_lightning.quantization import QUANTIZATIONS, make_quantization
@@ -93,7 +101,7 @@ def open_checkpoint(
             f"{index_path} must name a diffusers pipeline in _class_name, got {class_name!r}."
         )
     components = {
-        name: (entry[0], entry[1])
+        name: _parse_component(index_path, name, entry)
         for name, entry in index.items()
         if isinstance(entry, list) and len(entry) == 2 and None not in entry
     }
@@ -103,16 +111,29 @@ def open_checkpoint(
                 f"Missing component: {folder / name}, which model_index.json lists as "
                 f"{library}.{component_class}. Download the checkpoint again."
             )
+        check_files(folder / name)
     sampling = folder / "sampling.json"
     return Checkpoint(
         folder,
         class_name,
         components,
-        read_json(sampling) if sampling.is_file() else {},
+        read_json(sampling) if sampling.exists() else {},
         variant,
         allow_pickle,
         tuple(name for name, entry in index.items() if entry == [None, None]),
     )
+
+
+def _parse_component(index: Path, name: str, entry: list[Any]) -> tuple[str, str]:
+    """Return the library and the class of a component."""
+    library, class_name = entry
+    names = [*library.split("."), class_name] if isinstance(library, str) else [None]
+    if not all(isinstance(each, str) and each.isidentifier() for each in (name, *names)):
+        raise CheckpointError(
+            f"{index} lists {name!r} as {entry!r:.200}, and must name a component, the library of "
+            "its class and the class. Download the checkpoint again."
+        )
+    return library, class_name
 
 
 def load_pipeline(
@@ -147,9 +168,10 @@ def load_pipeline(
     quantization = make_quantization(dtype)
     device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_variant(checkpoint)
+    pipeline_class = _pipeline_class(checkpoint)
+    classes = {name: _component_class(checkpoint, name) for name in checkpoint.components}
     built: dict[str, Component] = {}
-    for name in checkpoint.components:
-        model_class = _component_class(checkpoint, name)
+    for name, model_class in classes.items():
         if not issubclass(model_class, nn.Module):
             continue
         if chosen is not None:
@@ -166,7 +188,11 @@ def load_pipeline(
             variant=checkpoint.variant,
             allow_pickle=checkpoint.allow_pickle,
         )
-    pipeline = _join(checkpoint, {name: component.module for name, component in built.items()})
+    parts: dict[str, Any] = {name: component.module for name, component in built.items()}
+    for name, kind in classes.items():
+        if name not in parts:
+            parts[name] = _load_part(checkpoint.folder / name, kind)
+    pipeline = _join(checkpoint, pipeline_class, parts)
     sources = {
         f"{name}.{fqn}": source
         for name, component in built.items()
@@ -208,41 +234,104 @@ def _component_class(checkpoint: Checkpoint, name: str) -> Any:
 
     library, class_name = checkpoint.components[name]
     check_code(checkpoint.folder, name, library, class_name)
+    listed = f"model_index.json in {checkpoint.folder} lists {name} as {library}.{class_name}"
     try:
         with quiet_imports():
             found, _ = get_class_obj_and_candidates(
                 library, class_name, ALL_IMPORTABLE_CLASSES, pipelines, hasattr(pipelines, library)
             )
+            kinds = _kinds()
     except (AttributeError, ImportError, ValueError) as error:
+        raise CheckpointError(f"{listed}, which cannot be imported: {error}") from error
+    _check_has_packages(found, listed)
+    if not isinstance(found, type) or not issubclass(found, kinds):
         raise CheckpointError(
-            f"model_index.json in {checkpoint.folder} lists {name} as {library}.{class_name}, "
-            f"which cannot be imported: {error}"
-        ) from error
+            f"{listed}, which is no part of a pipeline. Download the checkpoint again."
+        )
     return found
 
 
-def _join(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> Any:
-    """Have diffusers load what is no model (tokenizer, scheduler, ...) and put it together."""
+@cache
+def _kinds() -> tuple[type, ...]:
+    """What parts of a pipeline are made of."""
+    import diffusers
+    import transformers
+    from diffusers.configuration_utils import ConfigMixin
+    from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+    from transformers import PreTrainedTokenizerBase
+
+    named = [
+        *(getattr(diffusers, name) for name in LOADABLE_CLASSES["diffusers"]),
+        *(getattr(transformers, name) for name in LOADABLE_CLASSES["transformers"]),
+    ]
+    whole = (diffusers.DiffusionPipeline, ConfigMixin)
+    return (*(kind for kind in named if kind not in whole), PreTrainedTokenizerBase)
+
+
+def _check_has_packages(found: Any, listed: str) -> None:
+    """Raise CheckpointError for what diffusers and transformers have in place of a class."""
+    if type(found).__name__ == "DummyObject":
+        names = " ".join(found._backends)
+        raise CheckpointError(
+            f"{listed}, which needs a package that is not installed. Install it: "
+            f"pip install {names}"
+        )
+
+
+def _pipeline_class(checkpoint: Checkpoint) -> Any:
+    """Return the class of the pipeline; nothing else is looked up in diffusers."""
     import diffusers
 
+    name = checkpoint.class_name
+    listed = f"model_index.json in {checkpoint.folder} names {name}"
     with quiet_imports():
-        pipeline_class = getattr(diffusers, checkpoint.class_name, None)
-    if pipeline_class is None:
+        found = getattr(diffusers, name, None) if name.isidentifier() else None
+    _check_has_packages(found, listed)
+    if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
         raise CheckpointError(
-            f"model_index.json in {checkpoint.folder} names {checkpoint.class_name}, which is not "
-            f"in diffusers {diffusers.__version__}. Update diffusers."
+            f"{listed}, which is no pipeline of diffusers {diffusers.__version__}. "
+            "Update diffusers."
         )
+    return found
+
+
+def _load_part(folder: Path, kind: Any) -> Any:
+    """Load what is no model: a tokenizer, a scheduler, ..."""
     try:
-        with library_bars_off():
-            absent = dict.fromkeys(checkpoint.absent)
-            return pipeline_class.from_pretrained(checkpoint.folder, **absent, **modules)
+        with quiet_imports():
+            return kind.from_pretrained(str(folder))
     except ImportError as error:
+        raise needs_package(f"{kind.__name__} in {folder}", error) from error
+    except Exception as error:  # whatever a damaged file makes a library trip over
+        for path in sorted(folder.glob("*.json")):
+            read_json(path)  # where that is why, it names the file
         raise CheckpointError(
-            f"{checkpoint.class_name} needs a package that is not installed: {error}"
-        ) from error
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(" .:")
-        raise CheckpointError(
-            f"diffusers cannot load {checkpoint.class_name} from {checkpoint.folder} ({reason}). "
+            f"{folder} holds no {kind.__name__} that can be loaded ({first_line(error)}). "
             "Download the checkpoint again."
         ) from error
+
+
+def _join(checkpoint: Checkpoint, kind: Any, parts: dict[str, Any]) -> Any:
+    """Put a pipeline together, as `DiffusionPipeline.from_pretrained` does."""
+    index = checkpoint.folder / INDEX
+    known, optional = map(set, kind._get_signature_keys(kind))
+    needed = known - parts.keys() - {*checkpoint.absent, *kind._optional_components}
+    if needed:
+        raise CheckpointError(
+            f"{index} lists no {', '.join(sorted(needed))}, which {checkpoint.class_name} needs. "
+            "Download the checkpoint again."
+        )
+    try:
+        with quiet_imports():
+            settings, _, _ = kind.extract_init_dict(kind.load_config(checkpoint.folder))
+            settings = {name: settings[name] for name in settings if name in optional - known}
+            pipeline = kind(**settings, **{name: parts.get(name) for name in known})
+            pipeline.register_to_config(_name_or_path=str(checkpoint.folder))
+    except ImportError as error:
+        raise needs_package(checkpoint.class_name, error) from error
+    except Exception as error:  # whatever an index makes a constructor trip over
+        raise CheckpointError(
+            f"{index} describes no {checkpoint.class_name} that can be made "
+            f"({first_line(error)}). Download the checkpoint again."
+        ) from error
+    return pipeline

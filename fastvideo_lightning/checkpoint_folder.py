@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
@@ -13,6 +14,9 @@ from fastvideo_lightning.config import nearest_name
 ASSETS = Path(__file__).parent / "assets"
 INDEX = "model_index.json"
 MODULAR_INDEX = "modular_model_index.json"
+
+_READ_WHOLE = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".yaml")
+_MAX_READ_BYTES = 256_000_000  # the largest tokenizers have some 40 MB
 
 
 class CheckpointError(OSError):
@@ -85,6 +89,44 @@ def readable(model: str | PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def check_regular(path: Path) -> int:
+    """Return the size of a file in bytes; a link counts as what it leads to.
+
+    Raises:
+        CheckpointError: If it is a pipe, a device or a folder, or cannot be looked at.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}). Download the checkpoint again."
+        ) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(
+            f"{path} is no regular file, and is not opened. Download the checkpoint again."
+        )
+    return found.st_size
+
+
+def check_files(folder: Path) -> None:
+    """Look at the files of a component before a library opens any of them.
+
+    Raises:
+        CheckpointError: Names what is no regular file, or what is too large to be read whole.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if not path.is_symlink():
+                check_files(path)
+        elif path.is_symlink() and not path.exists():
+            continue  # a part that was not downloaded
+        elif check_regular(path) > _MAX_READ_BYTES and path.suffix in _READ_WHOLE:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes, more than any {path.suffix} file of a "
+                "model. Download the checkpoint again."
+            )
+
+
 def find_cached(hub_id: str, *, revision: str | None = None, index: str = INDEX) -> Path | None:
     """Return the folder with an index that the local cache has for a hub id; or None.
 
@@ -98,7 +140,7 @@ def find_cached(hub_id: str, *, revision: str | None = None, index: str = INDEX)
 
 def check_index(folder: Path) -> None:
     """Raise CheckpointError where a folder has no index, and so is no pipeline."""
-    if not (folder / INDEX).is_file():
+    if not (folder / INDEX).exists():
         raise not_a_pipeline(folder, is_modular=(folder / MODULAR_INDEX).is_file())
 
 

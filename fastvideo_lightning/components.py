@@ -6,18 +6,19 @@ runs on the host, and the tensors it makes are the weights.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
+from math import prod
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastvideo_lightning.checkpoint_folder import find_variants
+from fastvideo_lightning.building import SPARE_ELEMENTS, built_on_meta, computing_in
+from fastvideo_lightning.checkpoint_folder import check_files, find_variants
 from fastvideo_lightning.trust import check_pickle
 from fastvideo_lightning.weights import (
     CheckpointError,
@@ -29,6 +30,13 @@ from fastvideo_lightning.weights import (
 
 # From the FQN of a weight and its component's dtype to the dtype that this weight has.
 DtypeRule = Callable[[str, torch.dtype], torch.dtype]
+
+CONFIG = "config.json"
+# What fp8 checkpoints of other programs call the scales of their weights.
+_SCALE = re.compile(r"(^|[._])(scale_(weight|input)|(weight|input)_scale(_inv|_2)?|scaled_fp8)$")
+
+LOADING = threading.RLock()
+"""Held while a library's own loader, which switches the whole process, may be at work."""
 
 
 @dataclass(frozen=True)
@@ -99,21 +107,37 @@ def build_component(
     if tensors is None:
         check_pickle(folder, allow_pickle=allow_pickle)
     component = None
-    stored = read_json(folder / "config.json").get("quantization_config")
-    if stored and quantization is not None:
+    method = _quantized_by(folder / CONFIG)
+    if method and quantization is not None:
         raise ValueError(
-            f"{folder} was saved quantized by {stored.get('quant_method')}, and is not quantized "
+            f"{folder} was saved quantized by {method}, and is not quantized "
             "anew. Leave dtype out to load it as it is."
         )
-    if tensors is not None and not stored and quantization is None:
-        component = _build_without_weights(model_class, folder, tensors, dtypes, dtype)
-    if component is None:
-        kind: dict[str, Any] = {"variant": variant, "use_safetensors": tensors is not None}
-        if quantization is not None:
-            kind["quantization_config"] = quantization
-        component = Component(_load_by_library(model_class, folder, dtype, kind))
+    with LOADING:
+        if tensors is not None and not method and quantization is None:
+            component = _build_without_weights(model_class, folder, tensors, dtypes, dtype)
+        if component is None:
+            kind: dict[str, Any] = {"variant": variant, "use_safetensors": tensors is not None}
+            if quantization is not None:
+                kind["quantization_config"] = quantization
+            is_quantized = bool(method) or quantization is not None
+            module = _load_by_library(model_class, folder, dtype, kind, is_quantized=is_quantized)
+            component = Component(module)
     component.module.eval()
     return component
+
+
+def _quantized_by(config: Path) -> str | None:
+    """Return what a model was saved quantized by, as its configuration says; None if by nothing."""
+    stored = read_json(config).get("quantization_config")
+    if not stored:
+        return None
+    if not isinstance(stored, dict):
+        raise CheckpointError(
+            f"{config} must have an object as its quantization_config, got {stored!r:.80}. "
+            "Download the checkpoint again."
+        )
+    return str(stored.get("quant_method"))
 
 
 def is_diffusers_model(model_class: type) -> bool:
@@ -126,22 +150,6 @@ def is_diffusers_model(model_class: type) -> bool:
 def weight_stem(model_class: type) -> str:
     """Return the name, without endings, of the files that the class has its weights in."""
     return "diffusion_pytorch_model" if is_diffusers_model(model_class) else "model"
-
-
-@contextmanager
-def library_bars_off() -> Iterator[None]:
-    """Have diffusers and transformers draw no bars: ours would be torn by them."""
-    from diffusers.utils import logging as diffusers_log
-    from transformers.utils import logging as transformers_log
-
-    shown = [log for log in (diffusers_log, transformers_log) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
 
 
 def _build_several(model_class: type[nn.Module], folder: Path, how: Mapping[str, Any]) -> Component:
@@ -167,11 +175,16 @@ def _saved_class(folder: Path) -> type[nn.Module]:
     """Return the diffusers model whose configuration a folder holds."""
     import diffusers
 
-    name = read_json(folder / "config.json").get("_class_name")
+    check_files(folder)
+    name = read_json(folder / CONFIG).get("_class_name")
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not isinstance(found, type) or not is_diffusers_model(found):
+    if (
+        not isinstance(found, type)
+        or not is_diffusers_model(found)
+        or not hasattr(found, "load_config")  # several models have no configuration
+    ):
         raise CheckpointError(
-            f"{folder / 'config.json'} must name a model of diffusers in _class_name, got "
+            f"{folder / CONFIG} must name a model of diffusers in _class_name, got "
             f"{name!r}. Download the checkpoint again."
         )
     return found
@@ -185,10 +198,21 @@ def _build_without_weights(
     dtype: torch.dtype,
 ) -> Component | None:
     """Build the model on meta; None when the names in the file are not the model's."""
-    if is_diffusers_model(model_class):
-        module, rule = _build_diffusers(model_class, folder, dtype)
-    else:
-        module, rule = _build_transformers(model_class, folder, dtype)
+    build = _build_diffusers if is_diffusers_model(model_class) else _build_transformers
+    largest = sum(prod(tensor.shape) for tensor in tensors.values()) + SPARE_ELEMENTS
+    # A tied weight is a parameter for a while where it is stored once.
+    bounds = {"max_parameters": 2 * len(tensors) + 1000, "max_elements": largest}
+    try:
+        module, rule = build(model_class, folder, dtype, bounds)
+    except CheckpointError:
+        raise
+    except ImportError as error:
+        raise needs_package(f"{model_class.__name__} in {folder}", error) from error
+    except Exception as error:  # whatever a configuration makes a constructor trip over
+        raise CheckpointError(
+            f"{folder / CONFIG} describes no {model_class.__name__} whose weights lie beside it "
+            f"({first_line(error)}). Download the checkpoint again."
+        ) from error
     stored = _match_names(module, tensors)
     if stored is None:
         return None
@@ -212,15 +236,13 @@ def _build_without_weights(
 
 
 def _build_diffusers(
-    model_class: type[nn.Module], folder: Path, dtype: torch.dtype
+    model_class: type[nn.Module], folder: Path, dtype: torch.dtype, bounds: Mapping[str, int]
 ) -> tuple[nn.Module, DtypeRule]:
     """Build as `ModelMixin.from_pretrained` does, up to the weights."""
-    from diffusers.models.modeling_utils import no_init_weights
-
     config, unused, _ = model_class.load_config(  # type: ignore[attr-defined]
         folder, return_unused_kwargs=True, return_commit_hash=True
     )
-    with no_init_weights(), _on_meta(dtype):
+    with built_on_meta(dtype, **bounds):
         module = model_class.from_config(config, **unused)  # type: ignore[attr-defined]
     module.register_to_config(_name_or_path=str(folder))
     kept = set(module._keep_in_fp32_modules or ())
@@ -232,15 +254,13 @@ def _build_diffusers(
 
 
 def _build_transformers(
-    model_class: type[nn.Module], folder: Path, dtype: torch.dtype
+    model_class: type[nn.Module], folder: Path, dtype: torch.dtype, bounds: Mapping[str, int]
 ) -> tuple[nn.Module, DtypeRule]:
     """Build as `PreTrainedModel.from_pretrained` does, up to the weights."""
-    from transformers.initialization import no_init_weights
-
     config = model_class.config_class.from_pretrained(folder)  # type: ignore[attr-defined]
     config.dtype = dtype
     config.name_or_path = str(folder)
-    with no_init_weights(), _on_meta(dtype):
+    with built_on_meta(dtype, **bounds):
         module = model_class(config)
     module.tie_weights()  # type: ignore[operator]
     # What the model declares in a dtype of its own keeps it.
@@ -257,42 +277,66 @@ def _build_transformers(
     return module, rule
 
 
-@contextmanager
-def _on_meta(dtype: torch.dtype) -> Iterator[None]:
-    """New parameters go to meta; buffers are computed for real, under the default dtype `dtype`."""
-    from accelerate import init_empty_weights
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with init_empty_weights(include_buffers=False):
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _match_names(
     module: nn.Module, tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor] | None:
-    """Give every weight of the model its stored tensor; None unless names match one to one.
+    """Give every weight of the model its stored tensor; None where the file has other names.
 
     A tied weight lies in the file under one of its names. A transformers model may be stored with
     or without its own base prefix.
+
+    Raises:
+        CheckpointError: If every weight has its tensor, and there are tensors beside.
     """
-    ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
     prefix = f"{getattr(module, 'base_model_prefix', '')}."
     expected = module.state_dict(keep_vars=True)
     for rename in (str, prefix.__add__, lambda name: name.removeprefix(prefix)):
         found = {rename(name): tensor for name, tensor in tensors.items()}
         by_owner = {id(expected[name]): found[name] for name in expected if name in found}
-        unexpected = [
-            name
-            for name in found.keys() - expected.keys()
-            if not any(re.search(pattern, name) for pattern in ignored)
-        ]
-        if not unexpected and all(id(own) in by_owner for own in expected.values()):
+        if all(id(own) in by_owner for own in expected.values()):
+            unplaced = _unplaced(module, found.keys() - expected.keys())
+            check_placed(unplaced, type(module).__name__, {found[name].path for name in unplaced})
             return {name: found.get(name, by_owner[id(own)]) for name, own in expected.items()}
     return None
+
+
+def _unplaced(module: nn.Module, names: Iterable[str]) -> list[str]:
+    """Of names that are not weights of a model those that it does not know either.
+
+    Its class may say that it ignores them, and tables that it computes were once stored.
+    """
+    ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    computed = {name for name, _ in module.named_buffers()}
+    return sorted(
+        name
+        for name in names
+        if name not in computed and not any(re.search(pattern, name) for pattern in ignored)
+    )
+
+
+def check_placed(names: Sequence[str], model: str, paths: Collection[Path]) -> None:
+    """Raise CheckpointError, naming the first of them, where weights have no place in a model.
+
+    Args:
+        names: Stored tensors without a place.
+        model: The class that has none.
+        paths: Files or the folder where they lie.
+    """
+    if not names:
+        return
+    where = ", ".join(sorted(map(str, paths))[:2])
+    scales = [name for name in names if _SCALE.search(name)]
+    if scales:
+        raise CheckpointError(
+            f"{where}: {len(scales)} scales of fp8 weights, such as {scales[0]!r}, have no place "
+            f"in {model}, and the weights are other numbers without them. Pass the checkpoint in "
+            "bf16 or fp16; dtype='fp8' quantizes that."
+        )
+    more = f" {len(names)} tensors, such as" if len(names) > 1 else ""
+    raise CheckpointError(
+        f"{where}:{more} {names[0]!r}, which {model} has no place for. "
+        "Weights and config.json are not of one model: download the checkpoint again."
+    )
 
 
 def _read_buffer(module: nn.Module, fqn: str, source: StoredWeight, dtype: torch.dtype) -> None:
@@ -304,22 +348,105 @@ def _read_buffer(module: nn.Module, fqn: str, source: StoredWeight, dtype: torch
 
 
 def _load_by_library(
-    model_class: type[nn.Module], folder: Path, dtype: torch.dtype, kind: Mapping[str, Any]
+    model_class: type[nn.Module],
+    folder: Path,
+    dtype: torch.dtype,
+    kind: Mapping[str, Any],
+    *,
+    is_quantized: bool,
 ) -> nn.Module:
-    """Load on the host with the library's own `from_pretrained`."""
-    module: nn.Module
+    """Load on the host with the library's own `from_pretrained`.
+
+    It keeps other threads from nothing but making modules of their own: those may come without
+    weights while it is at work. Two of it never are, see `LOADING`.
+    """
+    name = model_class.__name__
     try:
-        with library_bars_off():
-            module, report = model_class.from_pretrained(  # type: ignore[attr-defined]
-                folder, output_loading_info=True, dtype=dtype, **kind
-            )
-    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
+        module, report = _of_own_dtype(model_class).from_pretrained(
+            folder, output_loading_info=True, dtype=dtype, **kind
+        )
+    except ImportError as error:
+        raise needs_package(f"{name} in {folder}", error) from error
+    except Exception as error:  # whatever a damaged file makes a loader trip over
         raise CheckpointError(
-            f"{model_class.__name__} cannot load the weights in {folder}: {error}"
+            f"{name} cannot load the weights in {folder}: {first_line(error)}"
         ) from error
+    module.__class__ = model_class
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} weights of {model_class.__name__}, such as "
+            f"{folder} lacks {len(missing)} weights of {name}, such as "
             f"{missing[0]!r}. Weights and config.json are not of one model."
         )
-    return module
+    unplaced = _unplaced(module, report["unexpected_keys"])
+    if is_quantized:  # layers have tensors there that are no weights of the model
+        unplaced = [fqn for fqn in unplaced if not _has_layer(module, fqn)]
+    check_placed(unplaced, name, [folder])
+    made: nn.Module = module
+    return made
+
+
+def _of_own_dtype(model_class: Any) -> Any:
+    """Return a subclass whose loader leaves torch's default dtype alone, which videos compute in.
+
+    See Note [Building unseen]; the dtype is the loading thread's.
+    """
+
+    def keep_default(cls: Any, dtype: torch.dtype) -> torch.dtype:
+        cls._built_in = dtype
+        return torch.get_default_dtype()
+
+    def from_config(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls._built_in is None:
+            return super(made, cls).from_config(*args, **kwargs)
+        with computing_in(cls._built_in):
+            return super(made, cls).from_config(*args, **kwargs)
+
+    def get_init_context(cls: Any, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
+        first, *others = super(made, cls).get_init_context(dtype, *args, **kwargs)
+        assert first.func.__name__ == "local_torch_dtype", first
+        return [computing_in(dtype), *others]
+
+    if is_diffusers_model(model_class):
+        own = {
+            "_built_in": None,
+            "_set_default_torch_dtype": classmethod(keep_default),
+            "from_config": classmethod(from_config),
+        }
+    else:
+        own = {"get_init_context": classmethod(get_init_context)}
+    own |= {"__module__": model_class.__module__, "__doc__": model_class.__doc__}
+    made: Any = type(model_class.__name__, (model_class,), own)
+    return made
+
+
+def _has_layer(module: nn.Module, fqn: str) -> bool:
+    """Whether a name, or a beginning of it, is that of a layer with tensors of its own."""
+    layers = dict(module.named_modules())
+    while "." in fqn:
+        fqn = fqn.rpartition(".")[0]
+        if fqn in layers:
+            layer = layers[fqn]
+            return bool(layer._parameters or layer._buffers)
+    return False
+
+
+def needs_package(what: str, error: ImportError) -> CheckpointError:
+    """Return the error that says what to install for a component."""
+    reason = first_line(error)
+    asked = re.search(r"`?(pip install [^`]+)`?", str(error))
+    missing = (error.name or "").partition(".")[0]
+    install = asked[1].rstrip(").\n ") if asked else f"pip install {missing}" if missing else ""
+    return CheckpointError(
+        f"{what} needs a package that is not installed ({reason}). Install it"
+        + (f": {install}" if install else ".")
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in a line; of one that says nothing, its kind."""
+    text = str(error).strip().partition("\n")[0].rstrip(" .:")[:300]
+    return (
+        text
+        if isinstance(error, ValueError | RuntimeError | OSError) and text
+        else (f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    )

@@ -1,20 +1,57 @@
-"""Imports of other libraries, without what they say while they look for yet others."""
+"""What other libraries log while they are at work for us, and whoever asked for a video did not.
+
+Loggers, their levels and their filters belong to the whole process. They are left as they are: the
+one record factory that logging has asks, for each record, what its thread does not want to hear.
+"""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+_NEVER_HANDLED = -1  # below the level of every handler
+
+
+class _Thread(threading.local):
+    """What the running thread does not want to hear."""
+
+    def __init__(self) -> None:
+        self.unwanted: list[Callable[[logging.LogRecord], bool]] = []
+
+
+_HERE = _Thread()
+_make = logging.getLogRecordFactory()
+
+
+def _make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = _make(*args, **kwargs)
+    if any(is_unwanted(record) for is_unwanted in _HERE.unwanted):
+        record.levelno = _NEVER_HANDLED
+    return record
+
+
+logging.setLogRecordFactory(_make_record)
 
 
 @contextmanager
-def quiet_imports() -> Iterator[None]:
-    """Have nothing below an error logged while libraries are imported, by whichever library.
-
-    On import transformers, torchao and their like tell of every optional package that they miss or
-    cannot use; whoever asked for a video did not ask for those.
-    """
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
+def unheard(is_unwanted: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Have some of what this thread logs handled by nobody."""
+    _HERE.unwanted.append(is_unwanted)
     try:
         yield
     finally:
-        logging.disable(before)
+        _HERE.unwanted.remove(is_unwanted)
+
+
+def quiet_imports() -> AbstractContextManager[None]:
+    """Have nothing below an error logged while libraries are imported, by whichever library.
+
+    On import transformers, torchao and their like tell of every optional package that they miss or
+    cannot use.
+    """
+    return unheard(_is_no_error)
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR

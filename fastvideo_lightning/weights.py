@@ -7,7 +7,6 @@ Nothing here holds a weight. The format is one length, one JSON header and plain
 import ctypes
 import json
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -16,9 +15,12 @@ from typing import Any
 import torch
 
 from fastvideo_lightning.checkpoint_folder import CheckpointError as CheckpointError
+from fastvideo_lightning.checkpoint_folder import check_regular
 from fastvideo_lightning.meter import READ
 
 MAX_HEADER_BYTES = 100_000_000  # the bound of the reference implementation
+
+MAX_JSON_BYTES = 32_000_000  # of a configuration or an index; the largest known have 5 MB
 
 PADDING = "__padding__."
 """Begin of the names of what only fills gaps in a packed file (see `pack.layout`)."""
@@ -29,11 +31,19 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F4": torch.float4_e2m1fn_x2,
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -52,6 +62,11 @@ class StoredTensor:
     def size_bytes(self) -> int:
         """Bytes in the file."""
         return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """Position behind the last byte in the file."""
+        return self.offset + self.size_bytes
 
     def rows(self, start: int, stop: int) -> "StoredTensor":
         """Return the part from row `start` to before row `stop` of the first dimension."""
@@ -146,29 +161,48 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: If the file is truncated or no safetensors file.
     """
     header, start, size_bytes = _parse_header(path)
-    tensors: dict[str, StoredTensor] = {}
-    end_of_all = 0
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            begin, end = (int(position) for position in entry["data_offsets"])
-            shape, dtype = torch.Size(entry["shape"]), DTYPES[entry["dtype"]]
-        except (KeyError, TypeError, ValueError) as error:
+    tensors = {
+        name: _parse_entry(path, start, name, entry)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    # As safetensors does: each byte belongs to one tensor.
+    end_of_all = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].end)):
+        if tensor.offset != end_of_all:
+            state = "overlaps another" if tensor.offset < end_of_all else "comes after a hole"
             raise CheckpointError(
-                f"{path} describes its tensor {name!r} as {entry!r}, which cannot be read here."
-            ) from error
-        tensor = StoredTensor(path, start + begin, shape, dtype)
-        if begin < 0 or end - begin != tensor.size_bytes:
-            raise CheckpointError(
-                f"{path} gives {end - begin} bytes to its tensor {name!r}, which needs "
-                f"{tensor.size_bytes}. The file is damaged: download it again."
+                f"{path} is damaged: its tensor {name!r} {state}. Download it again."
             )
-        if not name.startswith(PADDING):
-            tensors[name] = tensor
-        end_of_all = max(end_of_all, end)
-    _check_length(path, expected=start + end_of_all, actual=size_bytes)
-    return tensors
+        end_of_all = tensor.end
+    _check_length(path, expected=end_of_all, actual=size_bytes)
+    return {name: each for name, each in tensors.items() if not name.startswith(PADDING)}
+
+
+def _parse_entry(path: Path, start: int, name: str, entry: Any) -> StoredTensor:
+    try:
+        begin, end = (_as_size(position) for position in entry["data_offsets"])
+        shape, dtype = torch.Size(map(_as_size, entry["shape"])), DTYPES[entry["dtype"]]
+        if dtype == torch.float4_e2m1fn_x2:  # two in each byte, along the last dimension
+            shape = torch.Size([*shape[:-1], shape[-1] // 2])
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path} describes its tensor {name!r} as {entry!r:.200}, which cannot be read here."
+        ) from error
+    tensor = StoredTensor(path, start + begin, shape, dtype)
+    if end - begin != tensor.size_bytes:
+        raise CheckpointError(
+            f"{path} gives {end - begin} bytes to its tensor {name!r}, which needs "
+            f"{tensor.size_bytes}. The file is damaged: download it again."
+        )
+    return tensor
+
+
+def _as_size(value: Any) -> int:
+    """Return a number of bytes or elements; ValueError for what is none."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(value)
+    return value
 
 
 def find_tensors(folder: Path, stem: str, variant: str | None) -> dict[str, StoredTensor] | None:
@@ -185,22 +219,28 @@ def find_tensors(folder: Path, stem: str, variant: str | None) -> dict[str, Stor
     dot_variant = f".{variant}" if variant else ""
     index = folder / f"{stem}.safetensors.index{dot_variant}.json"
     single = folder / f"{stem}{dot_variant}.safetensors"
-    if index.is_file():
-        return dict(_read_shards(index))
-    if single.is_file():
+    if index.exists():
+        return _read_shards(index)
+    if single.exists():
         return read_header(single)
     return None
 
 
-def _read_shards(index: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield the tensors that an index file lists, each out of the shard it names."""
+def _read_shards(index: Path) -> dict[str, StoredTensor]:
+    """Return the tensors that an index file lists, each out of the shard it names."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no 'weight_map', so its shards cannot be found.")
     shards: dict[str, dict[str, StoredTensor]] = {}
+    found = {}
     for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
+            raise CheckpointError(
+                f"{index} says that {name!r} lies in {shard!r:.80}, which is no name of a file "
+                "beside it. Download the checkpoint again."
+            )
         path = index.parent / shard
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(
                 f"Missing shard: {path}, which {index.name} lists. Download the checkpoint again."
             )
@@ -210,14 +250,26 @@ def _read_shards(index: Path) -> Iterator[tuple[str, StoredTensor]]:
             raise CheckpointError(
                 f"{path} lacks the tensor {name!r} that {index.name} says it holds."
             )
-        yield name, shards[shard][name]
+        found[name] = shards[shard][name]
+    for shard, tensors in shards.items():
+        if unlisted := sorted(tensors.keys() - found.keys()):
+            raise CheckpointError(
+                f"{index} does not list {len(unlisted)} tensors of {shard}, such as "
+                f"{unlisted[0]!r}. Download the checkpoint again."
+            )
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; anything else there is a CheckpointError naming it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        size_bytes = check_regular(path)
+        if size_bytes > MAX_JSON_BYTES:
+            raise ValueError(f"it has {size_bytes} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise CheckpointError(
             f"{path} cannot be read as JSON ({error}). Download the checkpoint again."
         ) from error
@@ -226,9 +278,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
 def _parse_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """Return the header, where the bytes of the tensors begin, and the size of the file."""
-    size_bytes = path.stat().st_size
+    size_bytes = check_regular(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size_bytes < 8 or length > min(MAX_HEADER_BYTES, size_bytes - 8):
@@ -242,8 +298,8 @@ def _parse_header(path: Path) -> tuple[dict[str, Any], int, int]:
             )
         raw = file.read(length)
     try:
-        header = json.loads(raw)
-    except ValueError as error:
+        header = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError, MemoryError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}.") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is no safetensors file: its header is no object.")

@@ -63,7 +63,7 @@ def test_a_flag_that_is_no_bool_is_refused_by_its_name(flag, value):
 
 @pytest.mark.parametrize("value", ["fast", None, True])
 def test_an_unknown_kind_of_host_memory_is_refused_with_the_known_ones(value):
-    with pytest.raises(ValueError, match="one of auto, mapped, pinned, pageable, got"):
+    with pytest.raises(ValueError, match="one of auto, mapped, pinned, pageable, courier, got"):
         OffloadConfig(host_memory=value)
 
 
@@ -73,7 +73,7 @@ def test_an_unknown_shard_transport_is_refused_with_the_known_ones(value):
         OffloadConfig(shard_transport=value)
 
 
-@pytest.mark.parametrize("kind", ["mapped", "pinned"])
+@pytest.mark.parametrize("kind", ["mapped", "pinned", "courier"])
 def test_pinned_host_memory_without_pinning_is_refused(kind):
     with pytest.raises(ValueError, match=f"host_memory='{kind}'.*pin_cpu_memory=False"):
         OffloadConfig(host_memory=kind, pin_cpu_memory=False)

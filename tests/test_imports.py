@@ -30,9 +30,10 @@ ALLOWED = {
     "meter.py": set(),
     "trust.py": {"diffusers", "weights"},
     "components.py": {
-        *("torch", "diffusers", "transformers", "accelerate"),
-        *("checkpoint_folder", "trust", "weights"),
+        *("torch", "diffusers", "transformers"),
+        *("building", "checkpoint_folder", "trust", "weights"),
     },
+    "building.py": {"torch"},
     "extras.py": set(),
     "imports.py": set(),
     "quantization.py": {"torchao", "diffusers", "extras"},

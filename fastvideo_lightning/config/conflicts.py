@@ -13,6 +13,11 @@ def check_combinations(config: Any) -> None:
         _check_fsdp(config)
     if config.cuda_graphs:
         _check_graphs(config)
+    if config.host_memory == "courier" and config.shard_transport == "gather":
+        raise ValueError(
+            "host_memory='courier' cannot be combined with shard_transport='gather': each process "
+            "reads files for itself. Pass shard_transport='local'."
+        )
     if config.cache is not None and config.compile:
         raise ValueError(
             f"cache={config.cache!r} cannot be combined with compile=True: whether a block is "
@@ -93,6 +98,11 @@ def _check_graphs(config: Any) -> None:
             config.dit_layerwise_offload and is_pageable,
             "pageable host memory",
             "a graph copies from pinned memory alone",
+        ),
+        (
+            config.dit_layerwise_offload and config.host_memory == "courier",
+            "host_memory='courier'",
+            "a graph repeats copies from memory, not reads from a file",
         ),
     ):
         if meets:

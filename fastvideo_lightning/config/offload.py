@@ -10,7 +10,7 @@ from fastvideo_lightning.config.conflicts import check_combinations
 from fastvideo_lightning.config.names import check_known
 
 CACHES = ("first_block", "taylorseer", "pyramid")
-HOST_MEMORY = ("auto", "mapped", "pinned", "pageable")
+HOST_MEMORY = ("auto", "mapped", "pinned", "pageable", "courier")
 ON_OOM = ("raise", "replan")
 SHARD_TRANSPORT = ("auto", "gather", "local")
 
@@ -39,8 +39,9 @@ class OffloadConfig:
         attention_backend: A name that diffusers knows, such as `flash` or `sage`.
         cache: A step-skipping cache of diffusers': `first_block`, `taylorseer` or `pyramid`;
             faster, other pixels.
-        host_memory: `auto`, `mapped` (the checkpoint file itself is the host copy), `pinned` or
-            `pageable`; without `pin_cpu_memory` it is pageable.
+        host_memory: `auto`, `mapped` (the checkpoint file itself is the host copy), `pinned`,
+            `pageable` or `courier` (no host copy: the file is read on the way, through half a GiB
+            of pinned buffers); without `pin_cpu_memory` it is pageable.
         shard_transport: How blocks stream on several GPUs: `gather` (each brings a part over its
             own link, and the parts are joined on the GPUs), `local` (each brings everything) or
             `auto`, the faster of the two.
@@ -96,7 +97,7 @@ class OffloadConfig:
                 f"shard_transport must be one of {', '.join(SHARD_TRANSPORT)}, "
                 f"got {self.shard_transport!r}. Pass shard_transport='auto'."
             )
-        if self.host_memory in ("mapped", "pinned") and self.pin_cpu_memory is False:
+        if self.host_memory in ("mapped", "pinned", "courier") and self.pin_cpu_memory is False:
             raise ValueError(
                 f"host_memory={self.host_memory!r} is pinned memory, which pin_cpu_memory=False "
                 "forbids. Pass host_memory='pageable', or leave pin_cpu_memory on."

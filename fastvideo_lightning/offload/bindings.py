@@ -156,6 +156,54 @@ def split_by_owner(
     return inside, outside
 
 
+def split_sharing(
+    inside: list[list[TensorBinding]], outside: list[TensorBinding]
+) -> tuple[list[list[TensorBinding]], list[TensorBinding]]:
+    """Tell tensors that reach into another one's memory from those that may move.
+
+    A write to the one is a write to the other, whatever units they are in: where they moved, each
+    would have bytes of its own.
+
+    Args:
+        inside: the tensors of each unit.
+        outside: all others of the root module.
+
+    Returns:
+        What may move of each unit, and the tensors of units that share memory.
+    """
+    every = [binding for unit in inside for binding in unit]
+    sharing = _sharing_memory([*every, *outside])
+    moving = [[binding for binding in unit if binding not in sharing] for unit in inside]
+    return moving, [binding for binding in every if binding in sharing]
+
+
+def _sharing_memory(bindings: list[TensorBinding]) -> set[TensorBinding]:
+    extents = sorted(
+        (
+            (tensor.device.type, tensor.device.index or 0, *_extent(tensor), i)
+            for i, tensor in enumerate(binding.tensor for binding in bindings)
+            if type(tensor) in (torch.Tensor, nn.Parameter) and tensor.numel()
+            if not tensor.is_meta and tensor.layout is torch.strided
+        ),
+    )
+    sharing: set[TensorBinding] = set()
+    furthest: tuple[str, int, int, int] | None = None  # device, where it ends, and whose end it is
+    for kind, index, begin, end, i in extents:
+        if furthest is not None and furthest[:2] == (kind, index) and begin < furthest[2]:
+            sharing |= {bindings[furthest[3]], bindings[i]}
+        if furthest is None or furthest[:2] != (kind, index) or end > furthest[2]:
+            furthest = (kind, index, end, i)
+    return sharing
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where a tensor's memory begins and ends, gaps included."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((size - 1) * stride for size, stride in pairs)
+    begin = tensor.data_ptr()
+    return begin, begin + (last + 1) * tensor.element_size()
+
+
 def _reached_around(root: nn.Module | None, modules: list[nn.Module]) -> Iterator[nn.Module]:
     """Every module of ``root`` that is reached without going through one of ``modules``."""
     seen = {id(module) for module in modules}

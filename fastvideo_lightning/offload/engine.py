@@ -172,6 +172,16 @@ class OffloadEngine(UnitMover):
         """What is called has returned or raised, or was interrupted."""
         self._abandon(self.calls.within(called))
 
+    def finish_call(self, called: object) -> None:
+        """What is called has returned or raised; outside of a batch its result may be used at once.
+
+        Raises:
+            RuntimeError: a file could not be read on its way to the device.
+        """
+        self.end_call(called)
+        if self.idle:
+            self.settle()
+
     def _abandon(self, calls: Sequence[OpenCall]) -> None:
         """Release what calls brought that are over, the latest first."""
         for call in calls:
@@ -258,7 +268,7 @@ class OffloadEngine(UnitMover):
             self.order.follow(seen)
         else:
             group.otherwise = seen
-        self.end_call(model)
+        self.finish_call(model)
 
     def refresh(self, *, alone: bool = False) -> None:
         """Take over edits, with the other ranks or not; RuntimeError where a dtype changed."""

@@ -48,7 +48,7 @@ class PartCall(Inseparable):
             call: Call = type(self.part)._call_impl.__get__(self.part)
             return call(*args, **kwargs)
         finally:
-            self.engine.end_call(self)
+            self.engine.finish_call(self)
 
 
 def make_entrances(engine: OffloadEngine, unit: OffloadUnit) -> Handle:

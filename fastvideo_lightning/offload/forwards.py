@@ -50,4 +50,4 @@ class ForwardCall:
             self.engine.begin_unit(self.unit, self, args, kwargs)
             return self.forward(*args, **kwargs)
         finally:
-            self.engine.end_call(self)
+            self.engine.finish_call(self)

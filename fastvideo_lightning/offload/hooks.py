@@ -35,7 +35,7 @@ def hook_unit(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
         engine.begin_unit(unit, module, args, kwargs)
 
     def after(module: nn.Module, args: object, output: object) -> None:
-        engine.end_call(module)
+        engine.finish_call(module)
 
     return [
         end_interrupted(engine, unit.module),
@@ -155,7 +155,7 @@ def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
         unit.module,
         unit.fqn,
         before=before,
-        after=engine.end_call,
+        after=engine.finish_call,
         inputs_to=engine.device,
     )
     convert = refuse_conversion(unit.module, unit.fqn, may_cast=lambda: not unit.uses)

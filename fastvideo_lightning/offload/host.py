@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 
+from fastvideo_lightning.offload.file_reads import FileRead
 from fastvideo_lightning.offload.layout import SlabLayout
 
 
@@ -22,12 +23,15 @@ class HostMemory(StrEnum):
         processes.
     PINNED: memory of our own, of the exact size, registered with the driver.
     PAGEABLE: memory of our own as it is; copies from it are slower and do not overlap.
+    COURIER: no memory: the checkpoint file is read on the way through a few pinned buffers, which
+        hold half a GiB however large the model is.
     """
 
     AUTO = "auto"
     MAPPED = "mapped"
     PINNED = "pinned"
     PAGEABLE = "pageable"
+    COURIER = "courier"
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
@@ -47,7 +51,8 @@ class HostMaster(Protocol):
     Attributes:
         layout: where they lie in a slot.
         views: the tensors, in the order of ``layout.specs``.
-        segments: what a copy of the unit moves.
+        segments: what a copy of the unit moves from host memory.
+        reads: what it moves from files, see Note [Couriers].
         is_filled: which of the tensors have their bytes without being read.
         is_shared: whether its bytes are those of files, which other processes map as well.
     """
@@ -55,6 +60,7 @@ class HostMaster(Protocol):
     layout: SlabLayout
     views: list[torch.Tensor]
     segments: list[Segment]
+    reads: tuple[FileRead, ...]
     is_filled: tuple[bool, ...]
 
     @property
@@ -103,6 +109,7 @@ class HostSlab:
         self.pinned = False
         self.is_shared = False
         self.is_filled = (False,) * len(layout.specs)
+        self.reads: tuple[FileRead, ...] = ()
         memory = _anonymous_memory(layout.size_bytes)
         self.buffer = torch.frombuffer(memory, dtype=torch.uint8)[: layout.size_bytes]
         self.views = [

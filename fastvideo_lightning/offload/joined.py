@@ -19,7 +19,8 @@ class JoinedMaster:
     Attributes:
         layout: where the tensors of both lie in a slot; those of ``base`` lie where they lay.
         views: the tensors, first those of ``base``.
-        segments: what a copy of the unit moves.
+        segments: what a copy of the unit moves from host memory.
+        reads: what it moves from files.
         is_filled: which of the tensors have their bytes without being read.
     """
 
@@ -31,6 +32,7 @@ class JoinedMaster:
         self.views: list[torch.Tensor] = [*base.views, *added.views]
         behind = [Segment(part, start + offset) for part, offset in added.segments]
         self.segments = [*base.segments, *behind]
+        self.reads = base.reads  # what is added lies in memory
         self.is_filled = (*base.is_filled, *added.is_filled)
 
     @property

@@ -1,6 +1,7 @@
 """MappedSlab: a unit's bytes in checkpoint files that are themselves the host master.
 
-See Note [Two mappings] in ``mapped_file.py``.
+See Note [Two mappings] in ``mapped_file.py``. Where a file is not registered with the driver, its
+bytes are read on their way: see Note [Couriers] in ``couriers.py``.
 """
 
 import mmap
@@ -11,6 +12,8 @@ from pathlib import Path
 import torch
 
 from fastvideo_lightning.offload import mapped_file
+from fastvideo_lightning.offload.couriers import BUFFER_BYTES
+from fastvideo_lightning.offload.file_reads import FilePiece, FileRead, plan_reads
 from fastvideo_lightning.offload.host import HostMemory, HostSlab, Segment
 from fastvideo_lightning.offload.layout import SlabLayout
 from fastvideo_lightning.offload.mapped_file import MappedFile, close_file, open_file
@@ -26,8 +29,9 @@ class MappedSlab:
 
     Attributes:
         views: the tensors, in the order of ``layout.specs``.
-        segments: what a copy of the unit moves; neighbours in the file that are neighbours in the
-            slot are one segment, so that a packed unit is one copy.
+        segments: what a copy of the unit moves from memory; neighbours in the file that are
+            neighbours in the slot are one segment, so that a packed unit is one copy.
+        reads: what it moves from files that are read on the way; see ``use_couriers``.
     """
 
     def __init__(self, layout: SlabLayout, sources: Sequence[StoredBytes | None]) -> None:
@@ -44,6 +48,7 @@ class MappedSlab:
         side_offsets = iter(self._side.layout.offsets)
         self.views: list[torch.Tensor] = []
         self.segments: list[Segment] = []
+        self.reads: tuple[FileRead, ...] = ()
         self._files: dict[Path, MappedFile] = {}
         for source, spec, offset, fit in zip(
             sources, layout.specs, layout.offsets, fits, strict=True
@@ -67,20 +72,43 @@ class MappedSlab:
             self._ranges.append((file, source.offset, spec.size_bytes))
             self._add_segment(file, source.offset, offset, spec.size_bytes)
 
+    def use_couriers(self, *, direct: bool = False) -> None:
+        """Have the files read on their way in place of registering them.
+
+        Args:
+            direct: past the page cache.
+
+        Raises:
+            RuntimeError: a file is another one by now.
+        """
+        fits = zip(self.layout.offsets, self.is_filled, strict=True)
+        offsets = [offset for offset, is_filled in fits if is_filled]
+        pieces = [
+            FilePiece(file.reader(), begin, offset, size)
+            for (file, begin, size), offset in zip(self._ranges, offsets, strict=True)
+        ]
+        self.reads = plan_reads(pieces, max_bytes=BUFFER_BYTES, direct=direct)
+        in_memory = set(self.layout.offsets) - set(offsets)
+        self.segments = [segment for segment in self.segments if segment.offset in in_memory]
+
     @property
     def pinned(self) -> bool:
         """Whether copies from it are asynchronous."""
+        if self.reads:
+            return self._side.pinned or not self._side.size_bytes
         return all(file.is_registered for file in self._files.values())
 
     @property
     def size_bytes(self) -> int:
-        """Bytes held on the host, those of the files included; of shared memory the share."""
+        """Bytes held on the host; of shared memory the share. Files are held if not read anew."""
+        if self.reads:
+            return self._side.size_bytes
         return sum(size // file.sharers for file, _, size in self._ranges) + self._side.size_bytes
 
     @property
     def file_bytes(self) -> int:
         """Bytes of them in checkpoint files."""
-        return sum(size for file, _, size in self._ranges if file.sharers == 1)
+        return 0 if self.reads else sum(size for file, _, size in self._ranges if file.sharers == 1)
 
     @property
     def is_shared(self) -> bool:
@@ -93,7 +121,7 @@ class MappedSlab:
         Raises:
             RuntimeError: the system refuses.
         """
-        for file in self._files.values():
+        for file in () if self.reads else self._files.values():
             file.register()
         self._side.pin()
 
@@ -155,10 +183,10 @@ class MappedSlab:
 
 def check_supported(kind: HostMemory) -> None:
     """Raise ValueError where mapped memory is asked for and the system cannot have it."""
-    if kind is HostMemory.MAPPED and not mapped_file.IS_SUPPORTED:
+    if kind in (HostMemory.MAPPED, HostMemory.COURIER) and not mapped_file.IS_SUPPORTED:
         raise ValueError(
-            "host_memory='mapped' needs Linux and /proc/self/pagemap, which tells what was edited, "
-            "and it cannot be read here. Pass host_memory='auto'."
+            f"host_memory='{kind}' needs Linux and /proc/self/pagemap, which tells what was "
+            "edited, and it cannot be read here. Pass host_memory='auto'."
         )
 
 

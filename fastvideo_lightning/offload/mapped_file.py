@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from fastvideo_lightning.offload import pagemap
+from fastvideo_lightning.offload.file_reads import FileReader, Version, version_of
 from fastvideo_lightning.offload.host import register, unregister
 from fastvideo_lightning.offload.source import FileBytes
 
@@ -31,10 +32,6 @@ IS_SUPPORTED = pagemap.is_readable()
 """Whether the system says which pages were written: Linux does, but for some containers."""
 
 _READ_ONLY = 8  # cudaHostRegisterReadOnly
-
-
-Version = tuple[int, int, int, int]
-"""What tells a file from another that was at its path before: device, inode, bytes, change."""
 
 
 class PrivateMapping(mmap.mmap):
@@ -69,6 +66,7 @@ class MappedFile:
         self.sharers = 1
         self._chunks: list[torch.Tensor] = []
         self._is_whole = False
+        self._reader: FileReader | None = None
         self._lock = threading.Lock()  # all units of the file register it
         with (at or path).open("rb") as file:
             self.private = PrivateMapping(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -90,6 +88,19 @@ class MappedFile:
     def is_registered(self) -> bool:
         """Whether the driver knows the shared mapping, or what this process copies of it."""
         return bool(self._chunks)
+
+    def reader(self) -> FileReader:
+        """What reads the file past this process's memory.
+
+        Raises:
+            RuntimeError: another file has been put in its place since it was mapped.
+        """
+        with self._lock:
+            if self._reader is None:
+                path, version = self.key
+                assert version is not None, "memory that ranks share is no file to read"
+                self._reader = FileReader(path, version)
+            return self._reader
 
     def register(self, pieces: Sequence[tuple[int, int]] | None = None) -> None:
         """Register the shared mapping with the CUDA driver, read-only.
@@ -121,6 +132,12 @@ class MappedFile:
                 self.unregister()
                 raise
 
+    def close_reader(self) -> None:
+        """Nobody reads the file any more."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
     def unregister(self) -> None:
         """Take back the registration, the last chunk first."""
         self._is_whole = False
@@ -144,8 +161,7 @@ def find_in_file(tensor: torch.Tensor) -> FileBytes | None:
 
 def _version_at(path: Path) -> Version | None:
     with suppress(OSError):
-        now = path.stat()
-        return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+        return version_of(path.stat())
     return None
 
 
@@ -174,6 +190,7 @@ def close_file(file: MappedFile) -> None:
         file.users -= 1
         if file.users == 0:
             file.unregister()
+            file.close_reader()
             _OPEN.pop(file.key, None)
 
 

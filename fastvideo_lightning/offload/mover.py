@@ -67,6 +67,8 @@ class UnitMover:
                     raise self.memory.refusal(unit)
                 self._fetch(unit, slot)
         assert unit.slot is not None
+        if unit.transient and self.running:
+            self.transport.settle()  # what the models before it computed is about to be used
         with span("offload::wait" + unit.label):
             self.transport.wait(unit.slot)
             unit.show_slot()
@@ -135,6 +137,18 @@ class UnitMover:
             self.transport = timed.transport
         elif isinstance(self.transport, TimedTransport):
             self.transport.forget(timed)
+
+    def settle(self) -> None:
+        """Make sure that all weights of the calls so far were weights.
+
+        Raises:
+            RuntimeError: a file could not be read on its way to the device.
+        """
+        try:
+            self.transport.settle()
+        except RuntimeError:
+            self.drain()
+            raise
 
     @property
     def ring(self) -> SlotRing:

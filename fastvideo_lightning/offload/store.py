@@ -89,14 +89,27 @@ class HostStore:
         Raises:
             ValueError: mapped memory is asked for and no weight can be.
         """
-        if layout in self._places:
+        if layout in self._places and kind is not HostMemory.COURIER:
             master: HostMaster = MappedSlab(layout, self._places[layout])
-        elif self._maps(layout, sources, kind) and MappedSlab not in self._refused:
-            master = MappedSlab(layout, sources)
+        elif self._maps(layout, sources, kind) and not self._must_copy:
+            master = self._map(layout, sources, kind)
         else:
             master = HostSlab(layout)
         with self._lock:
             self.masters.append(master)
+        return master
+
+    @property
+    def _must_copy(self) -> bool:
+        """Files cannot be registered, and are not read on the way where ranks share memory."""
+        return MappedSlab in self._refused and self.shards is not None
+
+    def _map(
+        self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
+    ) -> MappedSlab:
+        master = MappedSlab(layout, sources)
+        if kind is HostMemory.COURIER or MappedSlab in self._refused:
+            master.use_couriers()
         return master
 
     def _maps_shared(self, unit: "OffloadUnit") -> bool:
@@ -108,10 +121,10 @@ class HostStore:
         """Whether what fits of a unit's file is its host copy; ValueError where nothing fits."""
         pairs = zip(layout.specs, sources, strict=True)
         fitting = sum(s.size_bytes for s, source in pairs if is_mappable(source, s.dtype))
-        maps = kind is HostMemory.MAPPED
+        maps = kind in (HostMemory.MAPPED, HostMemory.COURIER)
         if maps and not fitting and layout.size_bytes:
             raise ValueError(
-                "host_memory='mapped' needs weights that lie in a safetensors file in the dtype "
+                f"host_memory='{kind}' needs weights that lie in a safetensors file in the dtype "
                 f"that they run in, and {_where(layout, sources)}. Write such a checkpoint with "
                 "`fastvideo-lightning pack MODEL OUT` and load it, or pass host_memory='auto'."
             )
@@ -132,7 +145,8 @@ class HostStore:
             return True
         if self.brings_parts and master.layout in self._places:
             return True  # with the other units, when all are there
-        kind_of_master = type(_base(master))
+        base = _base(master)
+        kind_of_master = HostSlab if base.reads else type(base)  # of a file, what lies beside it
         if kind_of_master not in self._refused:
             try:
                 master.pin()
@@ -145,25 +159,37 @@ class HostStore:
                         self._file_refusal = error  # told when it shows what is done in its place
                 if is_first and kind_of_master is not MappedSlab:
                     self._warn_of(error)
-        return master.pinned or not isinstance(master, MappedSlab)
+        is_refused = MappedSlab in self._refused and not self._must_copy
+        if is_refused and isinstance(base, MappedSlab) and not base.reads:
+            base.use_couriers()
+            return self.pin(master, kind)  # what lies beside the file
+        return master.pinned or not isinstance(master, MappedSlab) or bool(master.reads)
 
     def _warn_of(self, refusal: RuntimeError | None) -> None:
-        """Weights in memory of their own were pinned, or not: say what was refused on the way."""
+        """Weights are pinned in the end, or not: say what was refused on the way."""
         with self._lock:
             of_file, self._file_refusal = self._file_refusal, None
         if refusal is not None:
-            warnings.warn(
+            message = (
                 f"The system refuses to pin host memory ({refusal}). Weights are copied from "
                 "pageable memory: the results are the same, the copies slower. Raise the "
-                "locked-memory limit (`ulimit -l unlimited`), or pass pin_cpu_memory=False.",
-                stacklevel=4,
+                "locked-memory limit (`ulimit -l unlimited`), or pass pin_cpu_memory=False."
             )
-        elif of_file is not None:
-            warnings.warn(
+        elif of_file is None:
+            return
+        elif self._must_copy:
+            message = (
                 f"The system refuses to register the checkpoint's file ({of_file}). Weights are "
-                "read into memory of their own. Pass host_memory='pinned' to do so without trying.",
-                stacklevel=4,
+                "read into memory of their own. Pass host_memory='pinned' to do so without trying."
             )
+        else:
+            message = (
+                f"The system refuses to register the checkpoint's file ({of_file}). It is read "
+                "anew for each pass through half a GiB of pinned buffers: the results are the "
+                "same. Pass host_memory='courier' to do so without trying, or 'pinned' where the "
+                "host has memory for a copy of the weights."
+            )
+        warnings.warn(message, stacklevel=4)
 
     def pin_again(self, master: HostMaster) -> None:
         """All of a master is copied from now on, not this rank's parts alone."""

@@ -19,6 +19,8 @@ from typing import Protocol
 
 import torch
 
+from fastvideo_lightning.offload.couriers import Couriers, WaitingCouriers, make_couriers
+from fastvideo_lightning.offload.file_reads import FileRead
 from fastvideo_lightning.offload.host import HostMaster
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.unit import OffloadUnit
@@ -64,6 +66,14 @@ class Transport(Protocol):
         """Say that the current stream replayed a graph that works with ``slots``."""
         ...
 
+    def settle(self) -> None:
+        """Block the host until all that copies read from files is read.
+
+        Raises:
+            RuntimeError: a file could not be read; what was computed since is of no use.
+        """
+        ...
+
     def drain(self) -> None:
         """Block the host until every copy is done and no kernel reads a slot."""
         ...
@@ -83,6 +93,7 @@ class CopyStream:
         self.stream = torch.cuda.Stream(device)
         self._on_stream = torch.cuda.stream(self.stream)
         self._captured: dict[tuple[DeviceSlot, int], torch.cuda.Event] | None = None
+        self.couriers: Couriers | WaitingCouriers | None = None
 
     def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """Nobody to agree with."""
@@ -93,7 +104,26 @@ class CopyStream:
             self._wait(slot, FREE, self.stream)
             for part, offset in master.segments:
                 slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
+            if master.reads:
+                self._send_couriers(master.reads, slot)
             self._record(slot, READY, self.stream)
+
+    def _send_couriers(self, reads: Sequence[FileRead], slot: DeviceSlot) -> None:
+        if self._captured is not None:
+            raise RuntimeError(
+                "A CUDA graph repeats copies from memory, and these weights are read from a file "
+                "on their way. Pass cuda_graphs=False, or host_memory='pinned'."
+            )
+        if self.couriers is None:
+            self.couriers = make_couriers(self.stream.cuda_stream)
+        if self.couriers.is_broken:
+            self.drain()
+        self.couriers.bring(reads, slot.buffer, self.stream.cuda_stream)
+
+    def settle(self) -> None:
+        """Wait for the couriers, where there are any."""
+        if self.couriers is not None:
+            self.couriers.settle()
 
     def wait(self, slot: DeviceSlot) -> None:
         """Order the current stream behind the slot's copy."""
@@ -142,6 +172,8 @@ class CopyStream:
         """Wait for the copy stream and for the stream that computes."""
         self.stream.synchronize()
         torch.cuda.current_stream(self.device).synchronize()
+        if self.couriers is not None:
+            self.couriers.recover()
 
 
 class InlineCopyStream:
@@ -156,6 +188,8 @@ class InlineCopyStream:
         """Copy at once."""
         for part, offset in master.segments:
             slot.buffer[offset : offset + part.numel()].copy_(part)
+        for read in master.reads:
+            read.fill_slot(slot.buffer.data_ptr())
 
     def wait(self, slot: DeviceSlot) -> None:
         """Nothing to wait for."""
@@ -169,6 +203,9 @@ class InlineCopyStream:
 
     def replayed(self, slots: Iterable[DeviceSlot]) -> None:
         """Nothing to order."""
+
+    def settle(self) -> None:
+        """A read that fails says so at once."""
 
     def drain(self) -> None:
         """Nothing in flight."""

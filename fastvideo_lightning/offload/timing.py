@@ -120,6 +120,10 @@ class TimedTransport:
         """As the transport does."""
         self.transport.replayed(slots)
 
+    def settle(self) -> None:
+        """As the transport does."""
+        self.transport.settle()
+
     def drain(self) -> None:
         """As the transport does."""
         self.transport.drain()

@@ -83,6 +83,8 @@ class Whole:
     def __init__(self, stream):
         self._stream = stream
 
+    reads = ()
+
     @property
     def segments(self):
         self.over_before = set(self._stream.over)

@@ -160,7 +160,9 @@ def test_a_whole_component_comes_from_the_file(path):
 def test_weights_that_cannot_be_mapped_are_refused_with_what_to_type():
     with pytest.raises(ValueError, match="host_memory='mapped'.*pack"):
         LayerwiseOffload("blocks", host_memory="mapped").attach(make_toy(2), "cpu")
-    with pytest.raises(ValueError, match="one of auto, mapped, pinned, pageable, got 'fast'"):
+    with pytest.raises(
+        ValueError, match="one of auto, mapped, pinned, pageable, courier, got 'fast'"
+    ):
         LayerwiseOffload("blocks", host_memory="fast")
 
 
@@ -188,6 +190,7 @@ def test_where_registration_is_refused_weights_get_memory_of_their_own(path, mon
         callback.attach(model, "cpu")
     assert units
     assert engine.store.mapped_bytes == 0
+    assert all(unit.slab.reads for unit in engine.units)
     assert engine.store.pinned_bytes == engine.store.size_bytes
     assert torch.equal(model(sample()), plain(sample()))
 
