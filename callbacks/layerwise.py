@@ -1,7 +1,7 @@
 """LayerwiseOffload: the blocks of a model stream through a few device slots."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from weakref import WeakSet
 
 import torch
@@ -24,7 +24,13 @@ from fastvideo_lightning.offload.handles import Undo
 from fastvideo_lightning.offload.hooks import hook_model, hook_unit, refuse_whole_compile
 from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.mapped import check_supported
-from fastvideo_lightning.offload.partition import BlockList, find_block_lists, split_list, spread
+from fastvideo_lightning.offload.partition import (
+    BlockList,
+    deal,
+    find_block_lists,
+    split_list,
+    spread,
+)
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.offload.unit import OffloadUnit
 
@@ -50,8 +56,10 @@ class LayerwiseOffload(Placement):
             with them, such as the experts of a two-expert denoiser: their resident blocks take
             turns in the same device memory. Every one of the models needs it.
         host_memory: ``"auto"``, ``"mapped"`` (the checkpoint file itself is the host's copy),
-            ``"pinned"``, ``"pageable"`` or ``"courier"`` (no host copy: the file is read on the
-            way); ``auto`` maps what lies in the file in its run dtype and pins the rest.
+            ``"pinned"``, ``"pageable"``, ``"courier"`` (no host copy: the file is read on the way)
+            or ``"disk"`` (the same past the page cache); ``auto`` maps what lies in the file in its
+            run dtype and pins the rest. Or how many blocks each kind is to hold, such as
+            ``{"auto": 16, "courier": 24}``, each evenly spaced; the first has those that are over.
         shard_transport: what ranks on one node do that stream the same blocks. ``"gather"``: each
             brings a part over its own link and the parts are joined on the devices; ``"local"``:
             each brings everything; ``"auto"`` measures both and takes the faster. One process alone
@@ -73,7 +81,7 @@ class LayerwiseOffload(Placement):
         num_slots: int = 2,
         resident_blocks: int = 0,
         share_residents: bool = False,
-        host_memory: str = "auto",
+        host_memory: str | Mapping[str, int] = "auto",
         shard_transport: str = "auto",
         skippable: bool = False,
         cuda_graphs: bool = False,
@@ -95,26 +103,34 @@ class LayerwiseOffload(Placement):
                 "cuda_graphs=True cannot be combined with shard_transport='gather': ranks would "
                 "have to capture alike. Pass shard_transport='local'."
             )
-        if cuda_graphs and host_memory == HostMemory.COURIER:
-            raise ValueError(
-                "cuda_graphs=True cannot be combined with host_memory='courier': a graph repeats "
-                "copies from memory, not reads from a file. Leave one of the two out."
-            )
-        if host_memory == HostMemory.COURIER and shard_transport == "gather":
-            raise ValueError(
-                "host_memory='courier' cannot be combined with shard_transport='gather': each "
-                "process reads files for itself. Pass shard_transport='local'."
-            )
+        counts = {host_memory: 0} if isinstance(host_memory, str) else host_memory
+        for kind, count in counts.items():
+            check_count(f"host_memory[{kind!r}]", count, low=0)
+        self.host_memory = {HostMemory(kind): count for kind, count in counts.items()}
+        self._check_reads(cuda_graphs=cuda_graphs, gathers=shard_transport == "gather")
         super().__init__(target)
         self.num_slots = num_slots
         self.resident_blocks = resident_blocks
         self.share_residents = share_residents
-        self.host_memory = HostMemory(host_memory)
-        check_supported(self.host_memory)
         self.shard_transport = ShardTransport(shard_transport)
         self.skippable = skippable
         self.cuda_graphs = cuda_graphs
         self._complete: WeakSet[Attachment] = WeakSet()
+
+    def _check_reads(self, *, cuda_graphs: bool, gathers: bool) -> None:
+        """Refuse what cannot be had of blocks that are read on their way."""
+        for kind in self.host_memory:
+            check_supported(kind)
+            if kind.is_read and cuda_graphs:
+                raise ValueError(
+                    f"cuda_graphs=True cannot be combined with host_memory='{kind}': a graph "
+                    "repeats copies from memory, not reads from a file. Leave one of the two out."
+                )
+            if kind.is_read and gathers:
+                raise ValueError(
+                    f"host_memory='{kind}' cannot be combined with shard_transport='gather': each "
+                    "process reads files for itself. Pass shard_transport='local'."
+                )
 
     @property
     def lockstep(self) -> bool:
@@ -136,16 +152,18 @@ class LayerwiseOffload(Placement):
         num_streamed -= num_streamed % self.num_slots
         stays = spread(len(blocks), len(blocks) - num_streamed)
         units = [
-            OffloadUnit(fqn, block, inside, host_memory=self.host_memory)
+            OffloadUnit(fqn, block, inside, host_memory=next(iter(self.host_memory)))
             for (fqn, block), inside in zip(blocks, tensors, strict=True)
         ]
         residents = [units[i] for i in sorted(stays)]
         streamed = [unit for unit in units if unit not in residents]
+        for unit, kind in zip(streamed, deal(len(streamed), self.host_memory), strict=True):
+            unit.host_memory = kind
         group = UnitGroup(streamed, residents if self.share_residents else ())
         staying = [*tensors_between(root, model, [block for _, block in blocks]), *sharing]
         if not self.share_residents:
             staying = [binding for unit in residents for binding in unit.bindings] + staying
-        by_file = self.host_memory is HostMemory.COURIER
+        by_file = any(kind.is_read for kind in self.host_memory)
         is_apart = self.skippable or self.cuda_graphs or by_file
         choice = ShardTransport.LOCAL if is_apart else self.shard_transport
         share_streaming(engine, choice, group.units)

@@ -26,8 +26,9 @@ class ModelOffload(Placement):
     Args:
         target: FQN of a component, such as ``"vae"``.
         host_memory: ``"auto"``, ``"mapped"`` (the checkpoint file itself is the host's copy),
-            ``"pinned"``, ``"pageable"`` or ``"courier"`` (no host copy: the file is read on the
-            way); ``auto`` maps what lies in the file in its run dtype and pins the rest.
+            ``"pinned"``, ``"pageable"``, ``"courier"`` (no host copy: the file is read on the way)
+            or ``"disk"`` (the same past the page cache); ``auto`` maps what lies in the file in its
+            run dtype and pins the rest.
     """
 
     def __init__(self, target: str, *, host_memory: str = "auto") -> None:

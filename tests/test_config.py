@@ -63,7 +63,9 @@ def test_a_flag_that_is_no_bool_is_refused_by_its_name(flag, value):
 
 @pytest.mark.parametrize("value", ["fast", None, True])
 def test_an_unknown_kind_of_host_memory_is_refused_with_the_known_ones(value):
-    with pytest.raises(ValueError, match="one of auto, mapped, pinned, pageable, courier, got"):
+    with pytest.raises(
+        ValueError, match="one of auto, mapped, pinned, pageable, courier, disk, got"
+    ):
         OffloadConfig(host_memory=value)
 
 

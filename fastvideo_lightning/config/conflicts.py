@@ -13,10 +13,10 @@ def check_combinations(config: Any) -> None:
         _check_fsdp(config)
     if config.cuda_graphs:
         _check_graphs(config)
-    if config.host_memory == "courier" and config.shard_transport == "gather":
+    if config.host_memory in ("courier", "disk") and config.shard_transport == "gather":
         raise ValueError(
-            "host_memory='courier' cannot be combined with shard_transport='gather': each process "
-            "reads files for itself. Pass shard_transport='local'."
+            f"host_memory={config.host_memory!r} cannot be combined with shard_transport='gather': "
+            "each process reads files for itself. Pass shard_transport='local'."
         )
     if config.cache is not None and config.compile:
         raise ValueError(
@@ -100,8 +100,8 @@ def _check_graphs(config: Any) -> None:
             "a graph copies from pinned memory alone",
         ),
         (
-            config.dit_layerwise_offload and config.host_memory == "courier",
-            "host_memory='courier'",
+            config.dit_layerwise_offload and config.host_memory in ("courier", "disk"),
+            f"host_memory={config.host_memory!r}",
             "a graph repeats copies from memory, not reads from a file",
         ),
     ):

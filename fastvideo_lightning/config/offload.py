@@ -10,7 +10,10 @@ from fastvideo_lightning.config.conflicts import check_combinations
 from fastvideo_lightning.config.names import check_known
 
 CACHES = ("first_block", "taylorseer", "pyramid")
-HOST_MEMORY = ("auto", "mapped", "pinned", "pageable", "courier")
+HOST_MEMORY = ("auto", "mapped", "pinned", "pageable", "courier", "disk")
+READ_ON_THE_WAY = ("courier", "disk")
+"""Kinds of host memory that are none."""
+
 ON_OOM = ("raise", "replan")
 SHARD_TRANSPORT = ("auto", "gather", "local")
 
@@ -40,8 +43,9 @@ class OffloadConfig:
         cache: A step-skipping cache of diffusers': `first_block`, `taylorseer` or `pyramid`;
             faster, other pixels.
         host_memory: `auto`, `mapped` (the checkpoint file itself is the host copy), `pinned`,
-            `pageable` or `courier` (no host copy: the file is read on the way, through half a GiB
-            of pinned buffers); without `pin_cpu_memory` it is pageable.
+            `pageable`, `courier` (no host copy: the file is read on the way, through half a GiB of
+            pinned buffers) or `disk` (the same past the page cache); without `pin_cpu_memory` it
+            is pageable.
         shard_transport: How blocks stream on several GPUs: `gather` (each brings a part over its
             own link, and the parts are joined on the GPUs), `local` (each brings everything) or
             `auto`, the faster of the two.
@@ -97,7 +101,10 @@ class OffloadConfig:
                 f"shard_transport must be one of {', '.join(SHARD_TRANSPORT)}, "
                 f"got {self.shard_transport!r}. Pass shard_transport='auto'."
             )
-        if self.host_memory in ("mapped", "pinned", "courier") and self.pin_cpu_memory is False:
+        if (
+            self.host_memory in ("mapped", "pinned", *READ_ON_THE_WAY)
+            and self.pin_cpu_memory is False
+        ):
             raise ValueError(
                 f"host_memory={self.host_memory!r} is pinned memory, which pin_cpu_memory=False "
                 "forbids. Pass host_memory='pageable', or leave pin_cpu_memory on."

@@ -24,7 +24,8 @@ class HostMemory(StrEnum):
     PINNED: memory of our own, of the exact size, registered with the driver.
     PAGEABLE: memory of our own as it is; copies from it are slower and do not overlap.
     COURIER: no memory: the checkpoint file is read on the way through a few pinned buffers, which
-        hold half a GiB however large the model is.
+        hold half a GiB however large the model is. The page cache has what was read before.
+    DISK: the same past the page cache, for what would not stay in it.
     """
 
     AUTO = "auto"
@@ -32,6 +33,12 @@ class HostMemory(StrEnum):
     PINNED = "pinned"
     PAGEABLE = "pageable"
     COURIER = "courier"
+    DISK = "disk"
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the host holds no copy: the file is read on the way."""
+        return self in (HostMemory.COURIER, HostMemory.DISK)
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:

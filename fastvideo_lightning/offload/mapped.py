@@ -16,7 +16,12 @@ from fastvideo_lightning.offload.couriers import BUFFER_BYTES
 from fastvideo_lightning.offload.file_reads import FilePiece, FileRead, plan_reads
 from fastvideo_lightning.offload.host import HostMemory, HostSlab, Segment
 from fastvideo_lightning.offload.layout import SlabLayout
-from fastvideo_lightning.offload.mapped_file import MappedFile, close_file, open_file
+from fastvideo_lightning.offload.mapped_file import (
+    MappedFile,
+    close_file,
+    open_file,
+    split_at_chunks,
+)
 from fastvideo_lightning.offload.source import StoredBytes
 
 
@@ -121,8 +126,9 @@ class MappedSlab:
         Raises:
             RuntimeError: the system refuses.
         """
-        for file in () if self.reads else self._files.values():
-            file.register()
+        if not self.reads:
+            for file, begin, size in self._ranges:
+                file.register_for(begin, size)
         self._side.pin()
 
     def pin_again(self) -> None:
@@ -134,6 +140,11 @@ class MappedSlab:
             for file in self._files.values():
                 if file.is_registered:
                     file.register()
+
+    @property
+    def ranges(self) -> list[tuple[MappedFile, int, int]]:
+        """What lies in files: the file, where it begins there, and its bytes."""
+        return list(self._ranges)
 
     def locate(self, part: torch.Tensor) -> tuple[MappedFile, int]:
         """The file that a segment's bytes lie in, and where they begin there."""
@@ -164,10 +175,8 @@ class MappedSlab:
             if same_file and in_chunk and offset - begins == slot_offset - start >= last.numel():
                 self.segments[-1] = Segment(file.shared[begins : offset + size], start)
                 return
-        while size:  # a copy may not cross from one registration into the next
-            part = min(size, mapped_file.CHUNK_BYTES - offset % mapped_file.CHUNK_BYTES)
-            self.segments.append(Segment(file.shared[offset : offset + part], slot_offset))
-            offset, slot_offset, size = offset + part, slot_offset + part, size - part
+        for begin, end in split_at_chunks(offset, offset + size):
+            self.segments.append(Segment(file.shared[begin:end], slot_offset + begin - offset))
 
     def _merged_ranges(self) -> list[tuple[MappedFile, int, int]]:
         merged: list[tuple[MappedFile, int, int]] = []
@@ -183,7 +192,7 @@ class MappedSlab:
 
 def check_supported(kind: HostMemory) -> None:
     """Raise ValueError where mapped memory is asked for and the system cannot have it."""
-    if kind in (HostMemory.MAPPED, HostMemory.COURIER) and not mapped_file.IS_SUPPORTED:
+    if (kind is HostMemory.MAPPED or kind.is_read) and not mapped_file.IS_SUPPORTED:
         raise ValueError(
             f"host_memory='{kind}' needs Linux and /proc/self/pagemap, which tells what was "
             "edited, and it cannot be read here. Pass host_memory='auto'."

@@ -14,7 +14,7 @@ import mmap
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -132,6 +132,24 @@ class MappedFile:
                 self.unregister()
                 raise
 
+    def register_for(self, begin: int, size_bytes: int) -> None:
+        """Register the file, unless what lies in a range of it is registered.
+
+        Raises:
+            RuntimeError: the system refuses.
+        """
+        start = self.shared.data_ptr()
+        with self._lock:
+            is_known = self._is_whole or all(
+                any(
+                    chunk.data_ptr() <= start + first and start + last <= _end(chunk)
+                    for chunk in self._chunks
+                )
+                for first, last in split_at_chunks(begin, begin + size_bytes)
+            )
+        if not is_known:
+            self.register()
+
     def close_reader(self) -> None:
         """Nobody reads the file any more."""
         if self._reader is not None:
@@ -143,6 +161,18 @@ class MappedFile:
         self._is_whole = False
         while self._chunks:
             unregister(self._chunks.pop())
+
+
+def split_at_chunks(begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut a range of a file where no copy may cross from one registration into the next."""
+    while begin < end:
+        stop = min(end, (begin // CHUNK_BYTES + 1) * CHUNK_BYTES)
+        yield begin, stop
+        begin = stop
+
+
+def _end(chunk: torch.Tensor) -> int:
+    return chunk.data_ptr() + chunk.numel()
 
 
 def find_in_file(tensor: torch.Tensor) -> FileBytes | None:

@@ -1,11 +1,12 @@
 """Finds the blocks of a model: the lists of alike modules that a forward walks through."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from fastvideo_lightning.offload.bindings import find_bindings
+from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.lookups import is_table
 
 
@@ -65,6 +66,28 @@ def find_block_lists(model: nn.Module, prefix: str = "") -> list[BlockList]:
 def split_list(module: nn.Module, fqn: str) -> list[BlockList]:
     """The blocks of one list: its members, or the lists that its stages are made of."""
     return _each_once(_split(module, fqn))
+
+
+def deal(num_blocks: int, counts: Mapping[HostMemory, int]) -> list[HostMemory]:
+    """Say for each of some blocks which kind of host memory it waits in, each kind evenly spaced.
+
+    Args:
+        num_blocks: how many; where they are fewer than counted, each kind has its share of them.
+        counts: blocks of each kind; the first kind has those that are over.
+    """
+    first = next(iter(counts))
+    total = max(sum(counts.values()), 1)
+    over = max(num_blocks - total, 0)
+    shares = {kind: count + over * (kind is first) for kind, count in counts.items()}
+    whole = max(sum(shares.values()), 1)
+    dealt = dict.fromkeys(shares, 0)
+    kinds = []
+    for number in range(1, num_blocks + 1):
+        due = {kind: share * number / whole - dealt[kind] for kind, share in shares.items()}
+        kind = max(due, key=lambda each: due[each])
+        dealt[kind] += 1
+        kinds.append(kind)
+    return kinds
 
 
 def is_block_list(module: nn.Module) -> bool:

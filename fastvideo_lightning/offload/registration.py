@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from fastvideo_lightning.offload import mapped_file
 from fastvideo_lightning.offload.mapped import MappedSlab
-from fastvideo_lightning.offload.mapped_file import MappedFile
+from fastvideo_lightning.offload.mapped_file import MappedFile, split_at_chunks
 from fastvideo_lightning.offload.parts import cut
 
 GAP_BYTES = 1 << 20
@@ -46,6 +46,20 @@ def register_parts(slabs: Iterable[MappedSlab], *, rank: int, num_ranks: int) ->
             file.register()
         else:
             file.register(pieces)
+
+
+def register_ranges(slabs: Iterable[MappedSlab]) -> None:
+    """Register what units have in files and no more: other units of the files are not to be held.
+
+    Raises:
+        RuntimeError: the system refuses.
+    """
+    ranges: dict[MappedFile, list[tuple[int, int]]] = {}
+    for slab in slabs:
+        for file, begin, size in slab.ranges:
+            ranges.setdefault(file, []).extend(split_at_chunks(begin, begin + size))
+    for file, found in ranges.items():
+        file.register(merge(found, file.size_bytes))
 
 
 def merge(ranges: Sequence[tuple[int, int]], size_bytes: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from fastvideo_lightning.offload.joined import JoinedMaster
 from fastvideo_lightning.offload.layout import SlabLayout
 from fastvideo_lightning.offload.mapped import MappedSlab, is_mappable
 from fastvideo_lightning.offload.phases import phase
-from fastvideo_lightning.offload.registration import register_parts
+from fastvideo_lightning.offload.registration import register_parts, register_ranges
 from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.shared import Places, sharing
 from fastvideo_lightning.offload.source import StoredBytes
@@ -44,6 +44,7 @@ class HostStore:
         self._file_refusal: RuntimeError | None = None
         self.shards: ShardGroup | None = None
         self.brings_parts = False
+        self._pins_later = False
         weakref.finalize(self, _let_go, self.masters, device).atexit = False
 
     @property
@@ -67,7 +68,8 @@ class HostStore:
         """Surrounds the loading of units: ranks that share them fill their memory together."""
         streamed = [unit for unit in units if not unit.transient]
         if self.shards is None or not streamed:
-            yield
+            with self._holding_some(streamed):
+                yield
             return
         with sharing(self.shards, streamed, self._maps_shared) as self._places:
             try:
@@ -75,6 +77,22 @@ class HostStore:
                 self._pin_parts(streamed)
             finally:
                 self._places = {}
+
+    @contextmanager
+    def _holding_some(self, units: Sequence["OffloadUnit"]) -> Iterator[None]:
+        """Surrounds the loading of units; where some are read on their way, no others' are held."""
+        is_read = [unit.host_memory.is_read for unit in units]
+        self._pins_later = self._has_driver and any(is_read) and not all(is_read)
+        try:
+            yield
+        finally:
+            pins_now, self._pins_later = self._pins_later, False
+        if pins_now:
+            slabs = [u.slab for u in units if isinstance(u.slab, MappedSlab) and not u.slab.reads]
+            with phase("register what is held"), suppress(RuntimeError):  # the same is tried below
+                register_ranges(slabs)
+            for unit in units:
+                unit.pin(self)
 
     def make(
         self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
@@ -89,7 +107,7 @@ class HostStore:
         Raises:
             ValueError: mapped memory is asked for and no weight can be.
         """
-        if layout in self._places and kind is not HostMemory.COURIER:
+        if layout in self._places and not kind.is_read:
             master: HostMaster = MappedSlab(layout, self._places[layout])
         elif self._maps(layout, sources, kind) and not self._must_copy:
             master = self._map(layout, sources, kind)
@@ -108,8 +126,8 @@ class HostStore:
         self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
     ) -> MappedSlab:
         master = MappedSlab(layout, sources)
-        if kind is HostMemory.COURIER or MappedSlab in self._refused:
-            master.use_couriers()
+        if kind.is_read or MappedSlab in self._refused:
+            master.use_couriers(direct=kind is HostMemory.DISK)
         return master
 
     def _maps_shared(self, unit: "OffloadUnit") -> bool:
@@ -121,7 +139,7 @@ class HostStore:
         """Whether what fits of a unit's file is its host copy; ValueError where nothing fits."""
         pairs = zip(layout.specs, sources, strict=True)
         fitting = sum(s.size_bytes for s, source in pairs if is_mappable(source, s.dtype))
-        maps = kind in (HostMemory.MAPPED, HostMemory.COURIER)
+        maps = kind is HostMemory.MAPPED or kind.is_read
         if maps and not fitting and layout.size_bytes:
             raise ValueError(
                 f"host_memory='{kind}' needs weights that lie in a safetensors file in the dtype "
@@ -143,7 +161,7 @@ class HostStore:
         """
         if not self._has_driver or kind is HostMemory.PAGEABLE:
             return True
-        if self.brings_parts and master.layout in self._places:
+        if self._pins_later or (self.brings_parts and master.layout in self._places):
             return True  # with the other units, when all are there
         base = _base(master)
         kind_of_master = HostSlab if base.reads else type(base)  # of a file, what lies beside it

@@ -187,6 +187,24 @@ def test_where_the_system_refuses_the_launching_thread_reads(path, expected, mon
     callback.detach()
 
 
+@pytest.mark.parametrize(
+    "counts", [{"mapped": 2, "courier": 4}, {"auto": 2, "courier": 2, "disk": 2}]
+)
+def test_of_a_file_that_is_held_in_part_no_more_is_registered(path, expected, counts):
+    toy, callback, engine = attach(path, host_memory=counts)
+    held = [unit for unit in engine.units if not unit.slab.reads]
+    assert len(held) == 2
+    file = held[0].slab.ranges[0][0]
+    registered = sum(chunk.numel() for chunk in file._chunks)
+    assert registered <= sum(unit.size_bytes for unit in held) + 2 * len(held) * (1 << 20)
+    callback.on_predict_batch_start()
+    for _ in range(3):
+        assert torch.equal(toy(x()), expected)
+    callback.on_predict_batch_end()
+    callback.detach()
+    assert torch.equal(toy.to(DEVICE)(x()), expected)
+
+
 def test_a_captured_pass_cannot_read_files(path):
     with pytest.raises(ValueError, match="cuda_graphs=True cannot be combined"):
         attach(path, cuda_graphs=True)

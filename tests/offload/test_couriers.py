@@ -20,7 +20,9 @@ from fastvideo_lightning.offload.file_reads import (
     plan_reads,
     version_of,
 )
+from fastvideo_lightning.offload.host import HostMemory
 from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES
+from fastvideo_lightning.offload.partition import deal
 from tests.toys import OnFile, make_toy, sample
 
 pytestmark = pytest.mark.skipif(
@@ -90,6 +92,46 @@ def test_an_edit_gives_a_unit_memory_of_its_own_and_leaves_the_file_alone(path):
 def test_weights_in_no_file_cannot_be_read_on_the_way():
     with pytest.raises(ValueError, match="host_memory='courier' needs weights that lie in a safe"):
         attach(make_toy(4))
+
+
+@pytest.mark.parametrize(
+    ("counts", "kinds"),
+    [
+        ({"mapped": 2, "courier": 2}, ["mapped", "courier"] * 2),
+        ({"mapped": 1, "courier": 3}, ["courier", "courier", "mapped", "courier"]),
+        ({"mapped": 1, "courier": 1, "disk": 1}, None),
+        ({"disk": 0, "mapped": 1}, None),
+        ({"pinned": 9, "courier": 3}, None),
+    ],
+)
+def test_each_kind_of_host_memory_has_its_share_of_the_blocks(path, counts, kinds):
+    plain = make_toy(4)
+    model = OnFile(plain, path)
+    callback = LayerwiseOffload("blocks", host_memory=counts)
+    callback.attach(model, "cpu")
+    units = callback.attachments[0].engine.units
+    got = [str(unit.host_memory) for unit in units]
+    if kinds is not None:
+        assert sorted(got) == sorted(kinds)
+        assert got == kinds or got == kinds[::-1]
+    for unit in units:
+        assert bool(unit.slab.reads) == unit.host_memory.is_read
+        assert all(r.direct == (unit.host_memory == "disk") for r in unit.slab.reads)
+    for _ in range(2):
+        assert torch.equal(model(sample()), plain(sample()))
+    callback.detach()
+    assert torch.equal(model(sample()), plain(sample()))
+
+
+@pytest.mark.parametrize("num_blocks", [0, 1, 7, 40])
+@pytest.mark.parametrize("counts", [(3, 4), (0, 5), (1, 1, 1), (20, 10, 10), (0, 0)])
+def test_blocks_are_dealt_as_counted_and_those_that_are_over_to_the_first(num_blocks, counts):
+    kinds = list(HostMemory)[: len(counts)]
+    dealt = deal(num_blocks, dict(zip(kinds, counts, strict=True)))
+    got = [dealt.count(kind) for kind in kinds]
+    assert len(dealt) == num_blocks == sum(got)
+    if num_blocks >= sum(counts):
+        assert got[1:] == list(counts[1:])
 
 
 @pytest.mark.parametrize("option", [{"cuda_graphs": True}, {"shard_transport": "gather"}])

@@ -161,7 +161,7 @@ def test_weights_that_cannot_be_mapped_are_refused_with_what_to_type():
     with pytest.raises(ValueError, match="host_memory='mapped'.*pack"):
         LayerwiseOffload("blocks", host_memory="mapped").attach(make_toy(2), "cpu")
     with pytest.raises(
-        ValueError, match="one of auto, mapped, pinned, pageable, courier, got 'fast'"
+        ValueError, match="one of auto, mapped, pinned, pageable, courier, disk, got 'fast'"
     ):
         LayerwiseOffload("blocks", host_memory="fast")
 
