@@ -25,7 +25,7 @@ class GeneratesWithLora:
         denoiser: str | None = None,
     ) -> str:
         """Load a LoRA (file, folder or hub id) beside those that are there; return its name."""
-        self.module.check_takes_lora(denoiser)
+        self.module.check_takes_lora()
         self.setup()
         loaded: str = self.module.load_lora(path, weight=weight, name=name, denoiser=denoiser)
         return loaded

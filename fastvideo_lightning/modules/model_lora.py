@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import nn
 
-from fastvideo_lightning.modules.adapter_tensors import AdapterTensors, alphas_of, untraced
 from fastvideo_lightning.modules.roles import read_roles
 
 
@@ -35,25 +33,16 @@ class LoadsByModel(LoraBaseMixin):
         return list(denoisers_with_adapters(self.components))
 
     def load_lora_weights(  # type: ignore[override]
-        self,
-        weights: dict[str, torch.Tensor],
-        *,
-        adapter_name: str,
-        file: AdapterTensors,
-        denoiser: str,
+        self, path: str, *, adapter_name: str, weight_name: str | None = None
     ) -> None:
-        """Load a file's layers of a denoiser.
+        """Load a file's layers of the denoiser.
 
         Args:
-            weights: By key.
+            path: Its folder, or a hub id.
             adapter_name: What the adapter is called.
-            file: What they were read from.
-            denoiser: Which one they are for; keys begin with the first one's name.
+            weight_name: The file's name.
         """
-        plain = untraced(file, weights)
-        getattr(self, denoiser).load_lora_adapter(
-            plain,
-            prefix=self._lora_loadable_modules[0],
-            adapter_name=adapter_name,
-            metadata=file.metadata or alphas_of(file, plain),
+        name = self._lora_loadable_modules[0]
+        getattr(self, name).load_lora_adapter(
+            path, prefix=name, adapter_name=adapter_name, weight_name=weight_name
         )

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from fastvideo_lightning.offload.layout import TensorSpec
+
 Registry = dict[str, torch.Tensor | None]
 """A module's own ``_parameters`` or ``_buffers``."""
 
@@ -159,20 +161,21 @@ def split_by_owner(
 def split_sharing(
     inside: list[list[TensorBinding]], outside: list[TensorBinding]
 ) -> tuple[list[list[TensorBinding]], list[TensorBinding]]:
-    """Tell tensors that reach into another one's memory from those that may move.
+    """Tell tensors that reach into another one's memory, or have gaps, from those that may move.
 
     A write to the one is a write to the other, whatever units they are in: where they moved, each
-    would have bytes of its own.
+    would have bytes of its own. And what has gaps would have none any more, so that kernels would
+    be chosen which give other last bits.
 
     Args:
         inside: the tensors of each unit.
         outside: all others of the root module.
 
     Returns:
-        What may move of each unit, and the tensors of units that share memory.
+        What may move of each unit, and what may not.
     """
     every = [binding for unit in inside for binding in unit]
-    sharing = _sharing_memory([*every, *outside])
+    sharing = _sharing_memory([*every, *outside]) | set(filter(_has_gaps, every))
     moving = [[binding for binding in unit if binding not in sharing] for unit in inside]
     return moving, [binding for binding in every if binding in sharing]
 
@@ -194,6 +197,13 @@ def _sharing_memory(bindings: list[TensorBinding]) -> set[TensorBinding]:
         if furthest is None or furthest[:2] != (kind, index) or end > furthest[2]:
             furthest = (kind, index, end, i)
     return sharing
+
+
+def _has_gaps(binding: TensorBinding) -> bool:
+    tensor = binding.tensor
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.is_meta or not tensor.numel():
+        return False
+    return tuple(tensor.stride()) != TensorSpec.of(tensor).stride
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:

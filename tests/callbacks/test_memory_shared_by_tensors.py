@@ -133,3 +133,25 @@ def test_a_tensor_inside_of_a_larger_one_is_found_whatever_lies_between():
     (moving,), sharing = split_sharing([list(bindings.values())], [])
     assert {b.fqn for b in sharing} == {"base", "first", "last"}
     assert {b.fqn for b in moving} == {"other", "none"}
+
+
+@pytest.mark.parametrize("kind", PLACEMENTS)
+def test_a_tensor_with_gaps_keeps_them_so_that_gradients_have_the_same_bits(kind):
+    def make() -> nn.Module:
+        root = make_root(lambda blocks: None)
+        torch.manual_seed(1)
+        for block in root.m.blocks:
+            block.a.weight = nn.Parameter(torch.randn(4, 8)[:, ::2])
+            block.b.weight = nn.Parameter(torch.randn(4, 4).t())
+        return root
+
+    plain, root = make(), make()
+    callback = PLACEMENTS[kind]()
+    callback.attach(root, "cpu")
+    for each in (plain, root):
+        each.m(torch.ones(3, 4) / 7).sum().backward()
+    for (fqn, one), other in zip(root.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), fqn
+    callback.detach()
+    strides = [[p.stride() for p in each.parameters()] for each in (plain, root)]
+    assert strides[0] == strides[1]
