@@ -50,6 +50,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
 
     Raises:
         ValueError: If the machine has fewer GPUs, or no such attention backend.
+        TypeError: If a callback has no method that is named after a moment.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         progress: bool = True,
     ) -> None:
         from fastvideo_lightning.acceleration import check_attention_backend
+        from fastvideo_lightning.loop import check_callbacks
         from fastvideo_lightning.placing import Placing
         from fastvideo_lightning.replanning import Replanning
         from fastvideo_lightning.strategies import check_context
@@ -77,7 +79,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         on_gpu = self._accelerator != "cpu"
         self._placing = Placing(module, config, on_gpu=on_gpu, num_processes=num_gpus)
         self._replanning = Replanning(self._placing)
-        self._callbacks = list(callbacks)
+        self._callbacks = check_callbacks(callbacks)
         self._progress = progress
         self._saving = Saving()
         self._module: VideoModule | None = module

@@ -1,7 +1,9 @@
 """The predict loop: prompts in, one `predict_step` each, every moment announced."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import lightning as L
@@ -13,6 +15,14 @@ from torch.utils.data.distributed import DistributedSampler
 from fastvideo_lightning.sharing import Replica, Turn, deal, deal_in_rounds
 
 _END = object()
+
+MOMENTS = (
+    *("on_after_setup", "on_predict_start", "on_predict_epoch_start", "on_predict_batch_start"),
+    *("on_denoise_step_start", "on_denoise_step_end", "on_predict_batch_end"),
+    *("on_write_start", "on_write_end", "on_predict_epoch_end", "on_predict_end"),
+    *("on_exception", "on_replan", "teardown"),
+)
+"""What a callback may hear of a run, in the order of events."""
 
 # Whether the run goes on after a prompt that failed.
 SkipFailure = Callable[[Mapping[str, Any], Exception], bool]
@@ -58,6 +68,8 @@ class PredictLoop:
         Returns:
             This rank's videos by `index`, or None.
         """
+        for callback in self._fabric._callbacks:
+            warn_of_misnamed(callback)
         videos = []
         for video in self.iterate(module, prompts):
             if return_predictions:
@@ -179,6 +191,62 @@ class PredictLoop:
         hook = getattr(module, moment, None)
         if callable(hook) and not any(callback is module for callback in self._fabric._callbacks):
             hook(**self._fabric._filter_kwargs_for_callback(hook, arguments))
+
+
+def check_callbacks(callbacks: Iterable[object]) -> list[object]:
+    """Return the user's callbacks in a list; warn of misspelt moments.
+
+    Raises:
+        TypeError: If one would never hear anything, such as a function or a class.
+    """
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(
+            f"callbacks must be a list of objects, got one {type(callbacks).__name__}. Pass it in "
+            "a list: callbacks=[callback]."
+        )
+    listed = list(callbacks)
+    for place, callback in enumerate(listed):
+        if isinstance(callback, type):
+            name = callback.__name__
+            raise TypeError(
+                f"callbacks[{place}] is the class {name}, and a callback is an object. "
+                f"Pass {name}()."
+            )
+        hears = any(callable(getattr(callback, moment, None)) for moment in MOMENTS)
+        if not warn_of_misnamed(callback) and not hears:
+            raise TypeError(
+                f"callbacks[{place}], a {type(callback).__name__}, has no method that is named "
+                f"after a moment of the run, so it would never be called. The moments are: "
+                f"{', '.join(MOMENTS)}."
+            )
+    return listed
+
+
+def warn_of_misnamed(callback: object) -> bool:
+    """Warn of each method that is named nearly as a moment, and so never called.
+
+    Returns:
+        Whether there is any.
+    """
+    plain = {_plain(moment): moment for moment in MOMENTS}
+    misnamed = False
+    for name in dir(callback):
+        if name.startswith("_") or name in MOMENTS or hasattr(L.Callback, name):
+            continue
+        alike = 0.75 if name.lower().startswith("on") else 0.88
+        near = get_close_matches(_plain(name), plain, n=1, cutoff=alike)
+        if near and callable(getattr(callback, name, None)):
+            misnamed = True
+            warnings.warn(
+                f"{type(callback).__name__} has {name}, which is no moment of a run and is never "
+                f"called. Did you mean {plain[near[0]]}?",
+                stacklevel=4,
+            )
+    return misnamed
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").removeprefix("on")
 
 
 def _count(prompts: Any, replica: Replica) -> int | None:

@@ -1,3 +1,4 @@
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset
+from fastvideo_lightning.loop import check_callbacks
 
 PROMPTS = PromptDataset(["one", "two", "three"], seed=10)
 
@@ -139,3 +141,59 @@ def test_a_failure_is_not_skipped_where_ranks_wait_for_each_other(
     with pytest.raises(RuntimeError, match="no such image") as caught:
         list(videos)
     assert "the others wait" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("on_denoise_step_ended", "on_denoise_step_end"),
+        ("on_denoising_step_end", "on_denoise_step_end"),
+        ("denoise_step_end", "on_denoise_step_end"),
+        ("onPredictEnd", "on_predict_end"),
+        ("on_prediction_batch_start", "on_predict_batch_start"),
+        ("on_video_write_end", "on_write_end"),
+        ("on_exeption", "on_exception"),
+        ("on_replanned", "on_replan"),
+        ("tear_down", "teardown"),
+        ("on_predict_batch_ends", "on_predict_batch_end"),
+    ],
+)
+def test_a_misspelt_moment_is_told_with_the_nearest_also_where_it_is_the_only_one(name, nearest):
+    alone = type("Recorder", (), {name: lambda self: None})()
+    beside = type("Recorder", (), {name: lambda self: None, "teardown": lambda self: None})()
+    for callback in (alone, beside):
+        with pytest.warns(UserWarning, match=f"Recorder has {name}, .* Did you mean {nearest}"):
+            assert check_callbacks([callback]) == [callback]
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [print, lambda video: None, 5, "on_predict_end", type("Logger", (), {"log": print})()],
+)
+def test_an_object_that_would_never_be_called_is_refused_with_the_moments(callback):
+    with pytest.raises(TypeError, match=r"callbacks\[1\].*never be called.*on_denoise_step_end"):
+        check_callbacks([Recorder("a", []), callback])
+
+
+def test_a_class_and_a_callback_outside_of_a_list_are_refused():
+    with pytest.raises(TypeError, match=r"class Recorder.*Pass Recorder\(\)"):
+        check_callbacks([Recorder])
+    with pytest.raises(TypeError, match="Pass it in a list"):
+        check_callbacks(Recorder("a", []))
+
+
+def test_callbacks_of_the_package_and_of_lightning_are_told_of_nothing():
+    from lightning.pytorch.callbacks import Callback, Timer
+
+    from fastvideo_lightning import callbacks
+
+    ours = [callbacks.ModelOffload("vae"), callbacks.VideoWriter(), callbacks.EncodeAhead()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_callbacks([*ours, callbacks.ProgressBar(), Callback(), Timer(), Recorder("a", [])])
+
+
+def test_a_script_hears_of_a_misspelt_moment_when_it_runs():
+    fabric = L.Fabric(accelerator="cpu", callbacks=[type("Odd", (), {"on_predict_ended": print})()])
+    with pytest.warns(UserWarning, match="Odd has on_predict_ended"):
+        PredictLoop(fabric).run(Speaker([]), [])
