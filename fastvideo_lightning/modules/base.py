@@ -1,6 +1,7 @@
 """The contract of a video module: a diffusers pipeline whose models are its submodules."""
 
 import time
+import warnings
 from collections.abc import Mapping
 from os import PathLike
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from fastvideo_lightning.modules.guards import (
     send_guards_back,
     tell_of_guard,
 )
+from fastvideo_lightning.modules.guidance import guidance_of, is_guided
 from fastvideo_lightning.modules.lora import TakesLora
 from fastvideo_lightning.modules.media import check_inputs
 from fastvideo_lightning.modules.peak_memory import PeakMemory
@@ -190,7 +192,24 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
         if resolved != self._warned_of:  # a generator resolves before the loop does
             self._warned_of = resolved
             self._checkpoint_defaults.warn_outside(resolved)
+            for text in self.without_effect(params, resolved):
+                warnings.warn(text, stacklevel=2)
         return resolved
+
+    def without_effect(self, params: SamplingParams, resolved: SamplingParams) -> list[str]:
+        """Say what of the settings that were given is taken and read by nobody.
+
+        Args:
+            params: What was given.
+            resolved: With the defaults.
+        """
+        if not params.negative_prompt or is_guided(self.pipeline, resolved):
+            return []
+        return [
+            "negative_prompt has no effect: the model reads it with guidance alone, and "
+            f"{guidance_of(self.pipeline, resolved)} turns that off. Leave it out, or pass more "
+            "than 1."
+        ]
 
     def fill_sampling(self, params: SamplingParams) -> SamplingParams:
         """Put the defaults where `params` says nothing."""

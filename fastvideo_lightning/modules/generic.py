@@ -44,7 +44,7 @@ class GenericModule(VideoModule):
                     "Leave it out."
                 )
         further = dict(params.pipeline_arguments or {})
-        signature.check_further(set(further), set(params.given()), name)
+        signature.check_further(further, set(params.given()), name)
         for argument, value in further.items():
             check_media(argument, value)
 

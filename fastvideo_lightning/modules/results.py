@@ -42,6 +42,11 @@ def read_output(output: Any, pipeline: Pipeline) -> Result:
         raise no_frames(pipeline, _names_in(output))
     pixels = _as_array(visual)
     if pixels.ndim == 5:  # a batch of one video; a batch of one picture is a video of one frame
+        if len(pixels) != 1:
+            raise ValueError(
+                f"{type(pipeline).__name__} made {len(pixels)} videos in one call, and one call is "
+                "for one: the others would be lost. Pass pipeline_arguments of one video."
+            )
         pixels = pixels[0]
     check_frames(pixels)
     audio = _first(output, _AUDIO_FIELDS)

@@ -1,6 +1,8 @@
 """What a pipeline's call takes, under our names for it."""
 
 import inspect
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from fastvideo_lightning.config import SamplingParams, nearest_name
@@ -17,6 +19,8 @@ _SPELLINGS = {
     "fps": ("frame_rate", "fps"),
 }
 _OURS = {"self", "prompt", "generator", "output_type", "return_dict", "callback_on_step_end"}
+# What pipelines call the number of results that they make at once.
+_SEVERAL = re.compile(r"num_\w+_per_prompt")
 _EXAMPLES = {
     "image_path": "'image.png'",
     "last_image_path": "'last.png'",
@@ -74,21 +78,27 @@ class CallSignature:
         ]
         return [*required, *needed_inputs(name)]
 
-    def check_further(self, arguments: set[str], given: set[str], name: str) -> None:
+    def check_further(self, further: Mapping[str, Any], given: set[str], name: str) -> None:
         """Raise ValueError for a name that cannot stand in `pipeline_arguments`.
 
         Pictures and videos can, as tensors or lists, where no path was given.
 
         Args:
-            arguments: The names in `pipeline_arguments`.
+            further: What stands there.
             given: The fields of `SamplingParams` that have a value.
             name: The pipeline's, for messages.
         """
-        for argument in sorted(arguments):
+        for argument in sorted(further):
             if argument not in self._parameters:
                 near = nearest_name(argument, set(self._parameters) - _OURS)
                 hint = f"Did you mean {near}?" if near else "Leave it out."
                 raise ValueError(f"{name} takes no {argument}. {hint}")
+            if _SEVERAL.fullmatch(argument) and further[argument] not in (None, 1):
+                raise ValueError(
+                    f"{argument} must be 1, got {further[argument]!r}: one call gives one video or "
+                    "picture, and the others would be lost. Leave it out, and ask for each with a "
+                    "seed of its own."
+                )
             setting = _setting_of(argument)
             is_media = setting in _EXAMPLES and setting not in given
             if argument in _OURS or (setting is not None and not is_media):

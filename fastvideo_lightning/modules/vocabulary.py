@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from fastvideo_lightning.modules.pipelines import Pipeline
 from fastvideo_lightning.modules.signature import CallSignature
 
-_MOST_SHOWN, _LONGEST_SHOWN = 10, 40
+_MOST_SHOWN, _LONGEST_SHOWN, _MOST_KNOWN = 10, 40, 200
 _log = logging.getLogger(__name__)
 _told: WeakKeyDictionary[Pipeline, set[str]] = WeakKeyDictionary()
 _defaults: WeakKeyDictionary[Pipeline, int | None] = WeakKeyDictionary()
@@ -38,7 +38,7 @@ def warn_of_unread(pipeline: Pipeline, items: Iterable[Mapping[str, Any]]) -> No
     words = [w for w in unknown_words(pipeline, [i["prompt"] for i in items]) if w not in told]
     if words:
         told.update(words)
-        _log.warning("%s", describe_unknown(words))
+        _log.warning("%s", describe_unknown(words, known_words(pipeline)))
     cut = [item for item in items if item["prompt"] not in told and _is_cut(pipeline, item)]
     if cut:
         told.update(item["prompt"] for item in cut)
@@ -48,7 +48,7 @@ def warn_of_unread(pipeline: Pipeline, items: Iterable[Mapping[str, Any]]) -> No
 def unread(pipeline: Pipeline, item: Mapping[str, Any]) -> list[str]:
     """Return what to say of a prompt that the model does not see all of; nothing where it does."""
     words = unknown_words(pipeline, [item["prompt"]])
-    said = [describe_unknown(words)] if words else []
+    said = [describe_unknown(words, known_words(pipeline))] if words else []
     return [*said, describe_cut(pipeline, [item])] if _is_cut(pipeline, item) else said
 
 
@@ -63,11 +63,27 @@ def describe_cut(pipeline: Pipeline, items: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def describe_unknown(words: Sequence[str]) -> str:
-    """Return what to say of words that a model does not know; the first of many."""
+def known_words(pipeline: Pipeline) -> list[str]:
+    """Return the words that the model knows, where they are few enough to be told."""
+    known: set[str] = set()
+    for tokenizer in _tokenizers(pipeline):
+        if len(tokenizer) > _MOST_KNOWN:
+            return []
+        known |= tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    return sorted(word for word in known if word.isalnum())
+
+
+def describe_unknown(words: Sequence[str], known: Sequence[str] = ()) -> str:
+    """Return what to say of words that a model does not know; the first of many.
+
+    Args:
+        words: What it does not know.
+        known: What it knows, where that can be told.
+    """
     shown = ", ".join(repr(_shortened(word)) for word in words[:_MOST_SHOWN])
     more = f" and {len(words) - _MOST_SHOWN} more" if len(words) > _MOST_SHOWN else ""
-    return f"The model does not know {shown}{more}: what is shown will not follow. Use other words."
+    other = f"It knows {', '.join(known)}." if known else "Use other words."
+    return f"The model does not know {shown}{more}: what is shown will not follow. {other}"
 
 
 def _shortened(word: str) -> str:

@@ -217,7 +217,7 @@ class WanModule(VideoModule):
         starts_from_image = self.kind.takes_image or params.image_path is not None
         called = WanImageToVideoPipeline if starts_from_image else self.pipeline
         name = type(self.pipeline).__name__
-        CallSignature(called).check_further(set(further), set(params.given()), name)
+        CallSignature(called).check_further(further, set(params.given()), name)
         for argument, value in further.items():
             check_media(argument, value)
 

@@ -95,3 +95,17 @@ def test_prompts_that_are_too_long_are_told_of_once_and_in_one_line(module, capl
     (said,) = [record.message for record in caplog.records]
     assert "...' and 1 more are longer than the 512 tokens" in said
     assert said.endswith("Shorten them.")
+
+
+def test_what_a_model_of_few_words_knows_is_told_beside_what_it_does_not(module):
+    (said,) = unread(module.pipeline, {"prompt": "a pink circle"})
+    assert said.startswith("The model does not know 'pink'")
+    assert "It knows a, against," in said
+    assert "purple" in said
+    assert "unk" not in said
+
+
+def test_the_words_of_a_large_vocabulary_are_not_listed(module, monkeypatch):
+    monkeypatch.setattr(vocabulary, "_MOST_KNOWN", 10)
+    (said,) = unread(module.pipeline, {"prompt": "a pink circle"})
+    assert said.endswith("Use other words.")
