@@ -25,6 +25,7 @@ class GeneratesWithLora:
         denoiser: str | None = None,
     ) -> str:
         """Load a LoRA (file, folder or hub id) beside those that are there; return its name."""
+        self._check_between_batches("load_lora")
         self.module.check_takes_lora()
         self.setup()
         loaded: str = self.module.load_lora(path, weight=weight, name=name, denoiser=denoiser)
@@ -32,19 +33,27 @@ class GeneratesWithLora:
 
     def set_loras(self, weights: Mapping[str, float]) -> None:
         """Switch: the adapters given count with their weights, all others not at all."""
+        self._check_between_batches("set_loras")
         self.module.set_loras(weights)
 
     def fuse_lora(self, *, scale: float = 1.0) -> None:
         """Add the active adapters to the model's weights."""
+        self._check_between_batches("fuse_lora")
         self.module.fuse_lora(scale=scale)
 
     def unfuse_lora(self) -> None:
         """Take fused adapters out of the weights again."""
+        self._check_between_batches("unfuse_lora")
         self.module.unfuse_lora()
 
     def unload_lora(self, name: str | None = None) -> None:
         """Remove an adapter, or all of them."""
+        self._check_between_batches("unload_lora")
         self.module.unload_lora(name)
+
+    def _check_between_batches(self, verb: str) -> None:
+        """Raise RuntimeError in the middle of a batch; the generator knows of it."""
+        raise NotImplementedError
 
     def setup(self) -> None:
         """Read and place the weights; the generator knows how."""

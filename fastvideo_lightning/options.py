@@ -96,8 +96,9 @@ class StrictCommand(click.Command):
         if not ctx.resilient_parsing:
             order = self.make_parser(ctx).parse_args(list(args))[2]
             for param in order:
-                takes_one = isinstance(param, click.Option) and not param.multiple
-                is_choice = takes_one and (not param.is_flag or param.secondary_opts)
+                if not isinstance(param, click.Option) or param.multiple:
+                    continue
+                is_choice = not param.is_flag or param.secondary_opts
                 if is_choice and order.count(param) > 1:
                     raise WrongChoiceError(_given_twice(param), ctx)
         return super().parse_args(ctx, args)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +12,7 @@ from fastvideo_lightning import __version__
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.checkpoint_folder import ASSETS
 from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.content import media_keys
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,7 @@ def describe(
     *,
     settings: Mapping[str, Any],
     dtypes: Mapping[str, str],
+    model_inputs: Mapping[str, str],
 ) -> Entry:
     """Return the entry of a prompt; checks that the model can make it.
 
@@ -33,6 +36,7 @@ def describe(
         module: The model.
         settings: Of the configuration, what makes it another video; None where it does not.
         dtypes: As `dtypes_of` has them.
+        model_inputs: As `model_keys` has them.
     """
     given = {name: value for name, value in item.items() if name not in ("index", "prompt")}
     parameters = module.resolve_sampling(SamplingParams.from_mapping(given)).given()
@@ -51,8 +55,14 @@ def describe(
             for name, value in parameters.items()
         },
         model=name_model(pipeline.config.get("_name_or_path") or type(pipeline).__name__),
+        inputs={**model_inputs, **media_keys(parameters)},
         versions=versions(),
     )
+
+
+def look_again(entry: Entry, item: Mapping[str, Any]) -> Entry:
+    """Return the entry with the pictures and videos of its prompt as they are now."""
+    return replace(entry, inputs={**entry.inputs, **media_keys(item)})
 
 
 def name_model(path: str | os.PathLike[str]) -> str:

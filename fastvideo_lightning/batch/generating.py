@@ -4,15 +4,19 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
-from fastvideo_lightning.batch.describe import describe, dtypes_of
+from fastvideo_lightning.batch.describe import describe, dtypes_of, look_again
 from fastvideo_lightning.batch.folder import BatchFolder
+from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.videos import VideoBatch
 from fastvideo_lightning.config import SamplingParams, check_keywords, check_switch
 from fastvideo_lightning.prompts import PlacedPrompts, PromptDataset
 
 if TYPE_CHECKING:
     import lightning as L
+
+    from fastvideo_lightning.modules import VideoModule
 
 _SAMPLING = tuple(SamplingParams.__dataclass_fields__)
 # Of the configuration: what makes it another video, and is no matter of where weights live.
@@ -23,12 +27,52 @@ _OTHER_ROUNDING = ("vae_tiling", "compile", "context_parallel")
 _TAKEN = ("output_path", "resume", "fail_fast")
 
 
+class Unchanged:
+    """Holds a model against what it was when its batch was asked for.
+
+    Args:
+        module: The model.
+        is_set_up: Whether it is placed; else caches and backends are set before the first video.
+    """
+
+    def __init__(self, module: "VideoModule", is_set_up: bool) -> None:
+        from fastvideo_lightning.modules.content import live_state
+
+        self._module = module
+        self._before = live_state(module)
+        if not is_set_up:
+            for name in ("attention_backend", "cache"):
+                del self._before[name]
+
+    def look_again(self, entry: Entry, item: Mapping[str, Any]) -> Entry:
+        """Return the entry with what goes in as it is now.
+
+        Raises:
+            RuntimeError: If adapters, scheduler, backend or a part of the model was changed.
+        """
+        from fastvideo_lightning.modules.content import live_state
+
+        now = live_state(self._module)
+        changed = sorted(n for n in now.keys() & self._before if now[n] != self._before[n])
+        if changed or self._before.keys() - now.keys():
+            raise RuntimeError(
+                f"{', '.join(changed) or 'A part of the model'} was changed in the middle of a "
+                "batch: its other videos would not be what its manifest says. Read the videos of "
+                "a batch to the end, or close() it, before anything is changed."
+            )
+        self._before = now
+        return look_again(entry, item)
+
+
 class GeneratesBatches:
     """The verb of a generator that makes many videos."""
 
     module: Any
     config: Any
     device_type: Any
+
+    _fabric: Any = None
+    _batch: "ref[VideoBatch] | None" = None
 
     def _launch(self) -> "L.Fabric":
         raise NotImplementedError
@@ -64,11 +108,12 @@ class GeneratesBatches:
         check_keywords(sampling, known=_SAMPLING, others=_TAKEN, where="generate_videos()")
         check_switch("resume", resume)
         check_switch("fail_fast", fail_fast)
+        from fastvideo_lightning.modules.content import model_keys
         from fastvideo_lightning.modules.vocabulary import warn_of_unread
 
         module, dataset = self.module, PromptDataset(prompts, **sampling)
         warn_of_unread(module.pipeline, dataset)
-        return VideoBatch(
+        batch = VideoBatch(
             dataset,
             BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4")),
             describe=partial(
@@ -76,7 +121,9 @@ class GeneratesBatches:
                 module=module,
                 settings=self._settings(_OTHER_VIDEO),
                 dtypes=dtypes_of(module, self.device_type),
+                model_inputs=model_keys(module),
             ),
+            look_again=Unchanged(module, self._fabric is not None).look_again,
             resume=resume,
             fail_fast=fail_fast,
             settings=partial(self._settings, _OTHER_ROUNDING),
@@ -84,6 +131,17 @@ class GeneratesBatches:
             iterate=self._iterate,
             places=prompts.places if isinstance(prompts, PlacedPrompts) else (),
         )
+        self._batch = ref(batch)
+        return batch
+
+    def _check_between_batches(self, verb: str) -> None:
+        """Raise RuntimeError where a batch is read that a call of `verb` would change."""
+        batch = None if self._batch is None else self._batch()
+        if batch is not None and batch.is_open:
+            raise RuntimeError(
+                f"{verb} cannot be called in the middle of a batch: its other videos would not be "
+                "what its manifest says. Read the videos of the batch to the end, or close() it."
+            )
 
     def _settings(self, names: Iterable[str]) -> dict[str, Any]:
         return {name: getattr(self.config, name) for name in names}

@@ -18,9 +18,11 @@ _KINDS = {
     "file": str | None,
     "sha256": str | None,
     "parameters": dict,
+    "inputs": dict,
     "settings": dict,
 }
 
+_MEDIA = ("image_path", "last_image_path", "video_path")
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +38,8 @@ class Entry:
         sha256: Of the file, or None.
         parameters: Every sampling parameter, the defaults among them, the components' dtypes and
             whatever else makes it another video.
+        inputs: Of what goes in, by name, what tells its content from others: the model's parts,
+            adapters, pictures and videos.
         settings: How it was computed, where that only changes what nobody chose it for: rounding,
             and tiles.
         model: What it was made with.
@@ -51,6 +55,7 @@ class Entry:
     file: str | None = None
     sha256: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     model: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -60,9 +65,20 @@ class Entry:
 
     @property
     def identity(self) -> str:
-        """What makes it this video and no other: model, prompt, seed and parameters."""
-        parts = [self.model, self.prompt, self.seed, self.parameters]
-        return json.dumps(parts, sort_keys=True, default=repr)
+        """What makes it this video and no other: inputs, prompt, seed and parameters."""
+        return json.dumps([self.inputs, *self._asked], sort_keys=True, default=repr)
+
+    @property
+    def request(self) -> str:
+        """What was asked for, without what went in: the same for another model or picture."""
+        return json.dumps(self._asked, sort_keys=True, default=repr)
+
+    @property
+    def _asked(self) -> list[Any]:
+        """Names of what goes in are left out: their content counts, see `inputs`."""
+        named = {"loras", "pipeline_arguments", *_MEDIA}
+        kept = {name: value for name, value in self.parameters.items() if name not in named}
+        return [self.prompt, self.seed, kept]
 
 
 class Manifest:

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import proxy
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 _UNLIKE = (
     "%d of the videos that are there were not made with %s=%s and are kept. Pass resume=False to "
     "make them again."
+)
+
+_OTHER_INPUTS = (
+    "%d of the videos that are there were made with other inputs, and are made again beside them: "
+    "the model, an adapter, a picture or a video has changed since."
 )
 
 _log = logging.getLogger(__name__)
@@ -50,6 +56,7 @@ class VideoBatch(Iterator[GeneratedVideo]):
         settings: Callable[[], Mapping[str, Any]],
         setup: "Callable[[], L.Fabric]",
         iterate: Iterate,
+        look_again: Callable[[Entry, Mapping[str, Any]], Entry],
         places: Sequence[str] = (),
     ) -> None:
         self.total = len(prompts)
@@ -59,7 +66,13 @@ class VideoBatch(Iterator[GeneratedVideo]):
         self._videos = VideoBatch._make(proxy(self), folder)
         self._items = list(prompts)
         self._entries = _describe_all(self._items, describe, places)
-        self._writer = BatchWriter(folder, self._entries, fail_fast=fail_fast, settings=settings)
+        self._writer = BatchWriter(
+            folder,
+            self._entries,
+            fail_fast=fail_fast,
+            settings=settings,
+            look_again=look_again,
+        )
         self._setup, self._iterate = setup, iterate
         self._rank = _rank_from_environment()
         if not self._rank:
@@ -71,6 +84,11 @@ class VideoBatch(Iterator[GeneratedVideo]):
                 raise
         self.recovered = folder.recovered
         self._of_others: tuple[int, list[Entry]] = (0, [])
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are videos to come."""
+        return getgeneratorstate(self._videos) != GEN_CLOSED
 
     @property
     def num_made(self) -> int:
@@ -168,6 +186,10 @@ class VideoBatch(Iterator[GeneratedVideo]):
             else:
                 remaining.append(item)
         self.num_skipped = self.total - len(remaining)
+        others = Counter(e.request for entries in done.values() for e in entries)
+        num_others = sum(self._entries[i["index"]].request in others for i in remaining)
+        if num_others:
+            _log.info(_OTHER_INPUTS, num_others)
         for name, number in unlike.items():
             _log.info(_UNLIKE, number, name, settings[name])
         return remaining

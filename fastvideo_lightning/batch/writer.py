@@ -34,6 +34,8 @@ class BatchWriter:
         entries: For each prompt, by its index, what is known of its entry before it is made.
         fail_fast: End the run with the first prompt that fails.
         settings: Tells how a video is computed that is written now.
+        look_again: Called before a video is made; returns its entry with what goes in as it is now,
+            and raises where the model was changed since the batch began.
     """
 
     def __init__(
@@ -43,21 +45,25 @@ class BatchWriter:
         *,
         fail_fast: bool,
         settings: Callable[[], Mapping[str, Any]] = dict,
+        look_again: Callable[[Entry, Mapping[str, Any]], Entry] = lambda entry, item: entry,
     ) -> None:
         self.failed: list[Entry] = []
         self.num_written = 0
         self._folder = folder
-        self._entries = entries
+        self._entries = dict(entries)
         self._settings = settings
+        self._look_again = look_again
         self._fail_fast = fail_fast
         self.on_written: Callable[[Path], None] = lambda path: None
         self._is_repeat = False
         self._written: deque[GeneratedVideo] = deque()
         self._writes = WriteBehind()
 
-    def on_predict_batch_start(self, *, is_repeat: bool = False) -> None:
-        """Remember whether another process keeps this video."""
+    def on_predict_batch_start(self, batch: Mapping[str, Any], *, is_repeat: bool = False) -> None:
+        """Remember whether another process keeps this video, and look at what goes into it."""
         self._is_repeat = is_repeat
+        index = batch["index"]
+        self._entries[index] = self._look_again(self._entries[index], batch)
 
     def on_predict_batch_end(
         self, fabric: "L.Fabric", outputs: GeneratedVideo, batch: Mapping[str, Any]

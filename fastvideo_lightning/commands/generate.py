@@ -1,14 +1,14 @@
 """The command `fastvideo-lightning generate`: a video from a prompt, or one from each of many."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastvideo_lightning.checkpoint_folder import find_folder
-from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_batch, say_all_there
+from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_batch
 from fastvideo_lightning.commands.report import watch_run
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_dtype
@@ -36,7 +36,6 @@ from fastvideo_lightning.prompts import check_prompt
 from fastvideo_lightning.quantization import check_quantization
 
 if TYPE_CHECKING:
-    from fastvideo_lightning.batch.finished import Finished
     from fastvideo_lightning.generator import VideoGenerator
     from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.output import GeneratedVideo
@@ -138,10 +137,6 @@ def generate(context: click.Context, /, config: str | None, debug: bool, **given
 
 def _make_video(request: Request) -> None:
     choices = request.choices
-    if request.prompts is not None and choices["resume"] and _find_note(request).is_there():
-        folder, report = choices["output_path"], choices.get("report")
-        say_all_there(len(request.prompts), folder, report=report)
-        return
     # OpenMP reads it when torch is imported. Threads that spin while they wait for each other make
     # a small model many times slower wherever other programs use the cores too; asleep, they cost
     # it some tenths of a second.
@@ -254,28 +249,6 @@ def _make_batch(
             **request.params.given(),
         )
     report_batch(batch, choices["output_path"], report=choices.get("report"))
-    if is_first_process():
-        _find_note(request).keep()
-
-
-def _find_note(request: Request) -> "Finished":
-    """The note that a batch leaves in its folder once all of it is there."""
-    from fastvideo_lightning.batch.finished import Finished
-
-    choices = request.choices
-    no_matter = {"output_path", "resume", "fail_fast", "quiet", "report", "save_video"}
-    asked = {
-        "prompts": request.prompts,
-        "params": request.params.given(),
-        "flags": asdict(request.config),
-        "choices": {name: value for name, value in choices.items() if name not in no_matter},
-    }
-    return Finished(
-        Path(choices["output_path"]),
-        asked,
-        model=choices["model"],
-        revision=choices.get("revision"),
-    )
 
 
 def _report(video: "GeneratedVideo") -> None:

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.attention import attending
 from fastvideo_lightning.modules.batches import uncollated
 from fastvideo_lightning.modules.catalog import check_makes_frames
+from fastvideo_lightning.modules.content import file_key
 from fastvideo_lightning.modules.context import SplitsTokens
 from fastvideo_lightning.modules.dtypes import stays_fp32
 from fastvideo_lightning.modules.guards import (
@@ -76,6 +78,7 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
                 self.add_module(name, component)
         self._checkpoint_defaults = SamplingDefaults.from_mapping(sampling or {})
         self._warned_of: SamplingParams | None = None
+        self._file_keys: dict[Path, str] = {}
         self.eval()
 
     @classmethod
@@ -118,7 +121,10 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
             stays_fp32=lambda _, model_class: stays_fp32(checkpoint.class_name, model_class),
             quantizes=lambda _, model_class: role_of(model_class) is Role.DENOISER,
         )
-        return family(pipeline, weight_sources=sources, sampling=checkpoint.sampling)
+        module = family(pipeline, weight_sources=sources, sampling=checkpoint.sampling)
+        # Now, for a file may be another one when somebody asks.
+        module._file_keys = {p: file_key(p) for p in {each.path for each in sources.values()}}
+        return module
 
     @classmethod
     def from_pipeline(cls, pipeline: Pipeline) -> "VideoModule":
@@ -147,6 +153,10 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
     def weight_sources(self) -> Mapping[str, StoredWeight]:
         """Where the weights that were built on meta lie, by FQN."""
         return self._weight_sources
+
+    def weight_file_key(self, path: Path) -> str:
+        """Return what told the content of a file of weights when its header was read."""
+        return self._file_keys.get(path) or file_key(path)
 
     @property
     def stage(self) -> Stage:

@@ -122,14 +122,19 @@ def test_a_symlink_in_its_place_is_not_written_through(manifest, tmp_path):
 
 
 def test_what_makes_a_video_another_one_is_in_its_identity():
-    one = entry(parameters={"height": 64, "width": 64}, model="m")
-    same = Entry("a red circle", 7, FAILED, parameters={"width": 64, "height": 64}, model="m")
+    size, inputs = {"height": 64, "width": 64}, {"transformer": "1", "image_path": "2"}
+    one = entry(parameters={**size, "image_path": "a.png"}, inputs=inputs, model="m")
+    elsewhere = {"image_path": "moved/b.png", "width": 64, "height": 64}
+    same = Entry("a red circle", 7, FAILED, parameters=elsewhere, inputs=inputs, model="moved/m")
     assert one.identity == same.identity
     others = [
-        entry("b", parameters=one.parameters, model="m"),
-        entry(parameters={"height": 32, "width": 64}, model="m"),
-        entry(parameters=one.parameters, model="n"),
-        Entry("a red circle", 8, DONE, parameters=one.parameters, model="m"),
+        entry("b", parameters=one.parameters, inputs=inputs),
+        entry(parameters={"height": 32, "width": 64}, inputs=inputs),
+        entry(parameters=one.parameters, inputs={**inputs, "transformer": "3"}),
+        entry(parameters=one.parameters, inputs={**inputs, "image_path": "3"}),
+        entry(parameters=one.parameters, inputs={**inputs, "loras": "4"}),
+        entry(parameters=one.parameters),
+        Entry("a red circle", 8, DONE, parameters=one.parameters, inputs=inputs),
     ]
     assert one.identity not in {other.identity for other in others}
 
