@@ -94,6 +94,7 @@ ALLOWED = {
             "gradio",
             "starlette",
             "uvicorn",
+            "filelock",
             "torch",
             "PIL",
             "config",

@@ -1,12 +1,15 @@
 """Starting the page, and ending it."""
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from fastvideo_lightning.serve.connections import bound_connections
 from fastvideo_lightning.serve.guard import Guard
@@ -15,6 +18,7 @@ from fastvideo_lightning.serve.streams import CountStreams, Streams
 from fastvideo_lightning.serve.studio import Studio
 from fastvideo_lightning.serve.view import CSS
 
+_FOLDER, _LOCK = ".page-", ".lock"
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
 _MAX_UPLOAD = "20mb"
 _TELL_S = LOOK_EVERY_S + 1.2  # until every page has shown that the server was stopped
@@ -37,7 +41,7 @@ def serving(studio: Studio, *, host: str = "127.0.0.1", port: int = 7860) -> Ite
     """
     try:
         studio.start()
-        with TemporaryDirectory(prefix=".page-", dir=studio.output_path.resolve()) as folder:
+        with upload_folder(studio.output_path.resolve()) as folder:
             # Gradio reads these when it builds a page; it would use the working directory else.
             os.environ["GRADIO_TEMP_DIR"] = os.environ["GRADIO_EXAMPLES_CACHE"] = folder
             os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -58,6 +62,31 @@ def serving(studio: Studio, *, host: str = "127.0.0.1", port: int = 7860) -> Ite
                 page.close(verbose=False)
     finally:
         studio.close()
+
+
+@contextmanager
+def upload_folder(parent: Path) -> Iterator[str]:
+    """A folder that goes with the context; those of pages that were killed go at its begin.
+
+    Whose page still runs is told by a lock, which the system gives up with the process.
+
+    Args:
+        parent: Where to make it.
+    """
+    for left in parent.glob(f"{_FOLDER}*"):
+        lock = FileLock(left / _LOCK)
+        with suppress(OSError, Timeout, NotImplementedError):  # it runs, or it is no such folder
+            lock.acquire(blocking=False)
+            lock.release()
+            shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=_FOLDER, dir=parent) as folder:
+        lock = FileLock(Path(folder) / _LOCK)
+        with suppress(OSError, NotImplementedError):  # a folder that takes no locks
+            lock.acquire(blocking=False)
+        try:
+            yield folder
+        finally:
+            lock.release()
 
 
 def check_address(host: str, port: int) -> None:
