@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 META = torch.device("meta")
 
-SPARE_ELEMENTS = 1 << 28
+SPARE_ELEMENTS = 1 << 26
 """What a model may make beside its weights, such as tables of angles, at once."""
 
 # Of the default dtype, whatever the arguments.

@@ -35,6 +35,8 @@ from fastvideo_lightning.weights import StoredWeight, read_json
 
 __all__ = ["Checkpoint", "CheckpointError", "StoredWeight", "load_pipeline", "open_checkpoint"]
 
+_MOST_STEPS = 1_000_000
+
 _DTYPE_NAMES = {
     "bf16": torch.bfloat16,
     "bfloat16": torch.bfloat16,
@@ -297,6 +299,10 @@ def _pipeline_class(checkpoint: Checkpoint) -> Any:
 
 def _load_part(folder: Path, kind: Any) -> Any:
     """Load what is no model: a tokenizer, a scheduler, ..."""
+    from diffusers import SchedulerMixin
+
+    if issubclass(kind, SchedulerMixin):
+        _check_numbers(folder / str(kind.config_name))
     try:
         with quiet_imports():
             return kind.from_pretrained(str(folder))
@@ -309,6 +315,16 @@ def _load_part(folder: Path, kind: Any) -> Any:
             f"{folder} holds no {kind.__name__} that can be loaded ({first_line(error)}). "
             "Download the checkpoint again."
         ) from error
+
+
+def _check_numbers(config: Path) -> None:
+    """Refuse a scheduler with more steps than any has: it makes tables of so many numbers."""
+    for name, value in read_json(config).items():
+        if isinstance(value, int) and abs(value) > _MOST_STEPS:
+            raise CheckpointError(
+                f"{config} has {name}={str(value)[:20]}, more than any scheduler has. "
+                "Download the checkpoint again."
+            )
 
 
 def _join(checkpoint: Checkpoint, kind: Any, parts: dict[str, Any]) -> Any:

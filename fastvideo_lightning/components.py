@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import count, takewhile
 from math import prod
 from pathlib import Path
@@ -34,6 +35,17 @@ DtypeRule = Callable[[str, torch.dtype], torch.dtype]
 CONFIG = "config.json"
 # What fp8 checkpoints of other programs call the scales of their weights.
 _SCALE = re.compile(r"(^|[._])(scale_(weight|input)|(weight|input)_scale(_inv|_2)?|scaled_fp8)$")
+
+# By quant_method: what is imported, and what is installed for it.
+_QUANTIZERS = {
+    "auto-round": ("auto_round", "auto-round"),
+    "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
+    "hqq": ("hqq", "hqq"),
+    "modelopt": ("modelopt", "nvidia-modelopt"),
+    "quanto": ("optimum", "optimum-quanto"),
+    "sdnq": ("sdnq", "sdnq"),
+    "torchao": ("torchao", "torchao"),
+}
 
 LOADING = threading.RLock()
 """Held while a library's own loader, which switches the whole process, may be at work."""
@@ -132,12 +144,19 @@ def _quantized_by(config: Path) -> str | None:
     stored = read_json(config).get("quantization_config")
     if not stored:
         return None
-    if not isinstance(stored, dict):
-        raise CheckpointError(
-            f"{config} must have an object as its quantization_config, got {stored!r:.80}. "
-            "Download the checkpoint again."
-        )
-    return str(stored.get("quant_method"))
+    if isinstance(stored, dict):
+        method = str(stored.get("quant_method"))
+        module, package = _QUANTIZERS.get(method, (None, ""))
+        if module is not None and find_spec(module) is None:
+            raise CheckpointError(
+                f"{config.parent} was saved quantized by {method}, whose package is not installed. "
+                f"Install it: pip install {package}"
+            )
+        return method
+    raise CheckpointError(
+        f"{config} must have an object as its quantization_config, got {stored!r:.80}. "
+        "Download the checkpoint again."
+    )
 
 
 def is_diffusers_model(model_class: type) -> bool:
@@ -297,7 +316,22 @@ def _match_names(
             unplaced = _unplaced(module, found.keys() - expected.keys())
             check_placed(unplaced, type(module).__name__, {found[name].path for name in unplaced})
             return {name: found.get(name, by_owner[id(own)]) for name, own in expected.items()}
+    _check_amount(module, tensors)
     return None
+
+
+def _check_amount(module: nn.Module, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse a model that is much larger than what is stored, before a library makes it whole."""
+    needed = sum({id(own): own.numel() for own in module.parameters()}.values())
+    stored = sum(prod(tensor.shape) for tensor in tensors.values())
+    if needed <= 2 * stored + SPARE_ELEMENTS // 4:
+        return
+    name = min(module.state_dict().keys() - tensors.keys())
+    where = ", ".join(sorted({str(tensor.path) for tensor in tensors.values()})[:2])
+    raise CheckpointError(
+        f"{where or type(module).__name__} has {stored} numbers, and {type(module).__name__} needs "
+        f"{needed}: it lacks {name!r}. Weights and config.json are not of one model."
+    )
 
 
 def _unplaced(module: nn.Module, names: Iterable[str]) -> list[str]:

@@ -26,7 +26,7 @@ class GeneratesWithLora:
     ) -> str:
         """Load a LoRA (file, folder or hub id) beside those that are there; return its name."""
         self._check_between_batches("load_lora")
-        self.module.check_takes_lora()
+        self.module.check_takes_lora(denoiser)
         self.setup()
         loaded: str = self.module.load_lora(path, weight=weight, name=name, denoiser=denoiser)
         return loaded

@@ -46,7 +46,13 @@ MODEL_ROWS: list[Row] = [
     ("revision", MODEL, str, "Branch, tag or commit on the hub."),
     ("allow_pickle", MODEL, bool, "Load pickled weights, which can run code, if need be."),
     ("variant", MODEL, str, "Variant of the weight files, such as fp16."),
-    ("lora", MODEL, LoraType(), "LoRA file, folder or hub id; may be given several times."),
+    (
+        "lora",
+        MODEL,
+        LoraType(),
+        "LoRA file, folder or hub id; may be given several times. Of two experts, add @transformer "
+        "or @transformer_2.",
+    ),
     (
         "dtype",
         MODEL,

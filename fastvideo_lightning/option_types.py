@@ -46,9 +46,9 @@ class PathType(click.ParamType[str]):
 
 
 class LoraType(click.ParamType[LoraChoice]):
-    """A LoRA on the command line: `PATH` or `PATH:WEIGHT`."""
+    """A LoRA on the command line: `PATH`, `PATH:WEIGHT` or `PATH:WEIGHT@DENOISER`."""
 
-    name = "path[:weight]"
+    name = "path[:weight][@denoiser]"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

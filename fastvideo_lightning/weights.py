@@ -7,6 +7,7 @@ Nothing here holds a weight. The format is one length, one JSON header and plain
 import ctypes
 import json
 import mmap
+import re
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -21,6 +22,8 @@ from fastvideo_lightning.meter import READ
 MAX_HEADER_BYTES = 100_000_000  # the bound of the reference implementation
 
 MAX_JSON_BYTES = 32_000_000  # of a configuration or an index; the largest known have 5 MB
+
+_FILE_NAME = re.compile(r"(?!\.)[^/\\\0]{1,255}")
 
 PADDING = "__padding__."
 """Begin of the names of what only fills gaps in a packed file (see `pack.layout`)."""
@@ -234,7 +237,7 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
     shards: dict[str, dict[str, StoredTensor]] = {}
     found = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
+        if not isinstance(shard, str) or not _FILE_NAME.fullmatch(shard):
             raise CheckpointError(
                 f"{index} says that {name!r} lies in {shard!r:.80}, which is no name of a file "
                 "beside it. Download the checkpoint again."

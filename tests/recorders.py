@@ -29,7 +29,7 @@ class RecordedModule:
         self.calls.append(("load", model, options))
         return self
 
-    def check_takes_lora(self):
+    def check_takes_lora(self, *denoisers):
         self.calls.append(("check_lora",))
 
     def resolve_sampling(self, params):
@@ -59,8 +59,8 @@ class RecordedGenerator:
     def setup(self, params):
         self.calls.append(("setup",))
 
-    def load_lora(self, path, *, weight, name):
-        self.calls.append(("lora", path, weight, name))
+    def load_lora(self, path, *, weight, name, denoiser=None):
+        self.calls.append(("lora", path, weight, name, denoiser))
 
     def generate_video(self, prompt, *, output_path, save_video, **sampling):
         self.calls.append(("generate", prompt, output_path, save_video, sampling))

@@ -167,3 +167,16 @@ def test_a_revision_of_a_folder_is_refused(checkpoint: Callable[[str], Path]) ->
 def test_a_model_that_is_no_text_is_refused(model: object) -> None:
     with pytest.raises(TypeError, match="model must be a folder or a hub id, got"):
         VideoModule.from_pretrained(model)
+
+
+@pytest.mark.parametrize("component", ["transformer", "text_encoder", "vae"])
+def test_a_pipeline_whose_weights_are_kept_elsewhere_is_refused_by_name(
+    checkpoint: FindCheckpoint, component: str
+) -> None:
+    from accelerate import cpu_offload
+
+    pipeline = load_plain(checkpoint("t2v"), expects_image=False)
+    cpu_offload(getattr(pipeline, component), execution_device=CPU, offload_buffers=True)
+    module = VideoModule.from_pipeline(pipeline)
+    with pytest.raises(RuntimeError, match=rf"{component}\..* is on the meta device and no check"):
+        module.on_predict_start()

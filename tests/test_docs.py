@@ -102,8 +102,8 @@ def test_every_command_that_is_shown_can_be_typed(command, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     words = [word for word in shlex.split(command)[1:] if word != "--help"]
     for word in words:
-        if word.partition(":")[0].endswith(".safetensors"):
-            (tmp_path / word.partition(":")[0]).touch()
+        if (file := re.split("[:@]", word)[0]).endswith(".safetensors"):
+            (tmp_path / file).touch()
     if words[0].startswith("-"):
         cli.make_context(COMMAND, words, resilient_parsing=True)
         return

@@ -1,6 +1,7 @@
 """The command `fastvideo-lightning generate`: a video from a prompt, or one from each of many."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,8 @@ import click
 from fastvideo_lightning.checkpoint_folder import find_folder
 from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_batch
 from fastvideo_lightning.commands.report import watch_run
-from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.config import LoraChoice, OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_dtype
-from fastvideo_lightning.config.lora import name_each
 from fastvideo_lightning.extras import check_installed
 from fastvideo_lightning.messages import (
     be_quiet,
@@ -155,8 +155,7 @@ def _make_video(request: Request) -> None:
         if request.prompt is not None or loras:  # a batch that is done reads no weight
             generator.setup(request.params if request.prompts is None else None)
         with users_mistakes(ImportError):
-            for lora, name in zip(loras, name_each(loras), strict=True):
-                generator.load_lora(lora.path, weight=lora.weight, name=name)
+            _load_loras(generator, loras)
         if request.prompts is not None:
             _make_batch(generator, request, request.prompts)
             _say_all_made()
@@ -184,6 +183,15 @@ def _say_all_made() -> None:
     note_exit(0)
 
 
+def _load_loras(generator: "VideoGenerator", loras: Sequence[LoraChoice]) -> None:
+    if not loras:
+        return
+    from fastvideo_lightning.modules.adapter_files import name_each
+
+    for lora, name in zip(loras, name_each(loras), strict=True):
+        generator.load_lora(lora.path, weight=lora.weight, name=name, denoiser=lora.denoiser)
+
+
 def _open(request: Request) -> "VideoGenerator":
     """The generator of a request, checked against machine and model."""
     choices = request.choices
@@ -204,7 +212,7 @@ def _open(request: Request) -> "VideoGenerator":
         )
         module.context_parallel = request.config.context_parallel
         if "lora" in choices:
-            module.check_takes_lora()
+            module.check_takes_lora(*(lora.denoiser for lora in choices["lora"]))
         if request.prompt is not None:
             module.resolve_sampling(request.params)
             asked = {**request.params.given(), "prompt": request.prompt}

@@ -1,9 +1,7 @@
 """LoRA files as a user names them."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, count
 from math import isfinite
 from pathlib import Path
 from typing import Self
@@ -14,11 +12,12 @@ DEFAULT_FILE = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True)
 class LoraChoice:
-    """A LoRA and how strongly it counts.
+    """A LoRA, how strongly it counts, and for which denoiser it is.
 
     Attributes:
         path: A safetensors file, a folder with one, or a hub id.
         weight: 1 is as it was trained.
+        denoiser: FQN of one of a model's denoisers; None for the first.
 
     Raises:
         ValueError: If the weight is not a finite number.
@@ -27,6 +26,7 @@ class LoraChoice:
 
     path: str
     weight: float = 1.0
+    denoiser: str | None = None
 
     def __post_init__(self) -> None:
         if not isfinite(self.weight):
@@ -36,10 +36,23 @@ class LoraChoice:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `PATH` or `PATH:WEIGHT`."""
-        path, colon, weight = text.rpartition(":")
-        is_weighted = colon and _is_number(weight)
-        return cls(path, float(weight)) if is_weighted else cls(text)
+        """Read `PATH`, with `:WEIGHT` and `@DENOISER` behind it or without, in any order.
+
+        What is the path of a file or folder as it stands is that, whatever signs it holds.
+        """
+        weight: float | None = None
+        denoiser: str | None = None
+        path = text
+        while not Path(path).expanduser().exists():
+            before, colon, number = path.rpartition(":")
+            front, at, name = path.rpartition("@")
+            if colon and weight is None and _is_number(number):
+                path, weight = before, float(number)
+            elif at and denoiser is None and name.isidentifier():
+                path, denoiser = front, name
+            else:
+                break
+        return cls(path, 1.0 if weight is None else weight, denoiser)
 
 
 def find_lora(path: str | os.PathLike[str]) -> Path | None:
@@ -76,17 +89,6 @@ def name_of_lora(path: str | os.PathLike[str]) -> str:
     place = Path(path)
     stem = place.resolve().parent.name if place.name == DEFAULT_FILE else place.stem
     return stem.replace(".", "_") or "lora"
-
-
-def name_each(choices: Iterable[LoraChoice]) -> list[str]:
-    """Return a name for each: as `name_of_lora`, with a number where several have the same."""
-    names: list[str] = []
-    for choice in choices:
-        found = find_lora(choice.path)
-        name = name_of_lora(choice.path if found is None else found)
-        numbered = (f"{name}_{number}" for number in count(2))
-        names.append(next(each for each in chain([name], numbered) if each not in names))
-    return names
 
 
 def _is_number(text: str) -> bool:

@@ -1,19 +1,22 @@
-"""An adapter's file: where the hub's cache has it, and what of it a pipeline cannot load."""
+"""An adapter's file: where it lies, what it is called, and why it cannot be loaded."""
 
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, count
 from logging import ERROR, LogRecord
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from fastvideo_lightning.checkpoint import CheckpointError
-from fastvideo_lightning.config.lora import find_lora
+from fastvideo_lightning.config.lora import LoraChoice, find_lora, name_of_lora
 from fastvideo_lightning.downloads import find_snapshot
+from fastvideo_lightning.modules.adapter_tensors import AdapterError, AdapterTensors
+from fastvideo_lightning.weights import read_json
 
+_PEFT_S = re.compile(r"lora_(A|B|embedding|magnitude)")  # what PEFT calls parts of an adapter
 _MOST_SHOWN = 300  # characters of a reason: PEFT lists every layer of a file that is not there
 
 
@@ -35,13 +38,77 @@ def find_adapter(path: str | os.PathLike[str]) -> Path | None:
         return None
 
 
+def read_adapter(path: str | os.PathLike[str], found: Path | None) -> AdapterTensors:
+    """Read an adapter's tensors, and what stands beside them.
+
+    PEFT writes the settings of an adapter into a file of its own, `adapter_config.json`.
+
+    Args:
+        path: As the user named it.
+        found: The file; None: diffusers is to ask the hub for one.
+
+    Raises:
+        AdapterError: If one half of a pair is missing.
+    """
+    from diffusers.loaders.lora_base import _fetch_state_dict
+
+    how = ("use_safetensors", "local_files_only", "cache_dir", "force_download", "proxies")
+    tensors, metadata, header = _fetch_state_dict(
+        os.fspath(path) if found is None else str(found.parent),
+        weight_name=None if found is None else found.name,
+        **dict.fromkeys((*how, "token", "revision", "subfolder", "user_agent")),
+        allow_pickle=False,
+        return_file_metadata=True,
+    )
+    beside = None if found is None else found.parent / "adapter_config.json"
+    if beside is not None and found.name == "adapter_model.safetensors" and beside.is_file():
+        header = {**(header or {}), **read_json(beside)}
+    file = AdapterTensors(os.fspath(path), dict(tensors), header or {}, metadata)
+    file.check_pairs()
+    return file
+
+
+def name_of_adapter(path: str | os.PathLike[str]) -> str:
+    """Return a name for an adapter by its file, that torch can give to a layer."""
+    return _freed(name_of_lora(path))
+
+
+def name_each(choices: Iterable[LoraChoice]) -> list[str]:
+    """Return a name for each: as `name_of_adapter`, with a number where several have the same."""
+    names: list[str] = []
+    for choice in choices:
+        found = find_lora(choice.path)
+        name = name_of_adapter(choice.path if found is None else found)
+        numbered = (f"{name}_{number}" for number in count(2))
+        names.append(next(each for each in chain([name], numbered) if each not in names))
+    return names
+
+
 def check_adapter_name(name: object) -> None:
     """Raise ValueError where PEFT cannot call an adapter so."""
-    if name is not None and (not isinstance(name, str) or "." in name):
-        instead = str(name).replace(".", "_")
+    if name is None or (isinstance(name, str) and "." not in name and _is_free(name)):
+        return
+    instead = _freed(str(name).replace(".", "_"))
+    if isinstance(name, str) and "." not in name:
         raise ValueError(
-            f"The name of a LoRA must be text without dots, got {name!r}. Pass name={instead!r}."
+            f"A LoRA cannot be named {name!r}, which torch or PEFT call something of their own. "
+            f"Pass name={instead!r}."
         )
+    raise ValueError(
+        f"The name of a LoRA must be text without dots, got {name!r}. Pass name={instead!r}."
+    )
+
+
+def _freed(name: str) -> str:
+    name = _PEFT_S.sub(r"lora\1", name)
+    return name if _is_free(name) else f"{name}_lora"
+
+
+def _is_free(name: str) -> bool:
+    """Whether torch can call a submodule and a parameter so, and PEFT tells it from a part."""
+    taken = (nn.ModuleDict(), nn.ParameterDict())
+    is_torchs = any(hasattr(each, name) for each in taken)
+    return bool(name) and not is_torchs and not _PEFT_S.search(name)
 
 
 @contextmanager
@@ -51,8 +118,12 @@ def explained(path: str | os.PathLike[str], pipeline_name: str) -> Iterator[None
 
     log = get_logger("diffusers.loaders.peft")
     log.addFilter(_is_no_error)  # it writes what it raises, all of the lines
+    unplaced = get_logger("diffusers.utils.peft_utils")
+    unplaced.addFilter(_tells_no_keys)  # it lists every one, which is an error here
     try:
         yield
+    except AdapterError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
             raise
@@ -66,45 +137,13 @@ def explained(path: str | os.PathLike[str], pipeline_name: str) -> Iterator[None
         ) from error
     finally:
         log.removeFilter(_is_no_error)
-
-
-@contextmanager
-def telling_unplaced(path: str | os.PathLike[str], pipeline: Any) -> Iterator[None]:
-    """Warn, once for all, of weights of a file that the pipeline's models have no place for.
-
-    Where none has a place, diffusers' loader fails.
-    """
-    from diffusers.utils.logging import get_logger
-
-    unplaced: list[str] = []
-
-    def note(_: nn.Module, keys: Any) -> None:
-        unplaced.extend(keys.unexpected_keys)
-
-    log = get_logger("diffusers.utils.peft_utils")
-    with ExitStack() as noting:
-        for model in filter(_takes_adapters, pipeline.components.values()):
-            noting.callback(model.register_load_state_dict_post_hook(note).remove)
-        log.addFilter(_tells_no_unplaced)  # it lists every one
-        noting.callback(log.removeFilter, _tells_no_unplaced)
-        yield
-    if unplaced:
-        warnings.warn(
-            f"{len(unplaced)} weights of the LoRA {os.fspath(path)} found no place in the model "
-            f"and are left out, such as {unplaced[0]}. It was most likely made for another model: "
-            "pass one that was made for this one.",
-            stacklevel=3,
-        )
-
-
-def _takes_adapters(component: object) -> bool:
-    return hasattr(component, "load_lora_adapter")
-
-
-def _tells_no_unplaced(record: LogRecord) -> bool:
-    text = record.getMessage()
-    return "unexpected keys" not in text or "missing keys" in text
+        unplaced.removeFilter(_tells_no_keys)
 
 
 def _is_no_error(record: LogRecord) -> bool:
     return record.levelno < ERROR
+
+
+def _tells_no_keys(record: LogRecord) -> bool:
+    text = record.getMessage()
+    return "unexpected keys" not in text and "missing keys" not in text

@@ -6,18 +6,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import isfinite
 from numbers import Real
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from fastvideo_lightning.config.lora import name_of_lora
 from fastvideo_lightning.modules.adapter_files import (
     check_adapter_name,
     explained,
     find_adapter,
-    telling_unplaced,
+    name_of_adapter,
+    read_adapter,
 )
+from fastvideo_lightning.modules.adapter_tensors import all_placed, respelled
 from fastvideo_lightning.modules.divided import (
     check_can_fuse,
     passing_over,
@@ -25,7 +27,7 @@ from fastvideo_lightning.modules.divided import (
     undivided,
 )
 from fastvideo_lightning.modules.fused import check_not_fused
-from fastvideo_lightning.modules.model_lora import denoisers_with_adapters
+from fastvideo_lightning.modules.model_lora import LoadsByModel, denoisers_with_adapters
 
 
 class TakesLora:
@@ -47,18 +49,23 @@ class TakesLora:
         loaded = {name for names in _loaded(self.pipeline).values() for name in names}
         return {name: self._lora_weights.get(name, 0.0) for name in sorted(loaded)}
 
-    def check_takes_lora(self) -> None:
+    def check_takes_lora(self, *chosen: str | None) -> None:
         """Check, before any weight is read, that adapters can be loaded at all.
+
+        Args:
+            chosen: FQNs of denoisers that some are for; None means the first.
 
         Raises:
             ImportError: If PEFT is not installed.
-            ValueError: If diffusers cannot put layers into the denoiser.
+            ValueError: If diffusers cannot put layers into the denoiser, or there is none so named.
         """
         if not _has_peft():
             raise ImportError(
                 'LoRA needs PEFT. Install it: pip install "fastvideo-lightning[lora]" (or peft).'
             )
         if self._denoisers_with_adapters:
+            for denoiser in chosen:
+                self._expert_arguments(denoiser)
             return
         name = type(self.pipeline).__name__
         if not self.denoisers:
@@ -92,7 +99,7 @@ class TakesLora:
             name: What to call it; by default as its file, or as the folder of a file named
                 `pytorch_lora_weights`.
             denoiser: FQN of the model it belongs to, where there are two experts; by default the
-                first.
+                first, with a warning.
 
         Returns:
             The name.
@@ -104,38 +111,71 @@ class TakesLora:
                 denoiser takes no LoRA, or the file is not one for it.
             RuntimeError: If the model's weights have not been read yet, or hold fused adapters.
         """
-        self.check_takes_lora()
+        self.check_takes_lora(denoiser)
         self._check_not_fused("load_lora")
-        pipeline, path = self.pipeline, os.path.expanduser(path)
         _check_weight("weight", weight)
         check_adapter_name(name)
+        path = os.path.expanduser(path)
         found = find_adapter(path)
         is_here = os.path.exists(path)  # a file of the hub's cache is called as the hub calls it
-        name = name or name_of_lora(found if found is not None and is_here else path)
+        name = name or name_of_adapter(found if found is not None and is_here else path)
         if name in self.loras:
             raise ValueError(
                 f"A LoRA named {name!r} is loaded already. Pass another one, name={name + '_2'!r}, "
                 f"or call unload_lora({name!r}) first."
             )
         self._check_weights_read()
-        kwargs = {} if found is None else {"weight_name": found.name}
-        kwargs |= self._expert_arguments(denoiser)
+        self._tell_of_experts(path, denoiser)
         before = self.loras
-        folder = os.fspath(path) if found is None else str(found.parent)
-        with (
-            self._undivided(),
-            explained(path, type(pipeline).__name__),
-            telling_unplaced(path, pipeline),
-            _several_adapters(),
-        ):
-            pipeline.load_lora_weights(folder, adapter_name=name, **kwargs)
-        if name not in (names := {n for some in _loaded(pipeline).values() for n in some}):
-            raise ValueError(
-                f"{os.fspath(path)} holds no LoRA weights for {type(pipeline).__name__} (loaded "
-                f"are: {', '.join(sorted(names)) or 'none'}). Pass one that was made for it."
-            )
+        try:
+            with self._undivided():
+                self._load(path, found, name, denoiser)
+        except BaseException:
+            if name in self.loras:
+                self._remove(name)
+            self._switch(before)
+            raise
         self.set_loras({**before, name: weight})
         return name
+
+    def _load(
+        self, path: str | os.PathLike[str], found: Path | None, name: str, denoiser: str | None
+    ) -> None:
+        pipeline, prefix = self.pipeline, self._denoisers_with_adapters[0]
+        kind = type(pipeline).__name__
+        with explained(path, kind), _several_adapters():
+            file = read_adapter(path, found)
+            model = self.get_submodule(denoiser or prefix)  # type: ignore[attr-defined]
+            tensors = respelled(file, pipeline, prefix, model)
+            further = self._expert_arguments(denoiser)
+            if isinstance(pipeline, LoadsByModel):
+                further = {"file": file, "denoiser": denoiser or prefix}
+            with all_placed(file, pipeline, name):
+                pipeline.load_lora_weights(tensors, adapter_name=name, **further)
+        if name not in self.loras:
+            names = ", ".join(self.loras) or "none"
+            raise ValueError(
+                f"{os.fspath(path)} holds no LoRA weights for {kind} (loaded are: {names}). Pass "
+                "one that was made for it."
+            )
+
+    def _tell_of_experts(self, path: str | os.PathLike[str], denoiser: str | None) -> None:
+        """Warn where one of two experts gets an adapter that nobody has said it is for."""
+        names = self._denoisers_with_adapters
+        if denoiser is None and len(names) > 1 and self.denoisers_take_turns:  # type: ignore[attr-defined]
+            warnings.warn(
+                f"The LoRA {os.fspath(path)} goes into {names[0]} alone, which computes a part of "
+                f"the steps; {names[1]} computes the rest. Say which one it was made for: "
+                f"denoiser={names[0]!r} or denoiser={names[1]!r}; on the command line, "
+                f"--lora PATH@{names[1]}.",
+                stacklevel=3,
+            )
+
+    def _remove(self, name: str) -> None:
+        if len(self.loras) > 1:
+            self.pipeline.delete_adapters(name)
+        else:
+            self.pipeline.unload_lora_weights()
 
     def set_loras(self, weights: Mapping[str, float]) -> None:
         """Switch adapters on and off: those given count with their weights, all others not at all.
@@ -217,8 +257,8 @@ class TakesLora:
                 f"No LoRA named {name!r} is loaded (loaded are: {', '.join(loaded) or 'none'})."
             )
         with self._undivided():
-            if name is not None and len(loaded) > 1:
-                self.pipeline.delete_adapters(name)
+            if name is not None:
+                self._remove(name)
             elif loaded:
                 self.pipeline.unload_lora_weights()
         self._switch({n: w for n, w in loaded.items() if name is not None and n != name})
@@ -259,10 +299,11 @@ class TakesLora:
 
     def _expert_arguments(self, denoiser: str | None) -> dict[str, Any]:
         """What tells diffusers' loader which of two denoisers is meant."""
-        names = self.denoisers
+        names = self._denoisers_with_adapters
         if denoiser is None or denoiser == names[0]:
             return {}
-        if denoiser not in names or denoiser != "transformer_2":
+        takes_others = denoiser == "transformer_2" or isinstance(self.pipeline, LoadsByModel)
+        if denoiser not in names or not takes_others:
             raise ValueError(
                 f"denoiser must be one of {', '.join(names)}, got {denoiser!r}. Leave it out for "
                 f"{names[0]}."

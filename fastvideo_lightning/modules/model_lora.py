@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import nn
 
+from fastvideo_lightning.modules.adapter_tensors import AdapterTensors, alphas_of, untraced
 from fastvideo_lightning.modules.roles import read_roles
 
 
@@ -33,16 +35,25 @@ class LoadsByModel(LoraBaseMixin):
         return list(denoisers_with_adapters(self.components))
 
     def load_lora_weights(  # type: ignore[override]
-        self, path: str, *, adapter_name: str, weight_name: str | None = None
+        self,
+        weights: dict[str, torch.Tensor],
+        *,
+        adapter_name: str,
+        file: AdapterTensors,
+        denoiser: str,
     ) -> None:
-        """Load a file's layers of the denoiser.
+        """Load a file's layers of a denoiser.
 
         Args:
-            path: Its folder, or a hub id.
+            weights: By key.
             adapter_name: What the adapter is called.
-            weight_name: The file's name.
+            file: What they were read from.
+            denoiser: Which one they are for; keys begin with the first one's name.
         """
-        name = self._lora_loadable_modules[0]
-        getattr(self, name).load_lora_adapter(
-            path, prefix=name, adapter_name=adapter_name, weight_name=weight_name
+        plain = untraced(file, weights)
+        getattr(self, denoiser).load_lora_adapter(
+            plain,
+            prefix=self._lora_loadable_modules[0],
+            adapter_name=adapter_name,
+            metadata=file.metadata or alphas_of(file, plain),
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.adapter_tensors import ConvertsWhole
 from fastvideo_lightning.modules.model_lora import LoadsByModel
 from fastvideo_lightning.modules.modular import ReturnsOutputs, hide_bars, is_modular
 
@@ -60,7 +61,9 @@ def _placed_class(pipeline_class: Any) -> Any:
     mixed: list[type] = [_Placed]
     if is_modular(pipeline_class):
         mixed.append(ReturnsOutputs)
-    loads = [] if hasattr(pipeline_class, "load_lora_weights") else [LoadsByModel]
+    has_loader = hasattr(pipeline_class, "load_lora_weights")
+    loads = [] if has_loader else [LoadsByModel]
+    mixed += [ConvertsWhole] if has_loader else []
     return type(pipeline_class.__name__, (*mixed, pipeline_class, *loads), names)
 
 

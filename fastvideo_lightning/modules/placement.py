@@ -36,14 +36,24 @@ def check_placement(name: str, component: nn.Module, device: torch.device) -> No
 def read_in_place(
     name: str, component: nn.Module, sources: Mapping[str, StoredWeight], device: torch.device
 ) -> None:
-    """Bring the parameters that are still on meta to host memory; tied ones stay one."""
+    """Bring the parameters that are still on meta to host memory; tied ones stay one.
+
+    Raises:
+        RuntimeError: If no checkpoint says where the bytes of one are.
+    """
     made: dict[int, nn.Parameter] = {}
     for path, owner in component.named_modules(prefix=name):
         for short, weight in owner._parameters.items():
             if weight is None or not weight.is_meta:
                 continue
             if id(weight) not in made:
-                source = sources[f"{path}.{short}"]
+                source = sources.get(f"{path}.{short}")
+                if source is None:
+                    raise RuntimeError(
+                        f"{path}.{short} is on the meta device and no checkpoint says where its "
+                        "bytes are. Take away what keeps them elsewhere, as accelerate's offload "
+                        "does (pipeline.remove_all_hooks()), or pass a folder to from_pretrained."
+                    )
                 memory = source.as_host_tensor(source.dtype_on(device))
                 made[id(weight)] = nn.Parameter(memory, weight.requires_grad)
             owner._parameters[short] = made[id(weight)]

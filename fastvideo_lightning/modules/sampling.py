@@ -55,24 +55,38 @@ class SamplingDefaults:
 
 
 def fit_image(
-    params: SamplingParams, path: str | PathLike[str], height_step: int, width_step: int
+    params: SamplingParams, image: Any, height_step: int, width_step: int
 ) -> SamplingParams:
     """Return the settings with the image's shape, in about the area that they have.
 
     Args:
         params: Settings with a height and a width.
-        path: The image.
+        image: Its path, or what diffusers takes for one: a picture, a list of one, or pixels
+            whose last two axes are height and width, or those before the three colours.
         height_step: What the height is a multiple of.
         width_step: What the width is a multiple of.
     """
     assert params.height is not None
     assert params.width is not None
-    width, height = load_rgb(path).size
+    width, height = _size_of(image)
     scale = sqrt(params.height * params.width / (height * width))
     return params.merge(
         height=max(int(height * scale) // height_step, 1) * height_step,
         width=max(int(width * scale) // width_step, 1) * width_step,
     )
+
+
+def _size_of(image: Any) -> tuple[int, int]:
+    """Width and height of an image."""
+    if isinstance(image, str | PathLike):
+        image = load_rgb(image)
+    while isinstance(image, list | tuple):
+        (image,) = image
+    if shape := getattr(image, "shape", None):
+        height, width = shape[-3:-1] if shape[-1] == 3 else shape[-2:]
+        return width, height
+    width, height = image.size
+    return width, height
 
 
 class GridError(ValueError):

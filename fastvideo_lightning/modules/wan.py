@@ -65,8 +65,9 @@ class WanModule(VideoModule):
         resolved = super().fill_sampling(params)
         if params.guidance_scale is not None and params.guidance_scale_2 is None:
             resolved = SamplingParams(**{**resolved.given(), "guidance_scale_2": None})
-        if params.image_path is not None and params.height is None and params.width is None:
-            resolved = fit_image(resolved, params.image_path, *self._size_steps)
+        image = _picture(params, "image")
+        if image is not None and params.height is None and params.width is None:
+            resolved = fit_image(resolved, image, *self._size_steps)
         return resolved
 
     def check_sampling(self, params: SamplingParams) -> None:
@@ -102,7 +103,7 @@ class WanModule(VideoModule):
 
     def check_complete(self, params: SamplingParams) -> None:
         """Ask for the first frame where the model starts from one."""
-        if self.needs_image and params.image_path is None:
+        if self.needs_image and _picture(params, "image") is None:
             raise ValueError(
                 "This is an image-to-video model and image_path is missing. "
                 "Pass the first frame: image_path='image.png'."
@@ -133,7 +134,7 @@ class WanModule(VideoModule):
     def pipeline_for(self, params: SamplingParams) -> Pipeline:
         """Return the pipeline; for TI2V with an image, the other one over the same components."""
         pipeline = self.pipeline
-        if self.kind.takes_image or params.image_path is None:
+        if self.kind.takes_image or _picture(params, "image") is None:
             return pipeline
         components = {"image_encoder": None, "image_processor": None, **pipeline.components}
         # Not `from_pipe`, which would cast every component to fp32.
@@ -187,22 +188,22 @@ class WanModule(VideoModule):
 
     def _check_images(self, params: SamplingParams) -> None:
         kind, config = self.kind, self._denoiser_config
-        if params.image_path is not None and not (kind.takes_image or kind.expands_timesteps):
+        image, last_image = _picture(params, "image"), _picture(params, "last_image")
+        if image is not None and not (kind.takes_image or kind.expands_timesteps):
             raise ValueError(
-                f"This is a text-to-video model and takes no image, got image_path="
-                f"{str(params.image_path)!r}. Leave it out, or load an image-to-video model."
+                f"This is a text-to-video model and takes no image, got {_named(params, 'image')}. "
+                "Leave it out, or load an image-to-video model."
             )
-        if params.last_image_path is None:
+        if last_image is None:
             return
         if not kind.takes_image or kind.expands_timesteps:
             raise ValueError(
-                f"This model takes no last frame, got last_image_path="
-                f"{str(params.last_image_path)!r}. Leave it out."
+                f"This model takes no last frame, got {_named(params, 'last_image')}. Leave it out."
             )
         if config.image_dim is not None and config.pos_embed_seq_len is None:
             raise ValueError(
-                "This image-to-video model was made for a first frame only, got last_image_path="
-                f"{str(params.last_image_path)!r}. Leave it out, or load a first-last-frame model."
+                "This image-to-video model was made for a first frame only, got "
+                f"{_named(params, 'last_image')}. Leave it out, or load a first-last-frame model."
             )
         if params.num_frames == 1:
             raise ValueError("A first and a last frame need num_frames=5 or more, got 1.")
@@ -214,7 +215,7 @@ class WanModule(VideoModule):
                 "Leave it out, or load a video-to-video model."
             )
         further = params.pipeline_arguments or {}
-        starts_from_image = self.kind.takes_image or params.image_path is not None
+        starts_from_image = self.kind.takes_image or _picture(params, "image") is not None
         called = WanImageToVideoPipeline if starts_from_image else self.pipeline
         name = type(self.pipeline).__name__
         CallSignature(called).check_further(further, set(params.given()), name)
@@ -230,3 +231,14 @@ class WanModule(VideoModule):
                 f"guidance_scale_2={params.guidance_scale_2} is for models with two experts, and "
                 "this one has one. Pass guidance_scale instead."
             )
+
+
+def _picture(params: SamplingParams, argument: str) -> Any:
+    """Return a picture that goes in: the path of one, or what `pipeline_arguments` has for it."""
+    path = getattr(params, f"{argument}_path")
+    return path if path is not None else (params.pipeline_arguments or {}).get(argument)
+
+
+def _named(params: SamplingParams, argument: str) -> str:
+    path = getattr(params, f"{argument}_path")
+    return f"{argument} in pipeline_arguments" if path is None else f"{argument}_path={str(path)!r}"

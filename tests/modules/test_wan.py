@@ -8,9 +8,12 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from fastvideo_lightning import CheckpointError, GeneratedVideo, SamplingParams, VideoModule
 from fastvideo_lightning.modules import WanModule
+from fastvideo_lightning.modules.media import load_rgb
 from fastvideo_lightning.modules.wan_defaults import wan_defaults
 
 FindCheckpoint = Callable[[str], Path]
@@ -195,7 +198,7 @@ def test_further_arguments_reach_the_pipelines_call(build: Build) -> None:
     [
         ({"num_video_per_prompt": 1}, r"takes no num_video_per_prompt\. Did you mean num_videos_"),
         ({"height": 64}, r"height cannot be in pipeline_arguments\. Pass height=\.\.\."),
-        ({"image": "image.png"}, r"takes no image\."),
+        ({"image": "image.png"}, "takes no image, got image in pipeline_arguments"),
     ],
 )
 def test_a_further_argument_that_the_call_does_not_take_is_refused(
@@ -210,3 +213,33 @@ def test_a_video_for_a_model_that_takes_none_is_refused(build: Build, tmp_path: 
     path = video.save(tmp_path / "video.mp4")
     with pytest.raises(ValueError, match="This model takes no video, got video_path="):
         resolve(build("t2v"), height=64, width=64, video_path=str(path))
+
+
+@pytest.mark.parametrize("kind", ["i2v", "i2v_clip", "first_last", "ti2v"])
+def test_a_picture_in_memory_makes_what_its_file_does(build: Build, image: Path, kind: str) -> None:
+    module, size = build(kind), {**checkpoints.SIZE, "width": 64}
+    module.check_placement()
+    names = ["image", "last_image"] if kind == "first_last" else ["image"]
+    call = {"prompt": "a dog", "seed": 3, **size}
+    by_path = module.predict_step({**call, **{f"{name}_path": image for name in names}})
+    picture = load_rgb(image)
+    by_object = module.predict_step({**call, "pipeline_arguments": dict.fromkeys(names, picture)})
+    assert np.array_equal(by_path.frames, by_object.frames)
+
+
+def test_a_picture_in_memory_counts_where_none_is_taken_and_for_the_size(
+    build: Build, checkpoint: FindCheckpoint, tmp_path: Path
+) -> None:
+    picture = Image.new("RGB", (50, 100))
+    further = {"pipeline_arguments": {"image": picture}}
+    with pytest.raises(ValueError, match="takes no image, got image in pipeline_arguments"):
+        resolve(build("t2v"), **checkpoints.SIZE, **further)
+    last = {"pipeline_arguments": {"image": picture, "last_image": picture}}
+    with pytest.raises(ValueError, match="got last_image in pipeline_arguments"):
+        resolve(build("i2v_clip"), **checkpoints.SIZE, **last)
+    folder = Path(shutil.copytree(checkpoint("i2v"), tmp_path / "copy"))
+    (folder / "sampling.json").write_text(json.dumps({"height": 256, "width": 256}))
+    module = VideoModule.from_pretrained(folder)
+    for given in (picture, [picture], torch.zeros(3, 100, 50), np.zeros((100, 50, 3))):
+        params = resolve(module, num_frames=5, pipeline_arguments={"image": given})
+        assert (params.height, params.width) == (352, 176)
