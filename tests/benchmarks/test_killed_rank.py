@@ -10,6 +10,7 @@ from benchmarks.killed_rank import main
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_whichever_process_is_killed_the_other_ends_and_the_time_is_that_from_the_kill(
     tmp_path, monkeypatch
 ):

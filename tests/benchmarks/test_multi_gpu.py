@@ -26,6 +26,7 @@ MODES += ["streamed-gather+context", "fsdp+context"]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_mode_gives_what_the_resident_model_gives_and_the_host_holds_one_copy(tmp_path):
     options = ["--model", "wan-tiny", "--frames", "1,5", "--rounds", "1", "--size", "64x64"]
     options += ["--modes", ",".join(MODES), "--folder", str(tmp_path), "--output", str(tmp_path)]
@@ -112,6 +113,7 @@ def output_in_first_mode(device, folder):
     return {frames: output.tolist() for frames, output in settings["expected"].items()}
 
 
+@pytest.mark.exhaustive
 def test_every_rank_compares_with_what_the_first_mode_gives(tmp_path):
     """Also where that is one process alone; else a rank would compare a later mode with itself."""
     world = World(2, "gloo")

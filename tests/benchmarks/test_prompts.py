@@ -12,6 +12,7 @@ from benchmarks.prompts import main, summarize, wait_for
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_make_the_videos_of_one_and_each_once(tmp_path, monkeypatch):
     for name, value in environment().items():
         monkeypatch.setenv(name, value)

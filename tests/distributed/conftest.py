@@ -11,7 +11,7 @@ from distributed.ranks import World
 needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 WORLDS = [
     pytest.param(("gloo", 2), id="gloo-2"),
-    pytest.param(("gloo", 4), id="gloo-4", marks=pytest.mark.slow),
+    pytest.param(("gloo", 4), id="gloo-4", marks=[pytest.mark.slow, pytest.mark.exhaustive]),
     pytest.param(("nccl", 2), id="nccl-2", marks=[pytest.mark.multi_gpu, needs_two_gpus]),
 ]
 

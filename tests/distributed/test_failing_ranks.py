@@ -31,6 +31,11 @@ gpu = pytest.param("gpu", marks=[pytest.mark.multi_gpu, needs_two_gpus])
 on_cpu_and_gpu = pytest.mark.parametrize("accelerator", ["cpu", gpu])
 
 
+def more(*values, id):
+    """A case that repeats the promise of the first."""
+    return pytest.param(*values, id=id, marks=pytest.mark.exhaustive)
+
+
 def is_alive(pid):
     try:
         os.kill(pid, 0)
@@ -49,17 +54,17 @@ def temporary(folder):
     ("size", "rank", "how", "others", "reason"),
     [
         pytest.param(2, 1, "raise", "wait", BROKEN, id="an-exception-while-others-wait"),
-        pytest.param(2, 0, "memory", "work", MEMORY, id="memory-of-the-first-while-others-work"),
-        pytest.param(3, 2, "kill", "wait", KILLED, id="a-killed-one-while-others-wait"),
-        pytest.param(3, 0, "kill", "work", GONE, id="the-first-killed-while-others-work"),
-        pytest.param(2, 1, "exit", "wait", GIVEN_UP, id="an-exit"),
-        pytest.param(2, 1, "os-exit", "wait", EXITED, id="an-exit-at-once"),
-        pytest.param(2, 1, "os-exit-0", "wait", UNFINISHED, id="an-exit-at-once-as-if-all-is-well"),
-        pytest.param(2, 1, "early-exit-0", "wait", UNFINISHED, id="an-exit-before-the-group"),
-        pytest.param(2, 0, "exit", "work", LEFT, id="an-exit-of-the-first"),
-        pytest.param(2, 0, "system-exit", "wait", LEFT, id="a-bare-exit-of-the-first"),
-        pytest.param(2, 0, "system-exit-3", "work", LEFT, id="a-raised-exit-of-the-first"),
-        pytest.param(2, 0, "return", "work", LEFT, id="an-end-of-the-first"),
+        more(2, 0, "memory", "work", MEMORY, id="memory-of-the-first-while-others-work"),
+        more(3, 2, "kill", "wait", KILLED, id="a-killed-one-while-others-wait"),
+        more(3, 0, "kill", "work", GONE, id="the-first-killed-while-others-work"),
+        more(2, 1, "exit", "wait", GIVEN_UP, id="an-exit"),
+        more(2, 1, "os-exit", "wait", EXITED, id="an-exit-at-once"),
+        more(2, 1, "os-exit-0", "wait", UNFINISHED, id="an-exit-at-once-as-if-all-is-well"),
+        more(2, 1, "early-exit-0", "wait", UNFINISHED, id="an-exit-before-the-group"),
+        more(2, 0, "exit", "work", LEFT, id="an-exit-of-the-first"),
+        more(2, 0, "system-exit", "wait", LEFT, id="a-bare-exit-of-the-first"),
+        more(2, 0, "system-exit-3", "work", LEFT, id="a-raised-exit-of-the-first"),
+        more(2, 0, "return", "work", LEFT, id="an-end-of-the-first"),
     ],
 )
 @on_cpu_and_gpu
@@ -103,10 +108,10 @@ GENERATE += ("--accelerator=cpu", "--shard-transport=gather", "--debug")
     ("launcher", "script", "rank", "how", "reason"),
     [
         pytest.param(TORCHRUN, "failing.py", 1, "raise", BROKEN, id="torchrun"),
-        pytest.param(TORCHRUN, "failing.py", 0, "kill", None, id="torchrun-killed"),
-        pytest.param(TORCHRUN, "failing_command.py", 1, "memory", NO_MEMORY, id="torchrun-command"),
-        pytest.param(FABRIC_RUN, "failing.py", 0, "memory", MEMORY, id="fabric-run"),
-        pytest.param((), "failing_command.py", 1, "raise", BROKEN, id="command"),
+        more(TORCHRUN, "failing.py", 0, "kill", None, id="torchrun-killed"),
+        more(TORCHRUN, "failing_command.py", 1, "memory", NO_MEMORY, id="torchrun-command"),
+        more(FABRIC_RUN, "failing.py", 0, "memory", MEMORY, id="fabric-run"),
+        more((), "failing_command.py", 1, "raise", BROKEN, id="command"),
         pytest.param((), "failing_command.py", 0, "kill", GONE, id="command-killed"),
     ],
 )
@@ -158,8 +163,8 @@ def run_two(folder, launcher, settings):
     )
 
 
-@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["script", "torchrun"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("launcher", [pytest.param((), id="script"), more(TORCHRUN, id="torchrun")])
+@pytest.mark.parametrize("rank", [0, more(1, id="1")])
 @on_cpu_and_gpu
 def test_whoever_ends_first_the_group_is_closed_by_all_without_a_word(
     tmp_path, launcher, rank, accelerator
@@ -185,7 +190,7 @@ def test_torchrun_hears_of_a_rank_that_gives_up_while_another_waits_in_nccl(tmp_
     assert f"exitcode  : {code} " in cause
 
 
-@pytest.mark.parametrize("others", ["wait", "work", "start"])
+@pytest.mark.parametrize("others", ["wait", more("work", id="work"), more("start", id="start")])
 def test_ctrl_c_ends_all_at_once_wherever_they_are_and_leaves_nothing(
     tmp_path, hears_ctrl_c, others
 ):

@@ -14,6 +14,8 @@ from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
 pytestmark = pytest.mark.slow
 
 FSDP = {"use_fsdp_inference": True, "dit_layerwise_offload": False}
+STREAMED = {"shard_transport": "gather"}
+CONTEXT = {"context_parallel": 2, "attention_backend": "native"}
 PROMPTS = [
     "a red circle moves right",
     "a blue square moves up",
@@ -29,6 +31,7 @@ class Way(NamedTuple):
     num_processes: int
     flags: dict
     cases: list[str]
+    exhaustive: bool = False
 
     @property
     def context(self) -> int:
@@ -36,15 +39,28 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "fsdp": Way(2, FSDP, ["t2v", "two_experts", "ti2v", "i2v_clip"]),
-    "streamed": Way(2, {"shard_transport": "gather"}, ["two_experts", "i2v_clip"]),
-    "context": Way(2, {"context_parallel": 2, "attention_backend": "native"}, ["t2v", "ti2v"]),
-    "fsdp-context": Way(4, {**FSDP, "context_parallel": 2}, ["two_experts"]),
-    "fsdp-4": Way(4, FSDP, ["t2v"]),
-    "streamed-4": Way(4, {"shard_transport": "gather", "host_memory": "pageable"}, ["t2v"]),
+    "fsdp": Way(2, FSDP, ["t2v"]),
+    "streamed": Way(2, STREAMED, ["two_experts"]),
+    "context": Way(2, CONTEXT, ["t2v"]),
+    "fsdp-more": Way(2, FSDP, ["two_experts", "ti2v", "i2v_clip"], exhaustive=True),
+    "streamed-more": Way(2, STREAMED, ["i2v_clip"], exhaustive=True),
+    "context-more": Way(2, CONTEXT, ["ti2v"], exhaustive=True),
+    "fsdp-context": Way(4, {**FSDP, "context_parallel": 2}, ["two_experts"], exhaustive=True),
+    "fsdp-4": Way(4, FSDP, ["t2v"], exhaustive=True),
+    "streamed-4": Way(4, {**STREAMED, "host_memory": "pageable"}, ["t2v"], exhaustive=True),
 }
-QUANTIZED = ["int8", "fp8"]
-ADAPTED = ["fsdp", "streamed", "context"]
+QUANTIZED = {"int8": False, "fp8": True}  # whether it is exhaustive
+ADAPTED = {"lora-streamed": False, "lora-fsdp-more": True, "lora-context-more": True}
+EXHAUSTIVE = {name: way.exhaustive for name, way in WAYS.items()} | QUANTIZED | ADAPTED
+
+
+def each(*names):
+    """Parameters that begin with a way's name, or are one: marked as the way is."""
+    marks = {True: [pytest.mark.exhaustive], False: []}
+    values = [name if isinstance(name, tuple) else (name,) for name in names]
+    return [pytest.param(*value, marks=marks[EXHAUSTIVE[value[0]]]) for value in values]
+
+
 EACH_CASE = [(name, case) for name, way in WAYS.items() for case in way.cases]
 
 
@@ -53,17 +69,24 @@ def lora(checkpoint, tmp_path_factory):
     return write_lora(checkpoint("t2v"), tmp_path_factory.mktemp("lora"), seed=3)
 
 
+def flags_of(adapted):
+    """The flags of a way with an adapter."""
+    return WAYS[adapted.removeprefix("lora-")].flags
+
+
 @pytest.fixture(scope="module")
 def world(checkpoint, images, lora, tmp_path_factory):
     """Return, for a way's name, the folder of its files and what its ranks reported.
 
-    All ways of as many processes run in the same, one after the other.
+    All ways of as many processes run in the same, one after the other; but the exhaustive ones
+    in another.
     """
     done = {}
 
     def run(name):
         size = WAYS[name].num_processes if name in WAYS else 2
-        if size not in done:
+        key = size, EXHAUSTIVE[name]
+        if key not in done:
             folder = tmp_path_factory.mktemp("world")
             ways = {
                 other: {
@@ -77,13 +100,14 @@ def world(checkpoint, images, lora, tmp_path_factory):
                     },
                 }
                 for other, way in WAYS.items()
-                if way.num_processes == size
+                if (way.num_processes, way.exhaustive) == key
             }
             if size == 2:
                 adapted = checkpoint("t2v"), lora, {"prompt": PROMPT, **sampling_of("t2v", images)}
                 ways |= {
-                    f"lora-{way}": {"flags": WAYS[way].flags, "cases": {}, "lora": adapted}
-                    for way in ADAPTED
+                    way: {"flags": flags_of(way), "cases": {}, "lora": adapted}
+                    for way, exhaustive in ADAPTED.items()
+                    if exhaustive == key[1]
                 }
                 sampling = {"prompt": PROMPTS[0], "num_inference_steps": 2}
                 ways |= {
@@ -91,12 +115,13 @@ def world(checkpoint, images, lora, tmp_path_factory):
                         "flags": {"shard_transport": "gather", "dtype": dtype},
                         "cases": {"tiny-shapes": ("tiny-shapes", sampling)},
                     }
-                    for dtype in QUANTIZED
+                    for dtype, exhaustive in QUANTIZED.items()
+                    if exhaustive == key[1]
                 }
             settings = {"options": {"accelerator": "cpu"}, "ways": ways, "prompts": PROMPTS}
-            done[size] = folder, run_script("generator_world.py", size, folder, settings)
-        folder, reports = done[size]
-        return folder / name, [report[name] for report in reports]
+            done[key] = folder, run_script("generator_world.py", size, folder, settings)
+        folder, reports = done[key]
+        return folder / name, [report.get(name) for report in reports]
 
     return run
 
@@ -110,7 +135,7 @@ def one_process():
         )
 
 
-@pytest.mark.parametrize(("name", "case"), EACH_CASE)
+@pytest.mark.parametrize(("name", "case"), each(*EACH_CASE))
 def test_all_ranks_make_the_frames_of_plain_diffusers(world, checkpoint, images, name, case):
     folder, ranks = world(name)
     expected = make_plain_frames(checkpoint(kind_of(case)), sampling_of(case, images))
@@ -125,7 +150,7 @@ def test_all_ranks_make_the_frames_of_plain_diffusers(world, checkpoint, images,
     assert all(report[case]["repeats"] for report in ranks)
 
 
-@pytest.mark.parametrize(("name", "case"), [e for e in EACH_CASE if "fsdp" in e[0]])
+@pytest.mark.parametrize(("name", "case"), each(*(e for e in EACH_CASE if "fsdp" in e[0])))
 def test_each_rank_holds_and_reads_its_part_alone(world, name, case):
     _, ranks = world(name)
     for report in ranks:
@@ -138,13 +163,14 @@ def test_each_rank_holds_and_reads_its_part_alone(world, name, case):
     assert sum(report[case]["local"] for report in ranks) == ranks[0][case]["whole"]
 
 
+@pytest.mark.exhaustive
 def test_each_of_four_ranks_that_stream_holds_its_part_alone(world):
     _, ranks = world("streamed-4")
     for report in ranks:
         assert 0 < report["t2v"]["held"] <= report["t2v"]["streamed"] / 4 + 4096
 
 
-@pytest.mark.parametrize(("name", "case"), EACH_CASE)
+@pytest.mark.parametrize(("name", "case"), each(*EACH_CASE))
 def test_each_rank_computes_its_part_of_the_tokens(world, checkpoint, images, name, case):
     _, ranks = world(name)
     module = VideoGenerator.from_pretrained(checkpoint(kind_of(case)), accelerator="cpu").module
@@ -156,7 +182,7 @@ def test_each_rank_computes_its_part_of_the_tokens(world, checkpoint, images, na
         assert report[case]["tokens"] == [tokens // WAYS[name].context]
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", each(*WAYS))
 def test_five_prompts_are_five_files_and_the_frames_of_one_process(world, one_process, name):
     folder, ranks = world(name)
     assert sorted(index for report in ranks for index in report["prompts"]) == [0, 1, 2, 3, 4]
@@ -168,7 +194,7 @@ def test_five_prompts_are_five_files_and_the_frames_of_one_process(world, one_pr
         assert np.abs(frames - video.frames).max() <= (WAYS[name].context > 1)
 
 
-@pytest.mark.parametrize("way", ADAPTED)
+@pytest.mark.parametrize("way", each(*ADAPTED))
 def test_a_lora_comes_and_goes_on_all_ranks_as_on_one(world, checkpoint, images, lora, way):
     folder, _ = world(way)
     sampling = {"prompt": PROMPT, "save_video": False, **sampling_of("t2v", images)}
@@ -178,12 +204,12 @@ def test_a_lora_comes_and_goes_on_all_ranks_as_on_one(world, checkpoint, images,
         adapted = generator.generate_video(**sampling).frames.astype(int)
     assert np.abs(adapted - before).max() > 10
     for rank in range(2):
-        frames = np.load(folder.parent / f"lora-{way}" / f"lora-{rank}.npy")
+        frames = np.load(folder / f"lora-{rank}.npy")
         for mine, expected in zip(frames, (before, adapted, before), strict=True):
-            assert np.abs(mine - expected).max() <= (WAYS[way].context > 1)
+            assert np.abs(mine - expected).max() <= ("context" in way)
 
 
-@pytest.mark.parametrize("dtype", QUANTIZED)
+@pytest.mark.parametrize("dtype", each(*QUANTIZED))
 def test_quantized_weights_stream_in_parts_and_make_the_frames_of_one_process(world, dtype):
     folder, ranks = world(dtype)
     with VideoGenerator.from_pretrained(accelerator="cpu", dtype=dtype) as generator:

@@ -38,6 +38,7 @@ def count_frames(path):
         return sum(1 for _ in container.decode(video=0))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "launcher", [(), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")]
 )
@@ -98,7 +99,13 @@ SEVERAL = EXAMPLE.replace(
 )
 
 
-@pytest.mark.parametrize("text", [SINGLE, SEVERAL], ids=["one", "several"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(SINGLE, marks=pytest.mark.exhaustive, id="one"),
+        pytest.param(SEVERAL, id="several"),
+    ],
+)
 def test_the_pages_examples_run_as_they_are_typed(tmp_path, text):
     (tmp_path / "script.py").write_text(text)
     run(tmp_path, "script.py")
@@ -126,7 +133,9 @@ def by_slurm():
     return [([], {**job, "SLURM_PROCID": n, "SLURM_NODEID": n}) for n in "01"]
 
 
-@pytest.mark.parametrize("start", [by_torchrun, by_slurm])
+@pytest.mark.parametrize(
+    "start", [by_torchrun, pytest.param(by_slurm, marks=pytest.mark.exhaustive)]
+)
 def test_two_nodes_share_one_model_and_one_prompt(tmp_path, start):
     nodes = [
         subprocess.Popen(

@@ -12,6 +12,7 @@ from distributed.ranks import World
 from distributed.scripts import run_script
 from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
 
+TYPICAL = ("t2v", "two_experts at home")
 CASES = {
     "t2v": {},
     "two_experts": {},
@@ -22,7 +23,10 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [c if c in TYPICAL else pytest.param(c, marks=pytest.mark.exhaustive) for c in CASES],
+)
 def test_videos_equal_those_made_alone(
     world: World, case: str, checkpoint: Callable[[str], Path], image: Path
 ) -> None:
@@ -40,6 +44,7 @@ def test_videos_equal_those_made_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_five_prompts_by_two_processes_are_five_files_and_the_frames_of_one(tmp_path: Path) -> None:
     prompts = [
         "a red circle moves right",
