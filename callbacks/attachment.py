@@ -21,8 +21,10 @@ from fastvideo_lightning.offload.interrupts import interrupted_later
 from fastvideo_lightning.offload.keeping import Kept, forget_empty, kept_on
 from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.rebinding import rebind_units
+from fastvideo_lightning.offload.recording import lasting
 from fastvideo_lightning.offload.registry import forget_idle_engines
 from fastvideo_lightning.offload.residents import ResidentSet
+from fastvideo_lightning.offload.rest import is_lent
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.unit import OffloadUnit
 
@@ -120,7 +122,7 @@ class Attachment:
 
         That is what an adapter (LoRA) does: it puts layers of its own around the model's.
         """
-        if self.places is None or self.places == (places := places_in(self.model)):
+        if self.places is None or self.places == (places := places_in(self.model)) or is_lent():
             return
         if self.engine is not None:
             if any(unit.uses for unit in self.engine.units):
@@ -130,7 +132,12 @@ class Attachment:
             )
             tensors, sharing = split_sharing(inside, rest)
             rest += sharing
-            rebind_units(self.engine, dict(zip(self.units, tensors, strict=True)))
+            contents = {}
+            for unit, found in zip(self.units, tensors, strict=True):
+                contents[unit] = [b for b in found if not b.is_buffer or unit.has(b)]
+                rest += [b for b in found if b not in contents[unit]]
+            with lasting():
+                rebind_units(self.engine, contents)
         else:
             rest = find_bindings(self.root)
         self.places = places

@@ -17,7 +17,7 @@ from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streaming
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.config.offload import check_count
-from fastvideo_lightning.offload.bindings import TensorBinding, split_sharing
+from fastvideo_lightning.offload.bindings import TensorBinding, split_staying
 from fastvideo_lightning.offload.forwards import wrap_unit
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Undo
@@ -146,7 +146,7 @@ class LayerwiseOffload(Placement):
         refuse_whole_compile(model, model_fqn)
         engine = attachment.engine = engine_of(root, device, num_slots=self.num_slots)
 
-        tensors, sharing = split_sharing(*bindings_inside(root, [block for _, block in blocks]))
+        tensors, staying = split_staying(*bindings_inside(root, [block for _, block in blocks]))
         blocks, tensors = self._leave_out_empty(blocks, tensors)
         num_streamed = max(len(blocks) - self.resident_blocks, 0)
         num_streamed -= num_streamed % self.num_slots
@@ -160,7 +160,7 @@ class LayerwiseOffload(Placement):
         for unit, kind in zip(streamed, deal(len(streamed), self.host_memory), strict=True):
             unit.host_memory = kind
         group = UnitGroup(streamed, residents if self.share_residents else ())
-        staying = [*tensors_between(root, model, [block for _, block in blocks]), *sharing]
+        staying = [*tensors_between(root, model, [block for _, block in blocks]), *staying]
         if not self.share_residents:
             staying = [binding for unit in residents for binding in unit.bindings] + staying
         by_file = any(kind.is_read for kind in self.host_memory)

@@ -5,7 +5,7 @@ from torch import nn
 
 from fastvideo_lightning.callbacks.attachment import Attachment, weight_sources
 from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
-from fastvideo_lightning.offload.bindings import split_sharing
+from fastvideo_lightning.offload.bindings import split_staying
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Undo
 from fastvideo_lightning.offload.hooks import hook_transient
@@ -37,13 +37,13 @@ class ModelOffload(Placement):
         check_supported(self.host_memory)
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
-        (inside,), sharing = split_sharing(*bindings_inside(attachment.root, [target]))
+        (moving,), staying = split_staying(*bindings_inside(attachment.root, [target]))
         unit = OffloadUnit(
-            self.target, target, inside, transient=True, host_memory=self.host_memory
+            self.target, target, moving, transient=True, host_memory=self.host_memory
         )
         engine = attachment.engine = engine_of(attachment.root, device)
         attachment.group, attachment.units = UnitGroup([unit]), (unit,)
         engine.attach(attachment.group, weight_sources(attachment.root))
         attachment.handles.append(Undo(lambda: engine.detach([unit])))
-        attachment.keep(sharing, device, run_device=device)
+        attachment.keep(staying, device, run_device=device)
         attachment.handles.extend(hook_transient(engine, unit))

@@ -1,6 +1,6 @@
 """Where a module keeps its tensors: each tensor once, with every place that registers it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -14,8 +14,11 @@ Registry = dict[str, torch.Tensor | None]
 Shown = list[tuple[Registry, str, torch.Tensor]]
 """What modules are to show: for each registration its tensor."""
 
+STAYING_BYTES = 1 << 20
+"""So many bytes of a unit's buffers stay on the device."""
 
-def show(tensors: Shown) -> None:
+
+def show(tensors: Iterable[tuple[Registry, str, torch.Tensor | None]]) -> None:
     """Let the registrations have these tensors."""
     for registry, name, tensor in tensors:
         registry[name] = tensor
@@ -107,13 +110,52 @@ def places_in(module: nn.Module) -> list[tuple[int, str]]:
     ]
 
 
+def split_staying(
+    inside: list[list[TensorBinding]], outside: list[TensorBinding]
+) -> tuple[list[list[TensorBinding]], list[TensorBinding]]:
+    """Tell what moves of each unit from what stays: ``split_sharing`` and ``split_buffers``."""
+    apart, staying = split_sharing(inside, outside)
+    split = [split_buffers(unit) for unit in apart]
+    return [moving for moving, _ in split], [*staying, *(b for _, small in split for b in small)]
+
+
+def split_buffers(
+    bindings: list[TensorBinding],
+) -> tuple[list[TensorBinding], list[TensorBinding]]:
+    """Tell what moves with a unit from those of its buffers that stay on the device.
+
+    Weights do not change in a forward; buffers may, in ways that nothing shows: a cache, a counter,
+    running statistics. A buffer that stays is an ordinary tensor, so whatever a forward does to it
+    is right. The smallest stay, up to ``STAYING_BYTES``; what is larger holds weights as a rule.
+
+    Returns:
+        What moves, and what stays.
+    """
+    small: list[TensorBinding] = []
+    left_bytes = STAYING_BYTES
+    for binding in sorted((b for b in bindings if b.is_buffer), key=_size_bytes):
+        left_bytes -= _size_bytes(binding)
+        if left_bytes >= 0:
+            small.append(binding)
+    return [b for b in bindings if b not in small], small
+
+
+def _size_bytes(binding: TensorBinding) -> int:
+    return binding.tensor.numel() * binding.tensor.element_size()
+
+
 def split_ties(bindings: list[TensorBinding]) -> list[TensorBinding]:
-    """The same bindings, but one more for each place that was given a tensor of its own."""
+    """The same bindings, but one more for each place that was given a tensor of its own.
+
+    Places that have none any more are left out.
+    """
     split: list[TensorBinding] = []
     for binding in bindings:
         apart: dict[int, TensorBinding] = {}
         for fqn, place in zip(binding.names, binding.places, strict=True):
-            tensor = place.registry[place.name]
+            tensor = place.registry.get(place.name)
+            if tensor is None:
+                continue
             if id(tensor) not in apart:
                 apart[id(tensor)] = TensorBinding(fqn, binding.is_buffer, [place])
                 continue

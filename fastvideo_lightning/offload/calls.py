@@ -67,6 +67,11 @@ class Calls:
         """How many calls have brought a unit."""
         return sum(call.unit is unit for call in self._open)
 
+    def last_unit(self, called: object) -> "OffloadUnit | None":
+        """What the last call of ``called`` brought, if no call around it did."""
+        unit = next((call.unit for call in reversed(self._open) if call.called is called), None)
+        return unit if unit is not None and self.count(unit) == 1 else None
+
     def begin(self, call: OpenCall) -> None:
         """Wait for this thread's turn and note a call.
 

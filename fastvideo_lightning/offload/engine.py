@@ -12,12 +12,20 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
+from fastvideo_lightning.offload.bindings import split_ties
 from fastvideo_lightning.offload.calls import Calls, OpenCall
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.mover import UnitMover
 from fastvideo_lightning.offload.phases import phase
-from fastvideo_lightning.offload.recording import in_backward, is_recorded
-from fastvideo_lightning.offload.residents import READ_THREADS
+from fastvideo_lightning.offload.recording import (
+    in_backward,
+    is_recorded,
+    lasting,
+    outside_transforms,
+)
+from fastvideo_lightning.offload.residents import READ_THREADS, move
+from fastvideo_lightning.offload.rest import is_lent
+from fastvideo_lightning.offload.results import apart_from
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.source import WeightSource
 from fastvideo_lightning.offload.state import UnitState
@@ -116,6 +124,8 @@ class OffloadEngine(UnitMover):
         for unit in leaving:
             self.memory.let_go(unit)
             unit.unload(self.store)
+            for binding in split_ties(unit.bindings):  # edits may lie elsewhere
+                move(binding, torch.device("cpu"))
             self.units.remove(unit)
             self.order.remove(unit)
         self.groups = [g for g in self.groups if any(unit in self.units for unit in g.units)]
@@ -182,13 +192,24 @@ class OffloadEngine(UnitMover):
         if self.idle:
             self.settle()
 
+    def finish_unit(self, called: object, output: object) -> object:
+        """The same for a unit's module or a part of it; what lies in its slot leaves as a copy."""
+        try:
+            unit = self.calls.last_unit(called)
+            if unit is not None and unit.memory is not None and not unit.recorded:
+                output = apart_from(unit.memory, output)
+        finally:
+            self.finish_call(called)
+        return output
+
     def _abandon(self, calls: Sequence[OpenCall]) -> None:
         """Release what calls brought that are over, the latest first."""
         for call in calls:
             unit = call.unit
             try:
                 if unit is not None and self.calls.count(unit) == 1:
-                    self._let_go(unit)
+                    with outside_transforms():
+                        self._let_go(unit)
             finally:
                 self.calls.end(call)
 
@@ -208,11 +229,14 @@ class OffloadEngine(UnitMover):
         is_in_use, alone = self.calls.count(unit) > 1, unit.transient
         is_cast = alone and not is_in_use and unit.rest.is_left()  # by a pipeline, in its run
         if is_cast or (self.idle and not (alone and is_in_use) and not in_backward()):
-            self.refresh(alone=alone)
+            with outside_transforms():
+                self.refresh(alone=alone)
         call.keeps_weights = not alone
         if not is_in_use:
             unit.recorded = is_recorded(unit.bindings, args, kwargs)
-        self.wait(unit)
+            unit.inputs = args, kwargs
+        with outside_transforms():
+            self.wait(unit)
 
     def enter(self, model: nn.Module, on_call: Callable[[], None] = lambda: None) -> None:
         """A model with streamed blocks is called; outside of a batch, take over edits.
@@ -223,9 +247,10 @@ class OffloadEngine(UnitMover):
         """
         call = OpenCall(model)
         self.begin_call(call)
-        on_call()
-        if self.idle:
-            self.refresh()
+        with outside_transforms():
+            on_call()
+            if self.idle:
+                self.refresh()
         call.keeps_weights = True
         self.order.begin_pass()
         self.stats.passes += 1
@@ -283,8 +308,10 @@ class OffloadEngine(UnitMover):
             stale = [unit for unit in at_rest if unit.is_stale()]
         if stale:
             self.drain()  # a host slab is written only when nothing copies from it
-            for unit in stale:
-                unit.revalidate(self.store)
+            lent = is_lent()
+            with lasting():
+                for unit in stale:
+                    (unit.leave_lent if lent else unit.revalidate)(self.store)
             self.memory.fit(self.units)
         if not alone:
             self.transport.agree(self.units, [*self.memory.ring.slots, *self.memory.homes])

@@ -41,14 +41,16 @@ class PartCall(Inseparable):
 
     def call_in_turn(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """The same; a frame by which the call is known, see Note [Calls and threads]."""
+        output = None
         try:
             self.engine.begin_unit(self.unit, self, args, kwargs)
             moved = move_inputs(args, kwargs, self.engine.device)
             args, kwargs = moved if moved is not None else (args, kwargs)
             call: Call = type(self.part)._call_impl.__get__(self.part)
-            return call(*args, **kwargs)
+            output = call(*args, **kwargs)
         finally:
-            self.engine.finish_call(self)
+            output = self.engine.finish_unit(self, output)
+        return output
 
 
 def make_entrances(engine: OffloadEngine, unit: OffloadUnit) -> Handle:

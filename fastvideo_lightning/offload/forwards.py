@@ -46,8 +46,10 @@ class ForwardCall:
         """Bring the unit, call the forward, release the unit."""
         if self.unit not in self.engine.units:
             return self.forward(*args, **kwargs)
+        output = None
         try:
             self.engine.begin_unit(self.unit, self, args, kwargs)
-            return self.forward(*args, **kwargs)
+            output = self.forward(*args, **kwargs)
         finally:
-            self.engine.finish_call(self)
+            output = self.engine.finish_unit(self, output)
+        return output

@@ -16,6 +16,7 @@ from fastvideo_lightning.offload.entrances import make_entrances
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Call, Handle, Hook, MethodHandle
 from fastvideo_lightning.offload.lookups import HostLookup
+from fastvideo_lightning.offload.recording import outside_transforms
 from fastvideo_lightning.offload.transfers import move_inputs, move_tensors
 from fastvideo_lightning.offload.unit import OffloadUnit
 
@@ -34,8 +35,8 @@ def hook_unit(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     def before(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         engine.begin_unit(unit, module, args, kwargs)
 
-    def after(module: nn.Module, args: object, output: object) -> None:
-        engine.finish_call(module)
+    def after(module: nn.Module, args: object, output: object) -> object:
+        return engine.finish_unit(module, output)
 
     return [
         end_interrupted(engine, unit.module),
@@ -74,7 +75,8 @@ def hook_model(
         refuse_whole_compile(module, fqn)
         engine.enter(module, on_call)
         if starts:
-            engine.start(group)
+            with outside_transforms():
+                engine.start(group)
         return move_inputs(args, kwargs, engine.device)
 
     def after(module: nn.Module, args: object, output: object) -> None:
@@ -96,7 +98,7 @@ def hook_calls(
     inputs_to: torch.device,
     outputs_to: torch.device | None = None,
     before: Callable[[object, Args, Kwargs], None] = lambda called, args, kwargs: None,
-    after: Callable[[object], None] = lambda called: None,
+    after: Callable[[object, object], object] = lambda called, output: output,
 ) -> list[Handle]:
     """Surround a component's forward, ``encode`` and ``decode``.
 
@@ -107,7 +109,8 @@ def hook_calls(
         outputs_to: where tensors of the result are brought; None leaves them.
         before: called first, with what is called (see ``OpenCall``) and the arguments; calls may
             nest.
-        after: called last, also when the call raises, with what was called.
+        after: called last, with what was called and its result, and returns it; also when the call
+            raises, with None.
     """
 
     def before_forward(
@@ -117,21 +120,22 @@ def hook_calls(
         return move_inputs(args, kwargs, inputs_to)
 
     def after_forward(module: nn.Module, args: object, output: object) -> object:
-        after(module)
-        return None if outputs_to is None else move_tensors(output, outputs_to)
+        output = after(module, output)
+        return output if outputs_to is None else move_tensors(output, outputs_to)
 
     class MethodCall:
         def __init__(self, method: Call) -> None:
             self.method = method
 
         def call_in_turn(self, *args: object, **kwargs: object) -> object:
+            result = None
             try:
                 before(self, args, kwargs)
                 moved = move_inputs(args, kwargs, inputs_to)
                 args, kwargs = moved if moved is not None else (args, kwargs)
                 result = self.method(*args, **kwargs)
             finally:
-                after(self)
+                result = after(self, result)
             return result if outputs_to is None else move_tensors(result, outputs_to)
 
     handles: list[Handle] = [
@@ -155,7 +159,7 @@ def hook_transient(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
         unit.module,
         unit.fqn,
         before=before,
-        after=engine.finish_call,
+        after=engine.finish_unit,
         inputs_to=engine.device,
     )
     convert = refuse_conversion(unit.module, unit.fqn, may_cast=lambda: not unit.uses)
@@ -241,12 +245,17 @@ def _show_on_host(model: nn.Module, fqn: str) -> Handle:
     def show(
         module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, metadata: object
     ) -> None:
-        for key, value in state_dict.items():
-            if key.startswith(prefix) and not value.is_meta:  # an adapter may be on its way
-                state_dict[key] = value.cpu()
+        _bring_to_host(state_dict, prefix)
 
     handle: Handle = model.register_state_dict_post_hook(Hook(show, fqn))
     return handle
+
+
+def _bring_to_host(state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+    for key, value in state_dict.items():
+        is_tensor = isinstance(value, torch.Tensor)  # and no extra state
+        if is_tensor and key.startswith(prefix) and not value.is_meta:  # an adapter on its way
+            state_dict[key] = value.cpu()
 
 
 def show_host_values(unit: OffloadUnit) -> Handle:
@@ -256,10 +265,11 @@ def show_host_values(unit: OffloadUnit) -> Handle:
     def show(
         module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, metadata: object
     ) -> None:
-        for fqn, host in unit.host_tensors().items():
+        for fqn, host in unit.hidden_tensors().items():
             key = prefix + fqn[prefix_length:]
             if key in state_dict:
                 state_dict[key] = host.detach()
+        _bring_to_host(state_dict, prefix)
 
     handle: Handle = unit.module.register_state_dict_post_hook(Hook(show, unit.fqn))
     return handle

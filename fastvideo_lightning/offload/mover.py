@@ -77,7 +77,11 @@ class UnitMover:
         self._prefetch_after(unit)
 
     def release(self, unit: OffloadUnit) -> None:
-        """Say that a unit's call is over: its slot is free once the kernels so far are through."""
+        """Say that a unit's call is over: its slot is free once the kernels so far are through.
+
+        Raises:
+            RuntimeError: the call did to the unit's tensors what no unit can keep.
+        """
         if unit.state is not UnitState.RESIDENT:
             return
         unit.uses -= 1
@@ -85,14 +89,17 @@ class UnitMover:
             return
         slot = unit.slot
         assert slot is not None
+        holds_master = False
         try:
-            unit.keep_written(self.store)
+            holds_master = unit.keep_written(self.store)
         finally:
             with span("offload::release" + unit.label):
                 unit.uses = 0
                 unit.show_host()
                 self.transport.release(slot)
                 unit.state = UnitState.OFFLOADED
+                if not holds_master:  # the next call brings what the host has now
+                    slot.holder = None
                 if not self.memory.owns(slot):
                     unit.forget_slots()
             self._hand_over(slot)

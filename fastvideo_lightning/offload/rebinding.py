@@ -55,7 +55,7 @@ def _rebind(unit: OffloadUnit, bindings: list[TensorBinding], store: HostStore) 
 
 def _append(unit: OffloadUnit, added: list[TensorBinding], store: HostStore) -> None:
     """Give a unit tensors beside those that it has."""
-    maps = unit.host_memory is HostMemory.MAPPED
+    maps = unit.host_memory in (HostMemory.MAPPED, HostMemory.COURIER)
     memory = HostMemory.PINNED if maps else unit.host_memory  # what is new lies in no file
     behind = OffloadUnit(unit.fqn, unit.module, added, host_memory=memory)
     behind.plan({}, unit.run_device)

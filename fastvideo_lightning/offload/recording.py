@@ -9,13 +9,37 @@ opposite order. A parameter that is trained stays on the host, the object that t
 what the module sees in its place hands the gradient back to it (``with_way_back``).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._pytree import tree_any
 
 from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.layout import SlabLayout
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Surrounds the making of tensors that outlive the call, whatever mode the caller is in.
+
+    Under ``torch.inference_mode`` a tensor is made that has no version to compare, and a parameter
+    that wants no gradient, by which products choose their kernels.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def outside_transforms() -> AbstractContextManager[None]:
+    """Surrounds what the engine does in a call that `torch.func` transforms, which it is not for.
+
+    Within a transform, copying into a slot would count as a write to a captured tensor.
+    """
+    if torch._C._functorch.maybe_current_level() is None:
+        return nullcontext()
+    cleared: AbstractContextManager[None] = temporarily_clear_interpreter_stack()
+    return cleared
 
 
 def is_recorded(
@@ -34,9 +58,9 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def kept_views(layout: SlabLayout, buffer: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors of a slot, copied; a write to one is none to the others, which autograd keeps."""
-    return [view.data for view in layout.views(buffer[: layout.size_bytes].clone())]
+def kept_views(layout: SlabLayout, memory: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors in a copy of a slot; a write to one is none to the others for autograd."""
+    return [view.data for view in layout.views(memory)]
 
 
 def with_way_back(host: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
@@ -52,7 +76,7 @@ class _WayBack(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, host: torch.Tensor, shown: torch.Tensor
     ) -> torch.Tensor:
-        return shown
+        return shown.data  # no view of another tensor: a forward may write it
 
     @staticmethod
     def backward(

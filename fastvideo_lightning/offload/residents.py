@@ -10,6 +10,8 @@ from fastvideo_lightning.offload.bindings import TensorBinding, split_ties
 from fastvideo_lightning.offload.layout import empty_host_tensor
 from fastvideo_lightning.offload.leaves import find_leaves, rebuild
 from fastvideo_lightning.offload.reading import find_source, source_spec
+from fastvideo_lightning.offload.recording import lasting
+from fastvideo_lightning.offload.rest import is_lent
 from fastvideo_lightning.offload.source import WeightSource
 
 READ_THREADS = min(16, os.cpu_count() or 1)
@@ -36,7 +38,7 @@ class ResidentSet:
         """Bytes of the tensors."""
         return sum(
             leaf.numel() * leaf.element_size()
-            for binding in self.bindings
+            for binding in split_ties(self.bindings)
             for leaf in find_leaves(binding.tensor, binding.fqn)
         )
 
@@ -53,9 +55,12 @@ class ResidentSet:
 
     def refresh(self) -> None:
         """Bring tensors that were put in the place of others to where they belong."""
+        if is_lent():
+            return
         self.bindings = split_ties(self.bindings)
-        for binding in self.bindings:
-            move(binding, self.device)
+        with lasting():
+            for binding in self.bindings:
+                move(binding, self.device)
 
     def keep_only(self, found: dict[int, TensorBinding]) -> None:
         """Go on with those of ``found``, by the tensor's id, that are in the set; take them out."""
@@ -64,8 +69,8 @@ class ResidentSet:
 
     def unload(self) -> None:
         """Leave ordinary host tensors in the module."""
-        for binding in self.bindings:
-            if not binding.tensor.is_meta:  # it never arrived
+        with lasting():
+            for binding in split_ties(self.bindings):
                 move(binding, torch.device("cpu"))
 
     def _place(self, binding: TensorBinding, sources: Mapping[str, WeightSource]) -> None:
@@ -82,7 +87,7 @@ class ResidentSet:
 def move(binding: TensorBinding, device: torch.device) -> None:
     """Bring a tensor to a device; a wrapper subclass, whose own device is fixed, is built anew."""
     tensor = binding.tensor
-    if tensor.device == device:
+    if tensor.device == device or tensor.is_meta:  # it never arrived
         return
     leaves = find_leaves(tensor, binding.fqn)
     if leaves[0] is tensor:

@@ -7,15 +7,22 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload import reading
-from fastvideo_lightning.offload.bindings import Shown, TensorBinding, show, split_ties
+from fastvideo_lightning.offload.bindings import (
+    Registry,
+    Shown,
+    TensorBinding,
+    show,
+    split_ties,
+)
 from fastvideo_lightning.offload.host import HostMaster, HostMemory
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.leaves import fill, find_leaves, leaves_of, rebuild
-from fastvideo_lightning.offload.recording import kept_views, with_way_back
+from fastvideo_lightning.offload.recording import kept_views, lasting, with_way_back
 from fastvideo_lightning.offload.rest import Rest
 from fastvideo_lightning.offload.source import FileBytes, WeightSource
 from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.store import HostStore
+from fastvideo_lightning.offload.watching import Watch
 
 if TYPE_CHECKING:
     from fastvideo_lightning.offload.slots import DeviceSlot
@@ -49,6 +56,8 @@ class OffloadUnit:
         hosts: the tensors on the host, one for each of ``bindings``.
         rest: where the module shows them between its calls.
         entrances: how parts of the module are called by themselves.
+        inputs: what the module was called with, during a call.
+        memory: ``[bytes] uint8``, what the module's tensors lie in during a call; else None.
     """
 
     def __init__(
@@ -79,9 +88,17 @@ class OffloadUnit:
         self._shown: dict[DeviceSlot, Shown] = {}
         self.rest = Rest([])
         self.entrances: list[Entrance] = []
+        self.inputs: object = None
+        self.memory: torch.Tensor | None = None
         self._now: Shown = []
+        self._given: dict[int, torch.Tensor | None] = {}
+        self._moved: dict[int, torch.Tensor | None] = {}
+        self._lent: dict[int, torch.Tensor | None] = {}
         self._written: list[torch.Tensor] = []
         self._version_shown = 0
+        self._watch: Watch | None = None
+        self._was_watched = False
+        self._writes_unseen = False
         self.run_device = torch.device("cpu")
 
     @property
@@ -112,6 +129,7 @@ class OffloadUnit:
                 self.sources.append(there.get(leaf))
         self.layout = SlabLayout(specs)
         self.run_device = run_device
+        self._was_watched = False
 
     def load(self, store: HostStore) -> None:
         """Fill a host master with the tensors' bytes and let the module's tensors be it."""
@@ -140,10 +158,8 @@ class OffloadUnit:
         if self.slab is not None and not store.pin(self.slab, self.host_memory):
             self._move(store)
 
-    def unload(self, store: HostStore, *, restore: bool = True) -> None:
-        """Leave ordinary host tensors in the module (or what it shows now), forget the slab."""
-        if restore:
-            self.show_host()
+    def unload(self, store: HostStore) -> None:
+        """Forget the slab; what the module shows, ordinary host tensors and edits, is its own."""
         self.forget_slots()
         self.state = UnitState.OFFLOADED
         if self.slab is not None:
@@ -151,39 +167,57 @@ class OffloadUnit:
             self.slab = None
 
     def start_over(self, bindings: list[TensorBinding], store: HostStore) -> None:
-        """Lay out and load the unit anew, from tensors that are in memory."""
+        """Lay out and load the unit anew, from tensors that are in memory.
+
+        What lay in the slab before stays as it is, for whoever holds it.
+        """
         self.lay_out_anew(bindings, store)
         self.load(store)
 
     def lay_out_anew(self, bindings: list[TensorBinding], store: HostStore) -> None:
         """Plan the unit again for tensors that are in memory; they go on living on their own."""
-        self.unload(store, restore=False)
+        self.unload(store)
         self.bindings = bindings
-        if self.host_memory is HostMemory.MAPPED:
+        if self.host_memory in (HostMemory.MAPPED, HostMemory.COURIER):  # edits lie in no file
             self.host_memory = HostMemory.PINNED
         self.plan({}, self.run_device)
 
     def show_slot(self) -> None:
-        """Let the module see the tensors in the unit's slot, or a copy that autograd may keep."""
+        """Let the module see the tensors in the unit's slot, or a copy that autograd may keep.
+
+        A tensor that was put in the place of a host tensor is seen itself.
+        """
         assert self.slot is not None, f"{self.fqn} has no slot"
         self.close_entrances()
+        self.memory = self.slot.buffer[: self.layout.size_bytes]
         if self.recorded:
-            views = kept_views(self.layout, self.slot.buffer)
-            pairs = zip(self.hosts, self._over(views), strict=True)
-            self._now = self._places([with_way_back(*pair) for pair in pairs])
-            self._written = views
+            self.memory = self.memory.clone()
+            self._written = kept_views(self.layout, self.memory)
+            pairs = zip(self.hosts, self._over(self._written), strict=True)
+            shown = [with_way_back(*pair) for pair in pairs]
+            self._written += [tensor for tensor in shown if tensor.requires_grad]
+            self._now = self._places(shown)
         else:
             if self.slot not in self._shown:
-                over = self._over(self.layout.views(self.slot.buffer))
+                with lasting():
+                    over = self._over(self.layout.views(self.slot.buffer))
                 self._shown[self.slot] = self._places(over)
             self._now, self._written = self._shown[self.slot], [self.slot.buffer]
-        show(self._now)
+        self._given = {**self.rest.given(), **self._moved}
+        show(self._now if not self._given else self._with_given())
         self._version_shown = sum(tensor._version for tensor in self._written)
+        self._watch = Watch(self.memory, self._now) if self._is_watched() else None
 
     def show_host(self) -> None:
-        """Let the module see the host tensors."""
-        self._written, self._now = [], self.rest.places
-        show(self._now)
+        """Let the module see the host tensors, and what was put in their place."""
+        given, lent = self._given, self._lent
+        self._written, self._now, self._given, self._lent = [], self.rest.places, {}, {}
+        self.memory = self._watch = self.inputs = None
+        show(self._now if not given else [p for i, p in enumerate(self._now) if i not in given])
+        for i, tensor in given.items():
+            registry, name, _ = self._now[i]
+            if registry.get(name) is lent.get(i):
+                registry[name] = tensor
         self.open_entrances()
 
     def open_entrances(self) -> None:
@@ -201,38 +235,77 @@ class OffloadUnit:
         self._shown.clear()
         self.slot = None
 
-    def keep_written(self, store: HostStore) -> None:
+    def keep_written(self, store: HostStore) -> bool:
         """Carry to the host master what the forward wrote, in the slot or by assignment.
 
-        Weights do not change in a forward, caches do: as a rule this only compares.
+        Weights do not change in a forward: as a rule this only compares.
+
+        Returns:
+            Whether the slot still has what the master has.
 
         Raises:
-            RuntimeError: a tensor was replaced by one of another shape or dtype.
+            RuntimeError: a tensor was replaced by one of another shape or dtype, or the module
+                keeps a view of its slot.
         """
         assert self.slab is not None
         if not self._written:  # a release was interrupted behind this
-            return
+            return True
+        assert self.memory is not None
         is_written = sum(tensor._version for tensor in self._written) != self._version_shown
+        moved: set[int] = set()
+        if self._watch is not None:
+            moved = self._watch.moved()
+            unseen = not is_written and self._watch.is_written()
+            self._writes_unseen |= unseen or bool(moved)
+            is_written |= unseen
         if is_written:
-            views = self._written if self.recorded else self.layout.views(self._written[0])
-            for view, written in zip(self.slab.views, views, strict=True):
+            for view, written in zip(self.slab.views, self.layout.views(self.memory), strict=True):
                 view.copy_(written)
-        for (registry, name, shown), (_, _, host) in zip(self._now, self.rest.places, strict=True):
-            current = registry[name]
-            if current is shown:
+        is_assigned = False
+        for i, ((registry, name, shown), (_, _, host)) in enumerate(
+            zip(self._now, self.rest.places, strict=True)
+        ):
+            current = registry.get(name)
+            if (current is shown and i not in moved) or i in self._given:
                 continue
-            if current is None or current.shape != host.shape or current.dtype != host.dtype:
-                raise RuntimeError(
-                    f"{self.fqn}: the forward replaced {name!r} ({list(host.shape)} {host.dtype}) "
-                    "by another kind of tensor, which no unit can keep. Use Resident for it."
-                )
-            for target, leaf in zip(
-                find_leaves(host, name), find_leaves(current, name), strict=True
-            ):
-                target.data.copy_(leaf.detach())
-            is_written = True
-        if is_written and self.slab.is_written():  # the latter reads the page table
+            is_assigned |= self._carry(current, host, name)
+        if moved:
+            self._shown.clear()  # they are no views of the slot any more
+        if (is_written or is_assigned) and self.slab.is_written():  # reads the page table
             self._move(store)
+        self._refuse_kept()
+        return not (is_assigned or moved or (is_written and self.recorded))
+
+    def _carry(self, current: torch.Tensor | None, host: torch.Tensor, name: str) -> bool:
+        """Copy what a forward put in a place to the host master; whether that changed it."""
+        if current is None or current.shape != host.shape or current.dtype != host.dtype:
+            raise RuntimeError(
+                f"{self.fqn}: the forward replaced {name!r} ({list(host.shape)} {host.dtype}) "
+                "by another kind of tensor, which no unit can keep. Use Resident for it."
+            )
+        changed = False
+        for target, leaf in zip(find_leaves(host, name), find_leaves(current, name), strict=True):
+            fresh = leaf.detach().to(target.device)
+            if not torch.equal(target.detach(), fresh):
+                target.data.copy_(fresh)
+                changed = True
+        return changed
+
+    def _refuse_kept(self) -> None:
+        """Raise RuntimeError where the module keeps a view of its slot, in a watched call."""
+        if self._watch is None:
+            return
+        kept = None if self.recorded else self._watch.find_kept(self.module, self.inputs)
+        if kept is not None:
+            raise RuntimeError(
+                f"{self.fqn}: the forward left a view of its weights in {kept}, and their memory "
+                "goes to the next block now. Keep a copy (`.clone()`), or use Resident for it."
+            )
+        self._was_watched = True
+
+    def _is_watched(self) -> bool:
+        """Whether this call is watched, see Note [Unseen writes]."""
+        return self._writes_unseen or not self._was_watched or self.run_device.type == "cpu"
 
     def is_stale(self) -> bool:
         """Whether a tensor of the module is not what copies of the unit would bring."""
@@ -242,41 +315,46 @@ class OffloadUnit:
     def revalidate(self, store: HostStore) -> None:
         """Take over what was edited since the last run.
 
-        An edit in place wrote the slab itself, for the module's tensors are the slab. A tensor that
-        was replaced (``assign=True``, ``p.data = ...``) is copied into the slab. A transient unit
-        whose dtype was changed is laid out anew.
+        An edit in place wrote the slab itself, for the module's tensors are the slab. Where a
+        tensor was replaced (``assign=True``, ``p.data = ...``) the unit is laid out anew: what it
+        replaced may be put back one day, and keeps its memory until then.
 
         Raises:
             RuntimeError: a tensor changed its shape or dtype, and slots are made for the old one.
         """
         assert self.slab is not None
         self._shown.clear()
+        self._moved = {}
         apart = split_ties(self.bindings)
         is_untied = len(apart) > len(self.bindings)  # a tied tensor was replaced in one place
-        leaves = [leaf for b in apart for leaf in find_leaves(b.tensor, b.fqn)]
-        if is_untied or (self.transient and not self.layout.matches(leaves)):
-            self.start_over(apart, store)
-            return
-        views, specs = iter(self.slab.views), iter(self.layout.specs)
-        for i, binding in enumerate(self.bindings):
-            tensor = binding.tensor
-            for leaf in find_leaves(tensor, binding.fqn):
-                view, spec = next(views), next(specs)
-                if leaf.data_ptr() == view.data_ptr() and spec.matches(leaf):
-                    continue
-                if leaf.shape != spec.shape or leaf.dtype != spec.dtype:
+        leaves = [(b.fqn, leaf) for b in apart for leaf in find_leaves(b.tensor, b.fqn)]
+        is_replaced = is_untied or len(leaves) != len(self.slab.views)
+        if not is_replaced:
+            triples = zip(leaves, self.slab.views, self.layout.specs, strict=True)
+            for (fqn, leaf), view, spec in triples:
+                is_same = leaf.shape == spec.shape and leaf.dtype == spec.dtype
+                if not is_same and not self.transient:
                     raise RuntimeError(
-                        f"{binding.fqn} was {list(spec.shape)} {spec.dtype} when its offloading "
-                        f"was set up and is {list(leaf.shape)} {leaf.dtype} now. Detach the "
-                        "callback (`detach()` or `teardown()`), change the weights, then attach "
-                        "it again."
+                        f"{fqn} was {list(spec.shape)} {spec.dtype} when its offloading was set "
+                        f"up and is {list(leaf.shape)} {leaf.dtype} now. Detach the callback "
+                        "(`detach()` or `teardown()`), change the weights, then attach it again."
                     )
-                view.copy_(leaf.detach())
-                leaf.data = view
-            self.hosts[i] = tensor
+                is_replaced |= not is_same or leaf.data_ptr() != view.data_ptr()
+                is_replaced |= not spec.matches(leaf)
+        if is_replaced:
+            self.start_over(apart, store)
+        else:
+            self.hosts = [binding.tensor for binding in self.bindings]
         self.show_as_host()
+        if self.slab is not None and self.slab.is_written():
+            self._move(store)
+
+    def leave_lent(self, store: HostStore) -> None:
+        """In `functional_call`: take over what is not another's, and let the call see the rest."""
+        assert self.slab is not None
         if self.slab.is_written():
             self._move(store)
+        self._moved = self.rest.moved()
 
     def check(self) -> None:
         """Assert that the module shows what the state says."""
@@ -286,21 +364,63 @@ class OffloadUnit:
         for registry, name, tensor in expected:
             assert registry[name] is tensor, f"{self.fqn}: {name} is not what {self.state} shows"
 
+    def has(self, binding: TensorBinding) -> bool:
+        """Whether the tensor that a binding names moves with the unit, under one of its names."""
+        mine = {(id(p.registry), p.name) for b in self.bindings for p in b.places}
+        return any((id(place.registry), place.name) in mine for place in binding.places)
+
     def host_tensors(self) -> dict[str, torch.Tensor]:
         """The host master by FQN, every alias included."""
         pairs = zip(self.bindings, self.hosts, strict=True)
         return {name: host for binding, host in pairs for name in binding.names}
 
+    def hidden_tensors(self) -> dict[str, torch.Tensor]:
+        """Host tensors by FQN where the module shows the slot in their place."""
+        if self.memory is None:
+            return {}
+        pairs = zip(self.host_tensors().items(), self._now, strict=True)
+        return {
+            fqn: host
+            for (fqn, host), (registry, name, shown) in pairs
+            if registry.get(name) is shown
+        }
+
     def _move(self, store: HostStore) -> None:
         """Go from mapped files to a slab of the unit's own."""
         assert self.slab is not None
-        self.slab = store.take_out(self.slab)
+        with lasting():
+            self.slab = store.take_out(self.slab)
         views = iter(self.slab.views)
         for binding, host in zip(self.bindings, self.hosts, strict=True):
             for leaf in find_leaves(host, binding.fqn):
                 leaf.data = next(views)
         self.show_as_host()
         store.pin(self.slab, self.host_memory)
+
+    def _with_given(self) -> list[tuple[Registry, str, torch.Tensor | None]]:
+        """What the module is to see in a call in which places have other tensors."""
+        self._lent = {i: self._bring(given) for i, given in self._given.items()}
+        return [
+            (registry, name, self._lent.get(i, shown))
+            for i, (registry, name, shown) in enumerate(self._now)
+        ]
+
+    def _bring(self, given: torch.Tensor | None) -> torch.Tensor | None:
+        """A tensor for a call, on the device; one that is there already is seen itself."""
+        assert self.memory is not None
+        device = self.memory.device
+        if given is None or given.device == device:
+            return given
+        if torch._C._functorch.is_functorch_wrapped_tensor(given):
+            raise RuntimeError(
+                f"{self.fqn} is called with another weight inside of a `torch.func` transform, "
+                f"which lies on {given.device} and computes on {device}. Give it one on {device}."
+            )
+        if self.recorded:
+            return given.to(device)
+        with lasting():
+            leaves = find_leaves(given, self.fqn)
+            return rebuild(given, [leaf.detach().to(device) for leaf in leaves])
 
     def _over(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
         leaves = iter(views)

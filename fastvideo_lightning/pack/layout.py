@@ -18,7 +18,12 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.bindings import TensorBinding, find_bindings, split_by_owner
+from fastvideo_lightning.offload.bindings import (
+    TensorBinding,
+    find_bindings,
+    split_buffers,
+    split_by_owner,
+)
 from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES, SlabLayout, TensorSpec
 from fastvideo_lightning.offload.partition import find_block_lists
 from fastvideo_lightning.weights import DTYPES, PADDING, StoredWeight
@@ -118,7 +123,9 @@ def plan_files(
     stored = _stored_names(module)
     rest: list[_Weight] = []
     for unit in units:
-        weights = [_weights_of(binding, stored, sources) for binding in unit]
+        moving, buffers = split_buffers(unit)
+        outside += buffers
+        weights = [_weights_of(binding, stored, sources) for binding in moving]
         plan.add_unit([first for first, *_ in weights])
         rest += [weight for _, *further in weights for weight in further]
     for binding in outside:

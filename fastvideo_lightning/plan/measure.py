@@ -8,7 +8,12 @@ import torch
 
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.roles import Role, role_of
-from fastvideo_lightning.offload.bindings import TensorBinding, find_bindings, split_by_owner
+from fastvideo_lightning.offload.bindings import (
+    TensorBinding,
+    find_bindings,
+    split_buffers,
+    split_by_owner,
+)
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.leaves import find_leaves, is_plain
 from fastvideo_lightning.offload.lookups import is_table
@@ -89,11 +94,13 @@ def _measure(
     blocks = [block for found in find_block_lists(component) for _, block in found.blocks]
     bindings = find_bindings(component, name)
     inside, between = split_by_owner(bindings, blocks)
+    split = [split_buffers(block) for block in inside]
+    between += [binding for _, buffers in split for binding in buffers]
     tables = filter(is_table, between)
     return ComponentSize(
         name,
         role_of(component_class),
-        tuple(part(block) for block in inside),
+        tuple(part(moving) for moving, _ in split),
         part(between),
         part(bindings),
         tuple(part([table]) for table in tables),

@@ -318,7 +318,7 @@ def test_only_a_table_larger_than_a_block_stays_on_the_host():
     callback.attach(model, "cpu")
     staying, tables = callback.attachments[0].residents
     assert {binding.fqn for binding in tables.bindings} == {"shared.weight"}
-    assert {binding.fqn for binding in staying.bindings} == {"positions.weight"}
+    assert {b.fqn for b in staying.bindings if not b.is_buffer} == {"positions.weight"}
     assert tables.device.type == "cpu"
     for _ in range(2):
         assert torch.equal(model(ids), plain(ids))

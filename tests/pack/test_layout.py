@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fastvideo_lightning import VideoModule
-from fastvideo_lightning.offload.bindings import find_bindings, split_by_owner
+from fastvideo_lightning.offload import bindings as bindings_module
+from fastvideo_lightning.offload.bindings import find_bindings, split_buffers, split_by_owner
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.partition import find_block_lists
 from fastvideo_lightning.offload.reading import find_source, source_spec
@@ -68,7 +69,8 @@ def test_each_unit_is_one_range_on_a_page_laid_out_like_its_slot(
             assert source.offset % 512 == 0
 
 
-def test_a_buffer_that_no_file_has_keeps_its_place_in_the_unit() -> None:
+def test_a_large_buffer_that_no_file_has_keeps_its_place_in_the_unit(monkeypatch) -> None:
+    monkeypatch.setattr(bindings_module, "STAYING_BYTES", 0)
     model = Model()
     found = places(plan_files(model, {}, "model")["model.safetensors"])
     bindings = find_bindings(model.blocks[1])
@@ -80,6 +82,17 @@ def test_a_buffer_that_no_file_has_keeps_its_place_in_the_unit() -> None:
         if name != "first.mask":
             assert found[f"blocks.1.{name}"][0] == begin + offset
     assert "blocks.1.first.mask" not in found
+
+
+def test_a_small_buffer_stays_on_the_device_and_has_no_place_in_the_unit() -> None:
+    model = Model()
+    found = places(plan_files(model, {}, "model")["model.safetensors"])
+    moving, buffers = split_buffers(find_bindings(model.blocks[1]))
+    assert [binding.fqn for binding in buffers] == ["first.mask"]
+    slot = SlabLayout([TensorSpec.of(binding.tensor) for binding in moving])
+    begin = found["blocks.1.first.weight"][0]
+    for binding, offset in zip(moving, slot.offsets, strict=True):
+        assert found[f"blocks.1.{binding.fqn}"][0] == begin + offset
 
 
 def test_entries_leave_no_holes_and_padding_is_only_where_a_gap_is() -> None:
