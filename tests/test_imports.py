@@ -68,6 +68,7 @@ ALLOWED = {
     "sharing.py": set(),
     "strategies": {
         *("torch", "lightning", "diffusers", "config", "checkpoint", "offload.partition"),
+        "imports",
         *("", "hydra", "sharing", "strategies"),
     },
     "acceleration.py": {"diffusers", "config", "modules"},

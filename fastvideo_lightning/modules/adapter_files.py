@@ -13,6 +13,7 @@ from torch import nn
 from fastvideo_lightning.checkpoint import CheckpointError
 from fastvideo_lightning.config.lora import LoraChoice, find_lora, name_of_lora
 from fastvideo_lightning.downloads import find_snapshot
+from fastvideo_lightning.imports import unheard
 from fastvideo_lightning.modules.adapter_tensors import AdapterError, AdapterTensors
 from fastvideo_lightning.weights import read_json
 
@@ -114,14 +115,9 @@ def _is_free(name: str) -> bool:
 @contextmanager
 def explained(path: str | os.PathLike[str], pipeline_name: str) -> Iterator[None]:
     """Have diffusers' loader fail with what was loaded into what, and with what to do."""
-    from diffusers.utils.logging import get_logger
-
-    log = get_logger("diffusers.loaders.peft")
-    log.addFilter(_is_no_error)  # it writes what it raises, all of the lines
-    unplaced = get_logger("diffusers.utils.peft_utils")
-    unplaced.addFilter(_tells_no_keys)  # it lists every one, which is an error here
     try:
-        yield
+        with unheard(_is_said_anyway):
+            yield
     except AdapterError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -135,15 +131,11 @@ def explained(path: str | os.PathLike[str], pipeline_name: str) -> Iterator[None
             f"diffusers cannot load {os.fspath(path)} into {pipeline_name} "
             f"({type(error).__name__}: {reason}). Pass one that was made for it."
         ) from error
-    finally:
-        log.removeFilter(_is_no_error)
-        unplaced.removeFilter(_tells_no_keys)
 
 
-def _is_no_error(record: LogRecord) -> bool:
-    return record.levelno < ERROR
-
-
-def _tells_no_keys(record: LogRecord) -> bool:
-    text = record.getMessage()
-    return "unexpected keys" not in text and "missing keys" not in text
+def _is_said_anyway(record: LogRecord) -> bool:
+    """Whether a line of diffusers' log tells of what is an error here, at length."""
+    if record.name == "diffusers.loaders.peft":
+        return record.levelno >= ERROR
+    text = record.getMessage() if record.name == "diffusers.utils.peft_utils" else ""
+    return "unexpected keys" in text or "missing keys" in text

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from fastvideo_lightning.components import LOADING
 from fastvideo_lightning.modules.adapter_files import (
     check_adapter_name,
     explained,
@@ -143,7 +144,9 @@ class TakesLora:
     ) -> None:
         pipeline, prefix = self.pipeline, self._denoisers_with_adapters[0]
         kind = type(pipeline).__name__
-        with explained(path, kind), _several_adapters():
+        # It may be beside others; PEFT warns of it. Said once for all: other threads share filters.
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        with LOADING, explained(path, kind):  # PEFT makes its layers on meta, for all threads
             file = read_adapter(path, found)
             model = self.get_submodule(denoiser or prefix)  # type: ignore[attr-defined]
             tensors = respelled(file, pipeline, prefix, model)
@@ -328,11 +331,3 @@ def _has_peft() -> bool:
 def _check_weight(what: str, weight: object) -> None:
     if isinstance(weight, bool) or not isinstance(weight, Real) or not isfinite(weight):
         raise ValueError(f"{what} must be a finite number, got {weight!r}. Pass one such as 0.8.")
-
-
-@contextmanager
-def _several_adapters() -> Iterator[None]:
-    """Keep PEFT from warning of what is wanted here: an adapter beside others."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")
-        yield

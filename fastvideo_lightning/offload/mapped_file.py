@@ -71,9 +71,9 @@ class MappedFile:
         with (at or path).open("rb") as file:
             self.private = PrivateMapping(file.fileno(), 0, access=mmap.ACCESS_COPY)
             read_only = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # nothing of ours writes to it
-            self.shared = torch.frombuffer(read_only, dtype=torch.uint8)
+        # Nothing of ours writes to it. Said for good: other threads share the filters.
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        self.shared = torch.frombuffer(read_only, dtype=torch.uint8)
         address = torch.frombuffer(self.private, dtype=torch.uint8).data_ptr()
         self.private.path, self.private.version, self.private.address = path, version, address
         if version is not None:

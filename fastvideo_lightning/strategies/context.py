@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from fastvideo_lightning.checkpoint import StoredWeight
+from fastvideo_lightning.imports import unheard
 from fastvideo_lightning.sharing import Replica
 
 
@@ -62,7 +63,7 @@ class ContextParallel:
             (world_size // self.size, 1, self.size),
             mesh_dim_names=("data", "ring", "ulysses"),
         )
-        with _counting_devices(), _without_notice():
+        with _counting_devices(), unheard(_is_notice):
             for fqn in module.denoisers:
                 denoiser: Any = module.get_submodule(fqn)
                 watch_tokens(fqn, denoiser, self.size)
@@ -132,13 +133,6 @@ def _counting_devices() -> Iterator[None]:
         torch.accelerator.device_count = count
 
 
-@contextmanager
-def _without_notice() -> Iterator[None]:
-    """Leave out diffusers' notice that the interface may change: that is for us to know."""
-    log = logging.getLogger("diffusers.models.modeling_utils")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+def _is_notice(record: logging.LogRecord) -> bool:
+    """Whether diffusers tells that the interface may change: that is for us to know."""
+    return record.name == "diffusers.models.modeling_utils" and record.levelno < logging.ERROR
