@@ -131,7 +131,9 @@ def test_what_is_wrong_is_told_with_its_line(write, name, content, message):
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "end", ["\n", *(pytest.param(end, marks=pytest.mark.exhaustive) for end in ("\r\n", "\r"))]
+)
 @pytest.mark.parametrize(
     ("name", "before", "begin", "end_of_line"),
     [

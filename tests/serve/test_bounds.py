@@ -32,7 +32,7 @@ async def echo(scope, receive, send):
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-@pytest.fixture(params=["h11", "httptools"])
+@pytest.fixture(params=["h11", pytest.param("httptools", marks=pytest.mark.exhaustive)])
 def port(request, tmp_path, monkeypatch):
     """A server with the page's door, whose limits of time are short."""
     pytest.importorskip(request.param)
