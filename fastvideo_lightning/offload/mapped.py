@@ -69,11 +69,7 @@ class MappedSlab:
             if source.path not in self._files:
                 self._files[source.path] = open_file(source.path)
             file = self._files[source.path]
-            self.views.append(
-                torch.frombuffer(
-                    file.private, dtype=spec.dtype, count=spec.shape.numel(), offset=source.offset
-                ).as_strided(spec.shape, spec.stride)
-            )
+            self.views.append(file.view_at(source.offset, spec))
             self._ranges.append((file, source.offset, spec.size_bytes))
             self._add_segment(file, source.offset, offset, spec.size_bytes)
 

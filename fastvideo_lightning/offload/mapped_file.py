@@ -23,6 +23,7 @@ import torch
 from fastvideo_lightning.offload import pagemap
 from fastvideo_lightning.offload.file_reads import FileReader, Version, version_of
 from fastvideo_lightning.offload.host import register, unregister
+from fastvideo_lightning.offload.layout import TensorSpec
 from fastvideo_lightning.offload.source import FileBytes
 
 CHUNK_BYTES = 1 << 30
@@ -88,6 +89,12 @@ class MappedFile:
     def is_registered(self) -> bool:
         """Whether the driver knows the shared mapping, or what this process copies of it."""
         return bool(self._chunks)
+
+    def view_at(self, offset: int, spec: TensorSpec) -> torch.Tensor:
+        """What lies at a position of the file, as a tensor of the private mapping."""
+        count = spec.shape.numel()
+        flat = torch.frombuffer(self.private, dtype=spec.dtype, count=count, offset=offset)
+        return flat.as_strided(spec.shape, spec.stride)
 
     def reader(self) -> FileReader:
         """What reads the file past this process's memory.

@@ -1,14 +1,19 @@
 """ResidentSet: tensors that stay on one device for as long as they are attached."""
 
 import os
+import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
 from fastvideo_lightning.offload.bindings import TensorBinding, split_ties
 from fastvideo_lightning.offload.layout import empty_host_tensor
 from fastvideo_lightning.offload.leaves import find_leaves, rebuild
+from fastvideo_lightning.offload.mapped import is_mappable
+from fastvideo_lightning.offload.mapped_file import MappedFile, close_file, open_file
 from fastvideo_lightning.offload.reading import find_source, source_spec
 from fastvideo_lightning.offload.recording import lasting
 from fastvideo_lightning.offload.rest import is_lent
@@ -19,6 +24,9 @@ READ_THREADS = min(16, os.cpu_count() or 1)
 
 class ResidentSet:
     """Ordinary tensors on a device: read there from their sources, or moved there.
+
+    What stays on the CPU is not read at all where its file has it in the dtype that it computes in:
+    it is mapped, privately, and the system keeps in memory what is used.
 
     Args:
         bindings: the tensors.
@@ -32,6 +40,9 @@ class ResidentSet:
         self.bindings = bindings
         self.device = device
         self.run_device = run_device
+        self._files: dict[Path, MappedFile] = {}
+        self._lock = threading.Lock()  # several weights of a file are placed at a time
+        weakref.finalize(self, _close_all, self._files).atexit = False
 
     @property
     def size_bytes(self) -> int:
@@ -72,6 +83,7 @@ class ResidentSet:
         with lasting():
             for binding in split_ties(self.bindings):
                 move(binding, torch.device("cpu"))
+        _close_all(self._files)
 
     def _place(self, binding: TensorBinding, sources: Mapping[str, WeightSource]) -> None:
         tensor = binding.tensor
@@ -79,9 +91,26 @@ class ResidentSet:
             move(binding, self.device)
             return
         source = find_source(binding, sources)
-        host = empty_host_tensor(source_spec(source, self.run_device, self.device))
-        source.read_into(host)
+        spec = source_spec(source, self.run_device, self.device)
+        if self.device.type == "cpu" and is_mappable(source, spec.dtype):
+            host = self._map(source).view_at(source.offset, spec)
+        else:
+            host = empty_host_tensor(spec)
+            source.read_into(host)
         binding.bind(rebuild(tensor, [host.to(self.device)]))
+
+    def _map(self, source: WeightSource) -> MappedFile:
+        path = source.path
+        assert path is not None
+        with self._lock:
+            if path not in self._files:
+                self._files[path] = open_file(path)
+            return self._files[path]
+
+
+def _close_all(files: dict[Path, MappedFile]) -> None:
+    while files:
+        close_file(files.popitem()[1])
 
 
 def move(binding: TensorBinding, device: torch.device) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
+from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
 from fastvideo_lightning.offload import mapped_file
 from fastvideo_lightning.offload.host import Segment
 from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
@@ -198,3 +198,22 @@ def test_within_a_batch_nobody_reads_the_page_table(path, monkeypatch):
     monkeypatch.setattr(mapped_file.PrivateMapping, "is_written", lambda *_: pytest.fail("read it"))
     for _ in range(2):
         model(sample())
+
+
+@pytest.mark.parametrize("cast", [(), ("embed.weight",)])
+def test_what_is_computed_on_the_cpu_is_the_file_and_no_copy_of_it(path, cast):
+    plain = make_toy(4)
+    model = OnFile(plain, path, cast=set(cast))
+    before = path.read_bytes()
+    callback = CPUExecution("")
+    callback.attach(model, "cpu")
+    in_file = {name for name, p in model.named_parameters() if mapped_file.find_in_file(p)}
+    assert in_file == {name for name, _ in plain.named_parameters()} - set(cast)
+    assert torch.equal(model(sample()), plain(sample()))
+    model.head.bias.data.add_(1)
+    plain.head.bias.data.add_(1)
+    assert torch.equal(model(sample()), plain(sample()))
+    callback.detach()
+    assert torch.equal(model(sample()), plain(sample()))
+    assert path.read_bytes() == before
+    assert path not in {name for name, _ in mapped_file._OPEN}
