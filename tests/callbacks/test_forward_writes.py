@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
+from fastvideo_lightning.offload import bindings
 
 PLACEMENTS = {
     "one slot": lambda: LayerwiseOffload("model", num_slots=1),
@@ -148,3 +149,14 @@ def test_what_a_forward_writes_is_kept(placement, write, mode, in_batch):
     assert same_state(placed, plain)
     with MODES[mode]():
         assert torch.equal(placed.model(x, ORDERS[0]), plain.model(x, ORDERS[0]))
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("placement", ["two slots", "whole"])
+def test_a_buffer_too_large_to_stay_is_kept_or_refused_by_name(placement, write, monkeypatch):
+    monkeypatch.setattr(bindings, "STAYING_BYTES", 0)
+    if write in ("buffer that grows", "buffer that comes and goes"):
+        with pytest.raises(RuntimeError, match=r"model.*: the forward replaced .*Use Resident"):
+            test_what_a_forward_writes_is_kept(placement, write, "inference_mode", in_batch=False)
+    else:
+        test_what_a_forward_writes_is_kept(placement, write, "inference_mode", in_batch=False)
