@@ -109,6 +109,7 @@ _FLAG_TEXTS = {
     "shard_transport": "On several GPUs, how blocks stream: in parts, or each all.",
     "context_parallel": "GPUs that make each video together.",
     "gpu_memory_budget": "GiB that the GPU may reserve, or auto: chooses the flags left out.",
+    "host_memory_budget": "GiB of host memory to hold for weights, or auto; the rest is read.",
     "on_oom": "Out of GPU memory: raise, or replan with less on the GPU and try again.",
 }
 _FLAG_TYPES: dict[str, Any] = {
@@ -120,6 +121,7 @@ _FLAG_TYPES: dict[str, Any] = {
     "num_slots": click.IntRange(min=1),
     "context_parallel": click.IntRange(min=1),
     "gpu_memory_budget": BudgetType(),
+    "host_memory_budget": BudgetType(),
     "on_oom": click.Choice(ON_OOM),
 }
 WEIGHTS_ROWS: list[Row] = [

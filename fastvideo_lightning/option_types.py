@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fastvideo_lightning.config import LoraChoice
+from fastvideo_lightning.config import HOST_MEMORY, LoraChoice
 
 
 class RepeatedKeyError(ValueError):
@@ -33,6 +33,24 @@ def read_yaml(text: str) -> Any:
             return super().construct_mapping(node, deep)
 
     return yaml.load(text, Loader)  # noqa: S506  # a SafeLoader
+
+
+class HostMemoryType(click.ParamType[str | float]):
+    """Where host copies wait, or for a plan how many GiB of memory the host has."""
+
+    name = "kind or GiB"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | float:
+        """Read a number where it is one, and one of the kinds otherwise."""
+        try:
+            size_gib = float(value)
+        except ValueError:
+            return click.Choice(HOST_MEMORY).convert(value, param, ctx)
+        if size_gib <= 0:
+            self.fail(f"{value} GiB are no memory. Pass a number such as 32.", param, ctx)
+        return size_gib
 
 
 class PathType(click.ParamType[str]):

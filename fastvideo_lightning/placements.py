@@ -1,6 +1,7 @@
 """Which placement callbacks the flags mean for a module, and which flag would save memory."""
 
 import logging
+from collections.abc import Mapping
 
 from fastvideo_lightning.callbacks import (
     CPUExecution,
@@ -12,6 +13,14 @@ from fastvideo_lightning.callbacks import (
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.steps import Stage
+from fastvideo_lightning.plan.host_tiers import (
+    HostTiers,
+    deal_tiers,
+    find_host_budget,
+    find_moving,
+)
+from fastvideo_lightning.plan.machine import GIB
+from fastvideo_lightning.plan.measure import measure_components
 
 _log = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -20,6 +29,7 @@ _said: set[str] = set()
 # What has no effect on a CPU and is no offload flag, and why.
 _FOR_A_GPU = {
     "gpu_memory_budget": "there is no GPU memory to keep to it",
+    "host_memory_budget": "weights stay in their files, which are mapped",
     "on_oom": "there is no GPU memory to run out of",
     "cuda_graphs": "there is no GPU to repeat a step",
 }
@@ -47,6 +57,9 @@ def make_placements(
     if not on_gpu:
         _say_what_needs_a_gpu(config)
     memory = config.host_memory if config.pin_cpu_memory else "pageable"
+    # Processes of a node hold weights once between them: what is free is not one's alone.
+    is_bounded = num_processes == 1 or config.host_memory_budget is not None
+    tiers = _host_tiers(module, config) if on_gpu and memory == "auto" and is_bounded else {}
     if not on_gpu and num_processes > 1 and streams:
         _say_once(
             f"Running on the CPU in {num_processes} processes: they stream the denoiser from "
@@ -71,23 +84,56 @@ def make_placements(
         _say_once("dit_cpu_offload=True has no effect without use_fsdp_inference=True.")
     placements: list[object] = []
     for fqn in module.denoisers if not config.use_fsdp_inference else ():
-        placements.append(_place_denoiser(fqn, module, config, memory, num_processes))
-    encoders = [_place_text_encoder(fqn, config, memory) for fqn in module.text_encoders]
+        of_blocks = tiers[fqn].host_memory(memory) if fqn in tiers else memory
+        placements.append(_place_denoiser(fqn, module, config, of_blocks, num_processes))
+    encoders = [
+        _place_text_encoder(fqn, config, tiers[fqn].host_memory(memory) if fqn in tiers else memory)
+        for fqn in module.text_encoders
+    ]
     placements += encoders
     for fqns, offload in (
         (module.image_encoders, config.image_encoder_cpu_offload),
         (module.vaes, config.vae_cpu_offload),
     ):
         placements += [
-            ModelOffload(f, host_memory=memory) if offload else Resident(f) for f in fqns
+            ModelOffload(f, host_memory=_kind_of(tiers.get(f), memory)) if offload else Resident(f)
+            for f in fqns
         ]
     if encoders and all(isinstance(encoder, CPUExecution) for encoder in encoders):
         placements.append(EncodeAhead())
     return placements
 
 
+def _host_tiers(module: VideoModule, config: OffloadConfig) -> dict[str, HostTiers]:
+    """Where the weights that move wait, for what the host has; one line where some are read."""
+    budget = find_host_budget(config)
+    tiers = deal_tiers(find_moving(measure_components(module), config), budget)
+    for fqn, each in tiers.items():
+        if each.read_bytes:
+            _log.info(
+                "%s: of %d parts %s, to hold at most %.3g GiB of host memory (%s).",
+                fqn,
+                each.held + each.cached + each.on_disk,
+                each,
+                budget.held_bytes / GIB,
+                "host_memory_budget" if budget.is_asked else "what is free",
+            )
+    return tiers
+
+
+def _kind_of(tiers: HostTiers | None, memory: str) -> str:
+    """The kind of host memory of a component that comes in whole."""
+    if tiers is None or tiers.held:
+        return memory
+    return "courier" if tiers.cached else "disk"
+
+
 def _place_denoiser(
-    fqn: str, module: VideoModule, config: OffloadConfig, memory: str, num_processes: int
+    fqn: str,
+    module: VideoModule,
+    config: OffloadConfig,
+    memory: str | Mapping[str, int],
+    num_processes: int,
 ) -> object:
     if not config.dit_layerwise_offload:
         if config.dit_resident_blocks:
@@ -110,7 +156,7 @@ def _place_denoiser(
     )
 
 
-def _place_text_encoder(fqn: str, config: OffloadConfig, memory: str) -> object:
+def _place_text_encoder(fqn: str, config: OffloadConfig, memory: str | Mapping[str, int]) -> object:
     if config.text_encoder_layerwise_offload:
         if config.text_encoder_cpu_offload:
             _say_once(

@@ -33,6 +33,7 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "attention_backend": None,
         "cache": None,
         "gpu_memory_budget": None,
+        "host_memory_budget": None,
         "on_oom": "raise",
     }
 

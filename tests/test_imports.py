@@ -109,7 +109,8 @@ ALLOWED = {
         *("", "click", "rich", "torch", "commands", "messages", "mistakes", "options"),
         *("option_files", "config", "prompts", "prompt_files", "output", "devices", "weights"),
         *("modules", "callbacks", "generator", "batch", "inventory", "pack", "plan", "serve"),
-        *("checkpoint_folder", "extras", "option_table", "quantization", "report"),
+        *("checkpoint_folder", "extras", "option_table", "option_types", "quantization"),
+        "report",
         "strategies.launching",
     },
     "pack": {

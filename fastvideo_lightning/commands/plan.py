@@ -8,6 +8,7 @@ import click
 from fastvideo_lightning.checkpoint_folder import find_folder
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.option_table import MODEL
+from fastvideo_lightning.option_types import HostMemoryType
 from fastvideo_lightning.options import (
     FLAGS,
     SAMPLING,
@@ -32,9 +33,19 @@ chosen for the budget. Without a budget: what is free on the GPU, or on the card
 
 
 def _options() -> list[click.Parameter]:
-    options = [option for option in make_options() if option.name in _NAMES]
-    text = 'Plan for this card, such as "RTX 4090", instead of the one here.'
-    return [*options, GroupedOption("gpu", group=MODEL, text=text)]
+    options = [option for option in make_options() if option.name in _NAMES - {"host_memory"}]
+    rate = click.FloatRange(min=0, min_open=True)
+    card = 'Plan for this card, such as "RTX 4090", instead of the one here.'
+    host = "Plan for so many GiB of host memory; or where the host's copies wait."
+    disk = "GB/s that the disk of the weights reads; otherwise 2."
+    link = "GB/s from host memory to the GPU, in place of the card's own lanes."
+    return [
+        *options,
+        GroupedOption("gpu", group=MODEL, text=card),
+        GroupedOption("host_memory", group=MODEL, kind=HostMemoryType(), text=host),
+        GroupedOption("disk", group=MODEL, kind=rate, text=disk),
+        GroupedOption("link", group=MODEL, kind=rate, text=link),
+    ]
 
 
 @click.command(
@@ -56,11 +67,14 @@ def plan(
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
     typed = {name: value for name, value in given.items() if value is not None}
+    hardware = {name: typed.pop(name) for name in ("disk", "link") if name in typed}
+    if isinstance(typed.get("host_memory"), float):
+        hardware["host_memory"] = typed.pop("host_memory")
     with users_mistakes(ImportError):
         config = OffloadConfig.from_mapping({k: v for k, v in typed.items() if k in FLAGS})
         params = SamplingParams.from_mapping({k: v for k, v in typed.items() if k in SAMPLING})
         with waiting("planning"):
-            made = _make(typed, config, params, gpu)
+            made = _make(typed, config, params, gpu, hardware)
     if as_json:
         click.echo(json.dumps(made.to_dict(), indent=1))
     else:
@@ -75,7 +89,11 @@ def plan(
 
 
 def _make(
-    typed: dict[str, Any], config: OffloadConfig, params: SamplingParams, gpu: str | None
+    typed: dict[str, Any],
+    config: OffloadConfig,
+    params: SamplingParams,
+    gpu: str | None,
+    hardware: dict[str, float],
 ) -> "Plan":
     from fastvideo_lightning.plan.cards import find_card
 
@@ -108,4 +126,7 @@ def _make(
         name=name,
         dtype=dtype,
         num_gpus=num_gpus,
+        host_memory_gib=hardware.get("host_memory"),
+        disk_gb_per_s=hardware.get("disk"),
+        link_gb_per_s=hardware.get("link"),
     )

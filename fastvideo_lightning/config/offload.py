@@ -53,6 +53,9 @@ class OffloadConfig:
             GPUs is a multiple.
         gpu_memory_budget: GiB that may be reserved on the device, or `auto`: what is free, less a
             margin. The flags that were not passed are then chosen, see `docs/planning.md`.
+        host_memory_budget: GiB that the process may hold for weights on the host, or `auto`: what
+            cgroups and the machine leave, less a margin. What does not fit is read from its file on
+            the way. Without it nothing is held that the host does not have.
         on_oom: When the device runs out of memory, `raise` or `replan`: make the video again with
             less on the device, twice at most.
 
@@ -81,6 +84,7 @@ class OffloadConfig:
     shard_transport: str = "auto"
     context_parallel: int = 1
     gpu_memory_budget: float | str | None = None
+    host_memory_budget: float | str | None = None
     on_oom: str = "raise"
 
     def __new__(cls, *args: Any, **flags: Any) -> Self:
@@ -112,7 +116,14 @@ class OffloadConfig:
         check_count("dit_resident_blocks", self.dit_resident_blocks, low=0)
         check_count("num_slots", self.num_slots, low=1)
         check_count("context_parallel", self.context_parallel, low=1)
-        self._check_budget()
+        _check_budget("gpu_memory_budget", self.gpu_memory_budget, ", on a machine with a GPU,")
+        _check_budget("host_memory_budget", self.host_memory_budget, "")
+        self._check_host_budget()
+        if self.on_oom not in ON_OOM:
+            raise ValueError(
+                f"on_oom must be one of {', '.join(ON_OOM)}, got {self.on_oom!r}. "
+                "Pass on_oom='replan'."
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(field.default, bool):
@@ -150,23 +161,26 @@ class OffloadConfig:
         check_known(flags, [field.name for field in fields(cls)], cls.__name__)
         return cls(**flags)
 
-    def _check_budget(self) -> None:
-        budget = self.gpu_memory_budget
-        wanted = "gpu_memory_budget must be a number of GiB above 0, or 'auto'"
-        if isinstance(budget, str) and budget != "auto":
+    def _check_host_budget(self) -> None:
+        if self.host_memory_budget is not None and self.host_memory != "auto":
             raise ValueError(
-                f"{wanted}, got {budget!r}. Pass a number such as gpu_memory_budget=12, or, on a "
-                "machine with a GPU, 'auto'."
+                f"host_memory_budget={self.host_memory_budget} cannot be combined with "
+                f"host_memory={self.host_memory!r}: a budget chooses for each block where it "
+                "waits. Leave one of the two out."
             )
-        if isinstance(budget, bool) or not isinstance(budget, Real | str | None):
-            raise TypeError(f"{wanted}, got {budget!r}. Pass one such as gpu_memory_budget=12.")
-        if isinstance(budget, Real) and not (isfinite(budget) and budget > 0):
-            raise ValueError(f"{wanted}, got {budget!r}. Pass one such as gpu_memory_budget=12.")
-        if self.on_oom not in ON_OOM:
-            raise ValueError(
-                f"on_oom must be one of {', '.join(ON_OOM)}, got {self.on_oom!r}. "
-                "Pass on_oom='replan'."
-            )
+
+
+def _check_budget(name: str, budget: object, needs: str) -> None:
+    """Raise unless a budget is a number of GiB, `auto` or None."""
+    wanted = f"{name} must be a number of GiB above 0, or 'auto'"
+    if isinstance(budget, str) and budget != "auto":
+        raise ValueError(
+            f"{wanted}, got {budget!r}. Pass a number such as {name}=12, or{needs} 'auto'."
+        )
+    if isinstance(budget, bool) or not isinstance(budget, Real | str | None):
+        raise TypeError(f"{wanted}, got {budget!r}. Pass one such as {name}=12.")
+    if isinstance(budget, Real) and not (isfinite(budget) and budget > 0):
+        raise ValueError(f"{wanted}, got {budget!r}. Pass one such as {name}=12.")
 
 
 def check_count(name: str, value: object, *, low: int) -> None:

@@ -8,6 +8,7 @@ from math import ceil, log
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.cards import find_card
+from fastvideo_lightning.plan.host_tiers import HostBudgetTooSmallError
 from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.predict import Prediction, predict
 from fastvideo_lightning.plan.subject import Subject
@@ -106,10 +107,7 @@ def choose(
     Raises:
         BudgetTooSmallError: If nothing fits.
     """
-    found = [
-        predict(subject, config, machine or find_card(_REFERENCE))
-        for config in possible_configs(subject, given)
-    ]
+    found = list(_predict_all(subject, given, machine or find_card(_REFERENCE)))
     fitting = [each for each in found if each.reserved_bytes <= budget_bytes]
     if not fitting:
         raise BudgetTooSmallError(
@@ -186,7 +184,7 @@ def choose_tighter(
         return max(s.reserved_bytes for s in each.stages if stage in (None, s.name))
 
     now = predict(subject, current, machine)
-    found = [predict(subject, c, machine) for c in possible_configs(subject, given)]
+    found = list(_predict_all(subject, given, machine))
     smaller = [each for each in found if size(each) < size(now)]
     tight = [each for each in smaller if size(each) <= TIGHTER * size(now)]
     if tight:
@@ -196,9 +194,28 @@ def choose_tighter(
 
 def find_smallest(subject: Subject, given: OffloadConfig, machine: Machine | None) -> Prediction:
     """Return the set of flags that reserves least."""
-    return smallest_of(
-        predict(subject, config, machine) for config in possible_configs(subject, given)
-    )
+    return smallest_of(_predict_all(subject, given, machine))
+
+
+def _predict_all(
+    subject: Subject, given: OffloadConfig, machine: Machine | None
+) -> Iterator[Prediction]:
+    """Predict every set of flags that the host has memory for.
+
+    Raises:
+        HostBudgetTooSmallError: It has for none.
+    """
+    refusal, is_any = None, False
+    for config in possible_configs(subject, given):
+        try:
+            predicted = predict(subject, config, machine)
+        except HostBudgetTooSmallError as error:
+            refusal = error
+            continue
+        is_any = True
+        yield predicted
+    if refusal is not None and not is_any:
+        raise refusal
 
 
 def smallest_of(found: Iterable[Prediction]) -> Prediction:

@@ -35,8 +35,12 @@ class FreeMemory:
     @property
     def budget_bytes(self) -> int:
         """What a budget of `auto` takes of it."""
-        margin = max(MARGIN_BYTES, round(MARGIN_SHARE * self.size_bytes))
-        return max(self.size_bytes - margin, 0)
+        return budget_of(self.size_bytes)
+
+
+def budget_of(size_bytes: int) -> int:
+    """What a budget of `auto` takes of host memory that is free."""
+    return max(size_bytes - max(MARGIN_BYTES, round(MARGIN_SHARE * size_bytes)), 0)
 
 
 def find_free_memory(root: Path = Path("/")) -> FreeMemory:

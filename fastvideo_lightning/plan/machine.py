@@ -1,6 +1,6 @@
 """Machine: what the hardware gives, as far as a prediction asks for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GIB = 1 << 30
 
@@ -20,6 +20,8 @@ class Machine:
         launch_s: Time the host takes to launch one kernel.
         cpu_flops: Of the host in bf16 matrix products, all cores.
         host_memory_bytes: Host memory in all; None where it is not known.
+        cache_bytes_per_s: What several threads read from the page cache.
+        disk_bytes_per_s: What they read past it.
     """
 
     name: str
@@ -32,3 +34,25 @@ class Machine:
     launch_s: float = 12e-6
     cpu_flops: float = 1.5e12
     host_memory_bytes: int | None = None
+    cache_bytes_per_s: float = 16e9
+    disk_bytes_per_s: float = 2e9
+
+    def with_host(
+        self,
+        memory_gib: float | None = None,
+        disk_gb_per_s: float | None = None,
+        link_gb_per_s: float | None = None,
+    ) -> "Machine":
+        """The same card in another host: what is not None takes the place of what is known.
+
+        Args:
+            memory_gib: Memory of the host.
+            disk_gb_per_s: What its disk reads, in 10^9 bytes per second.
+            link_gb_per_s: What its memory gives to the device, likewise.
+        """
+        found = {
+            "host_memory_bytes": None if memory_gib is None else round(memory_gib * GIB),
+            "disk_bytes_per_s": None if disk_gb_per_s is None else disk_gb_per_s * 1e9,
+            "link_bytes_per_s": None if link_gb_per_s is None else link_gb_per_s * 1e9,
+        }
+        return replace(self, **{name: value for name, value in found.items() if value is not None})

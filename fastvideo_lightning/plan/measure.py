@@ -32,17 +32,20 @@ class PartSize:
         size_bytes: Of the tensors, one behind the other, as in a slot.
         kept_bytes: What the device allocator reserves for them as tensors of their own.
         num_weights: How many numbers they hold, however many bits each has.
+        held_bytes: Of the tensors, what no file has as it runs: it cannot be read on its way.
     """
 
     size_bytes: int = 0
     kept_bytes: int = 0
     num_weights: int = 0
+    held_bytes: int = 0
 
     def __add__(self, other: "PartSize") -> "PartSize":
         return PartSize(
             self.size_bytes + other.size_bytes,
             self.kept_bytes + other.kept_bytes,
             self.num_weights + other.num_weights,
+            self.held_bytes + other.held_bytes,
         )
 
 
@@ -121,7 +124,18 @@ def _part(
         ]
     sizes = [spec.size_bytes for spec in specs]
     num_weights = sum(binding.tensor.numel() for binding in bindings)
-    return PartSize(SlabLayout(specs).size_bytes, reserved_bytes(sizes), num_weights)
+    held = sum(sizes) if quantization else sum(_held(root, binding) for binding in bindings)
+    return PartSize(SlabLayout(specs).size_bytes, reserved_bytes(sizes), num_weights, held)
+
+
+def _held(root: VideoModule, binding: TensorBinding) -> int:
+    """Bytes of a tensor that no file has in the dtype that it runs in."""
+    if any(name in root.weight_sources for name in binding.names):
+        source = find_source(binding, root.weight_sources)
+        dtype = source.dtype_on(_GPU)
+        is_plain_file = source.path is not None and source.stored_dtype == dtype
+        return 0 if is_plain_file else source.shape.numel() * dtype.itemsize
+    return sum(leaf.nbytes for leaf in find_leaves(binding.tensor, binding.fqn))
 
 
 def _specs(root: VideoModule, binding: TensorBinding) -> list[TensorSpec]:

@@ -23,6 +23,8 @@ class ComponentPlan:
         device_bytes: On the device for as long as the generator lives, without shared slots.
         host_bytes: In host memory.
         streamed_bytes: Copied for each call.
+        cached_bytes: Of these, what is read from the page cache.
+        disk_bytes: Of these, what is read past it.
     """
 
     fqn: str
@@ -31,6 +33,8 @@ class ComponentPlan:
     device_bytes: int
     host_bytes: int
     streamed_bytes: int = 0
+    cached_bytes: int = 0
+    disk_bytes: int = 0
 
 
 def place_component(size: ComponentSize, config: OffloadConfig, slot_bytes: int) -> ComponentPlan:

@@ -34,6 +34,9 @@ def make_plan(
     name: str | None = None,
     dtype: str = "auto",
     num_gpus: int = 1,
+    host_memory_gib: float | None = None,
+    disk_gb_per_s: float | None = None,
+    link_gb_per_s: float | None = None,
 ) -> Plan:
     """Plan what goes where; reads headers and no weight, and needs no GPU.
 
@@ -48,6 +51,9 @@ def make_plan(
         name: What the plan calls the model; by default what was passed, or its pipeline.
         dtype: What a model that is named would be loaded with, as in `VideoModule.from_pretrained`.
         num_gpus: GPUs that share the prompts; the plan is for each of them.
+        host_memory_gib: Memory of the host; by default what was measured here.
+        disk_gb_per_s: What the disk of the weights reads, in 10^9 bytes per second.
+        link_gb_per_s: From host memory to the device, likewise.
 
     Raises:
         BudgetTooSmallError: If nothing fits; names the smallest possible budget.
@@ -64,6 +70,8 @@ def make_plan(
     if budget_gib is None:
         budget_gib = given.gpu_memory_budget
     machine = machine or (find_card(card) if card is not None else find_machine())
+    if machine is not None:
+        machine = machine.with_host(host_memory_gib, disk_gb_per_s, link_gb_per_s)
     budget_bytes = find_budget(budget_gib, machine, is_here=card is None)
     quantization = dtype if dtype in QUANTIZATIONS else None
     subject = Subject.of(module, params, quantization=quantization)

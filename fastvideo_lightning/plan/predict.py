@@ -8,11 +8,12 @@ byte, so only what is computed has a margin. Between stages the allocator's cach
 a budget is kept, so the stages do not add up.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.plan.host_tiers import HostTiers, plan_tiers
 from fastvideo_lightning.plan.machine import Machine
 from fastvideo_lightning.plan.measure import ComponentSize
 from fastvideo_lightning.plan.overlap import BlockTime, step_time
@@ -43,7 +44,8 @@ class StagePlan:
         name: `encode`, `denoise` or `decode`.
         reserved_bytes: Device memory that the allocator holds at most.
         time_s: Of the whole stage; None where no machine is known.
-        bound: What the time is the time of: `compute`, `link`, `launches` or `CPU`.
+        bound: What the time is the time of: `compute`, `link`, `reading` (of files), `launches` or
+            `CPU`.
         compute_s: Time if no weight had to be copied.
         link_s: Time of the copies alone.
         moved_bytes: Copied to the device.
@@ -92,7 +94,12 @@ def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) ->
         machine: The hardware; None predicts memory alone.
     """
     slot_bytes = slot_size(subject, config)
-    components = place_components(subject, config, slot_bytes)
+    host = None if machine is None else machine.host_memory_bytes
+    tiers = plan_tiers(subject.components, config, host)
+    components = tuple(
+        _on_host(part, tiers.get(part.fqn))
+        for part in place_components(subject, config, slot_bytes)
+    )
     kept = sum(part.device_bytes for part in components)
     stays = kept + config.num_slots * _whole_segments(slot_bytes)
     places = {part.fqn: part for part in components}
@@ -108,6 +115,19 @@ def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) ->
         _decode(subject, config, places, stays + lasting, slot_bytes, clock),
     )
     return Prediction(config, components, stages, slot_bytes)
+
+
+def _on_host(part: ComponentPlan, tiers: HostTiers | None) -> ComponentPlan:
+    """A component of which not all that moves is held on the host."""
+    if tiers is None or not tiers.read_bytes:
+        return part
+    return replace(
+        part,
+        where=f"{part.where}: {tiers}",
+        host_bytes=part.host_bytes - tiers.read_bytes,
+        cached_bytes=tiers.cached_bytes,
+        disk_bytes=tiers.disk_bytes,
+    )
 
 
 def _whole_segments(size_bytes: int) -> int:
@@ -138,6 +158,13 @@ class _Clock:
     def link(self, size_bytes: int) -> float:
         """Seconds of copying so many bytes to the device."""
         return size_bytes / self.machine.link_bytes_per_s if self.machine else 0.0
+
+    def read(self, place: ComponentPlan) -> float:
+        """Seconds of reading from files what a component does not hold on the host."""
+        if self.machine is None:
+            return 0.0
+        cached = place.cached_bytes / self.machine.cache_bytes_per_s
+        return cached + place.disk_bytes / self.machine.disk_bytes_per_s
 
     def cpu(self, work: Work) -> float:
         """Seconds of one call on the host."""
@@ -195,7 +222,7 @@ def _encode(
             bounds["CPU"] = bounds.get("CPU", 0.0) + seconds
             continue
         once, kind = clock.compute(work)
-        copy = clock.link(place.streamed_bytes)
+        copy = max(clock.link(place.streamed_bytes), clock.read(place))
         transient = place.size_bytes if place.where == ON_CALL else 0
         spent = once + copy if transient else max(once, copy)
         peak = max(peak, transient + work.held_bytes)
@@ -240,9 +267,12 @@ def _denoise(
         copy = clock.link(places[size.fqn].streamed_bytes)
         share = num_calls / len(denoisers)
         compute, link = compute + share * once, link + share * copy
-        total += share * (_step_time(size, config, once, clock) if copy else once)
+        reading = clock.read(places[size.fqn])
+        hidden = _step_time(size, config, once, clock) if copy else once
+        total += share * max(hidden, reading)
         moved += round(share * places[size.fqn].streamed_bytes)
         kind = kind if once >= copy else "link"
+        kind = kind if hidden >= reading else "reading"
     compiling = max((work.compiling_bytes for work in works.values()), default=0)
     reserved: float = stays + peak + ahead + compiling
     reserved += _set_aside(SPLIT * peak, reserved + WORKSPACE_BYTES)
@@ -286,7 +316,7 @@ def _decode(
         peak = max(peak, on_call.get(size.fqn, 0) + work.held_bytes)
         once, kind = clock.compute(work)
         compute += once
-        link += clock.link(place.streamed_bytes)
+        link += max(clock.link(place.streamed_bytes), clock.read(place))
         moved += place.streamed_bytes
     bound = kind if compute >= link else "link"
     return clock.stage("decode", stays + peak, compute, link, compute + link, bound, moved)

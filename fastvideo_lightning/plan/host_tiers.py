@@ -1,0 +1,227 @@
+"""Which of the weights that move wait in locked memory, in the page cache or on the disk.
+
+Note [Host tiers]
+What a model moves to the GPU is held by the process (registered or pinned, what copies fastest), or
+read from its file on the way: from the page cache, whose memory the system takes back when others
+need it, or past it from the disk. A budget bounds what is held. Denoisers' blocks are copied in
+every step and come first, then encoders that stream, then whatever comes in for a call. Of one
+model the held blocks are evenly spaced, so that reading the others hides behind them.
+
+What is read again and again and is larger than the page cache is found there almost never, for what
+is read last drives out what is needed next. So blocks are read through it only as far as they all
+fit, and the others past it.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NoReturn
+
+from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.plan.host_memory import budget_of, find_free_memory
+from fastvideo_lightning.plan.machine import GIB
+from fastvideo_lightning.plan.measure import ComponentSize, PartSize
+from fastvideo_lightning.plan.places import resident_positions
+
+COURIER_BYTES = 512 << 20
+"""Pinned buffers of whatever is read on its way, see `offload.couriers`."""
+
+
+@dataclass(frozen=True)
+class HostBudget:
+    """Host memory for weights.
+
+    Attributes:
+        held_bytes: What the process may lock or hold.
+        cache_bytes: What the page cache may keep beside it.
+        is_asked: Whether the user named it; else it is what is free.
+    """
+
+    held_bytes: int
+    cache_bytes: int
+    is_asked: bool = False
+
+
+@dataclass(frozen=True)
+class Moving:
+    """What one callback moves to the GPU.
+
+    Attributes:
+        fqn: The component.
+        sizes: Bytes of each of its blocks that streams, or of all of it.
+        fixed_bytes: Of these in all, what no file has as it runs, so that it is held anyhow.
+    """
+
+    fqn: str
+    sizes: tuple[int, ...]
+    fixed_bytes: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """All of it."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class HostTiers:
+    """How many blocks of a component wait where, and their bytes."""
+
+    held: int
+    cached: int
+    on_disk: int
+    held_bytes: int
+    cached_bytes: int
+    disk_bytes: int
+
+    @classmethod
+    def all_held(cls, moving: Moving) -> "HostTiers":
+        """Nothing is read on its way."""
+        return cls(len(moving.sizes), 0, 0, moving.size_bytes, 0, 0)
+
+    @property
+    def read_bytes(self) -> int:
+        """What is read from files for each call."""
+        return self.cached_bytes + self.disk_bytes
+
+    def host_memory(self, kind: str) -> str | Mapping[str, int]:
+        """What `LayerwiseOffload` takes as `host_memory`; what is held is of a kind."""
+        if not self.read_bytes:
+            return kind
+        counts = {kind: self.held, "courier": self.cached, "disk": self.on_disk}
+        return {name: count for name, count in counts.items() if count}
+
+    def __str__(self) -> str:
+        parts = [
+            (self.held, "held in memory"),
+            (self.cached, "read from the page cache"),
+            (self.on_disk, "read from the disk"),
+        ]
+        return ", ".join(f"{count} {where}" for count, where in parts if count)
+
+
+def find_moving(components: Sequence[ComponentSize], config: OffloadConfig) -> list[Moving]:
+    """What moves to the GPU under a set of flags, in the order in which it is held."""
+    streams = {
+        Role.DENOISER: config.dit_layerwise_offload and not config.use_fsdp_inference,
+        Role.TEXT_ENCODER: config.text_encoder_layerwise_offload,
+    }
+    comes = {
+        Role.IMAGE_ENCODER: config.image_encoder_cpu_offload,
+        Role.VAE: config.vae_cpu_offload,
+    }
+    found = []
+    for role in (Role.DENOISER, Role.TEXT_ENCODER, Role.IMAGE_ENCODER, Role.VAE):
+        for size in components:
+            if size.role is not role:
+                continue
+            residents = config.dit_resident_blocks if role is Role.DENOISER else 0
+            parts: Sequence[PartSize] = ()
+            if streams.get(role) and size.blocks:
+                stays = resident_positions(len(size.blocks), residents, config.num_slots)
+                parts = [part for i, part in enumerate(size.blocks) if i not in stays]
+            elif comes.get(role):
+                parts = [size.whole]
+            if parts:
+                sizes = tuple(part.size_bytes for part in parts)
+                found.append(Moving(size.fqn, sizes, sum(part.held_bytes for part in parts)))
+    return found
+
+
+def plan_tiers(
+    components: Sequence[ComponentSize], config: OffloadConfig, host_memory_bytes: int | None
+) -> dict[str, HostTiers]:
+    """The tiers on a machine that need not be there; none where all is held.
+
+    Args:
+        components: The model's.
+        config: The flags.
+        host_memory_bytes: Of the machine in all; None where it is not known.
+
+    Raises:
+        HostBudgetTooSmallError: As `deal_tiers`.
+    """
+    asked = config.host_memory_budget
+    free = None if host_memory_bytes is None else budget_of(host_memory_bytes)
+    if isinstance(asked, str | None):
+        if free is None or config.host_memory != "auto":
+            return {}
+        budget = HostBudget(free, 0)
+    else:
+        held = round(asked * GIB)
+        cache = sys.maxsize if free is None else max(free - held, 0)
+        budget = HostBudget(held, cache, is_asked=True)
+    return deal_tiers(find_moving(components, config), budget)
+
+
+def find_host_budget(config: OffloadConfig) -> HostBudget:
+    """The budget that a user named, or what cgroups and the machine leave."""
+    free = find_free_memory()
+    asked = config.host_memory_budget
+    if asked is None or asked == "auto":
+        return HostBudget(free.budget_bytes, 0)
+    held = round(float(asked) * GIB)
+    return HostBudget(held, max(free.budget_bytes - held, 0), is_asked=True)
+
+
+class HostBudgetTooSmallError(ValueError):
+    """More has to be held on the host than the budget allows."""
+
+
+def deal_tiers(moving: Sequence[Moving], budget: HostBudget) -> dict[str, HostTiers]:
+    """Say of each component how many blocks are held, cached and on the disk.
+
+    Args:
+        moving: In the order in which they are held: what is copied most often comes first.
+        budget: Host memory for all of them.
+
+    Raises:
+        HostBudgetTooSmallError: What has to be held anyhow is more than the budget.
+    """
+    if sum(each.size_bytes for each in moving) <= budget.held_bytes:
+        return {each.fqn: HostTiers.all_held(each) for each in moving}
+    fixed = sum(each.fixed_bytes for each in moving)
+    left = budget.held_bytes - COURIER_BYTES - fixed
+    if left < 0:
+        _refuse(moving, budget, fixed)
+    cache = budget.cache_bytes
+    tiers = {}
+    for each in moving:
+        if 2 * each.fixed_bytes > each.size_bytes:  # what is not fixed of it is held beside that
+            tiers[each.fqn] = HostTiers.all_held(each)
+            left -= each.size_bytes - each.fixed_bytes
+            continue
+        held = _count_within(each.sizes, left)
+        cached = _count_within(each.sizes[held:], cache)
+        rest = held + cached
+        sizes = (sum(each.sizes[:held]), sum(each.sizes[held:rest]), sum(each.sizes[rest:]))
+        tiers[each.fqn] = HostTiers(held, cached, len(each.sizes) - rest, *sizes)
+        left, cache = left - sizes[0], cache - sizes[1]
+    return tiers
+
+
+def _count_within(sizes: Sequence[int], size_bytes: int) -> int:
+    """How many of some blocks fit; they are alike, or the largest counts for all."""
+    if not sizes:
+        return 0
+    largest = max(sizes)
+    return sum(total <= size_bytes for total in accumulate(largest for _ in sizes))
+
+
+def _refuse(moving: Sequence[Moving], budget: HostBudget, fixed: int) -> NoReturn:
+    needed = (fixed + COURIER_BYTES) / GIB
+    what = f"host_memory_budget={budget.held_bytes / GIB:.3g}"
+    if not budget.is_asked:
+        what = f"Host memory that is free, {budget.held_bytes / GIB:.3g} GiB,"
+    pack = ""
+    if fixed:
+        parts = ", ".join(each.fqn for each in moving if each.fixed_bytes)
+        pack = (
+            f"weights of {parts} cannot be read from a file as they run. Write such files with "
+            "`fastvideo-lightning pack MODEL OUT` and load OUT, or "
+        )
+    raise HostBudgetTooSmallError(
+        f"{what} is too small: {needed:.3g} GiB have to be held{': ' if fixed else '. '}{pack}"
+        f"{'pass' if fixed else 'Pass'} host_memory_budget={needed + 0.05:.2f} or more."
+    )

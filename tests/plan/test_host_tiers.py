@@ -1,0 +1,79 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastvideo_lightning.plan.host_tiers import (
+    COURIER_BYTES,
+    HostBudget,
+    HostBudgetTooSmallError,
+    Moving,
+    deal_tiers,
+)
+from fastvideo_lightning.plan.machine import GIB
+
+BLOCK = 700 << 20
+
+
+def moving(num_blocks=40, fqn="transformer", fixed=0):
+    return Moving(fqn, (BLOCK,) * num_blocks, fixed)
+
+
+def test_what_fits_is_held_whole():
+    (tiers,) = deal_tiers([moving()], HostBudget(40 * BLOCK, 0)).values()
+    assert (tiers.held, tiers.read_bytes) == (40, 0)
+    assert tiers.host_memory("auto") == "auto"
+
+
+def test_what_does_not_is_read_from_the_page_cache_as_far_as_it_fits_there():
+    budget = HostBudget(16 * BLOCK + COURIER_BYTES, 10 * BLOCK)
+    (tiers,) = deal_tiers([moving()], budget).values()
+    assert tiers.host_memory("auto") == {"auto": 16, "courier": 10, "disk": 14}
+    assert str(tiers) == "16 held in memory, 10 read from the page cache, 14 read from the disk"
+
+
+def test_denoisers_are_held_before_what_is_called_once():
+    tiers = deal_tiers([moving(), moving(1, "vae")], HostBudget(40 * BLOCK + COURIER_BYTES, 0))
+    assert tiers["transformer"].held == 40
+    assert (tiers["vae"].held, tiers["vae"].on_disk) == (0, 1)
+
+
+def test_what_no_file_has_as_it_runs_is_held_first_or_refused_with_the_figures():
+    whole = moving(4, "text_encoder", fixed=4 * BLOCK)
+    tiers = deal_tiers([moving(), whole], HostBudget(10 * BLOCK + COURIER_BYTES, 0))
+    assert tiers["text_encoder"].held == 4
+    assert tiers["transformer"].held == 6
+    with pytest.raises(HostBudgetTooSmallError, match=r"=2 is too small: 3.23 GiB.*text_enc.*pack"):
+        deal_tiers([moving(), whole], HostBudget(2 * GIB, 0, is_asked=True))
+
+
+def test_less_than_the_buffers_is_refused_with_what_is_possible():
+    with pytest.raises(HostBudgetTooSmallError, match=r"Pass host_memory_budget=0\.55 or more"):
+        deal_tiers([moving()], HostBudget(GIB // 4, 0, is_asked=True))
+    with pytest.raises(HostBudgetTooSmallError, match=r"Host memory that is free, 0\.25 GiB"):
+        deal_tiers([moving()], HostBudget(GIB // 4, 0))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(1, BLOCK), min_size=1, max_size=50), st.floats(0, 1)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(0, 60 * BLOCK),
+    st.integers(0, 60 * BLOCK),
+)
+def test_no_sum_ever_exceeds_its_budget(parts, held, cache):
+    found = [Moving(str(i), tuple(s), round(f * sum(s))) for i, (s, f) in enumerate(parts)]
+    try:
+        tiers = deal_tiers(found, HostBudget(held, cache))
+    except HostBudgetTooSmallError:
+        assert sum(each.fixed_bytes for each in found) + COURIER_BYTES > held
+        return
+    for each in found:
+        its = tiers[each.fqn]
+        assert its.held + its.cached + its.on_disk == len(each.sizes)
+        assert its.held_bytes + its.read_bytes == each.size_bytes
+    reads = any(its.read_bytes for its in tiers.values())
+    assert sum(its.held_bytes for its in tiers.values()) + reads * COURIER_BYTES <= held
+    assert sum(its.cached_bytes for its in tiers.values()) <= cache
