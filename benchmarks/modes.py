@@ -99,7 +99,7 @@ def graphed_resident(model: RandomWan, device: torch.device) -> Placed:
 
 
 def streamed(
-    host_memory: str,
+    host_memory: str | dict[str, int],
     *,
     resident_share: float = 0.0,
     num_slots: int = 2,
@@ -183,6 +183,10 @@ MODES: dict[str, Mode] = {
     "streamed-mapped": streamed("mapped"),
     "streamed-pinned": streamed("pinned"),
     "streamed-courier": streamed("courier"),
+    "streamed-disk": Mode(
+        streamed("disk").attach, party="disk", setup_bytes_per_s=OURS_BYTES_PER_S
+    ),
+    "streamed-held-in-part": Mode(streamed({"mapped": 23, "disk": 17}).attach, party="disk"),
     "streamed-half-resident": streamed("mapped", resident_share=0.5),
     "streamed-tenth-resident": streamed("mapped", resident_share=0.1),
     "streamed-three-slots": streamed("mapped", num_slots=3),
