@@ -3,9 +3,11 @@
 Names load lazily (PEP 562): lightning and diffusers take seconds to import.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from fastvideo_lightning.version import STARTED_BY as STARTED_BY
+from fastvideo_lightning.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fastvideo_lightning.checkpoint import CheckpointError
@@ -24,11 +26,6 @@ if TYPE_CHECKING:
         make_strategy,
     )
     from fastvideo_lightning.strategies.trainer import TrainerHostResidentStrategy
-
-__version__ = "0.1.0"
-
-STARTED_BY = os.getppid()
-"""The process that started this one, noted before the imports that take seconds."""
 
 _HOME = {
     "CheckpointError": "checkpoint",

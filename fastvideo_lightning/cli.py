@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import click
 
-from fastvideo_lightning import __version__
 from fastvideo_lightning.commands.batch import STOPPED
 from fastvideo_lightning.commands.generate import generate
 from fastvideo_lightning.commands.models import models
@@ -25,6 +24,7 @@ from fastvideo_lightning.commands.serve import serve
 from fastvideo_lightning.explanations import explain, in_two_lines
 from fastvideo_lightning.messages import is_first_process, show_own_log
 from fastvideo_lightning.options import COMMAND, in_command_words
+from fastvideo_lightning.version import __version__
 
 FAILED, WRONG_CHOICE = 1, 2
 

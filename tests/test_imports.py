@@ -21,7 +21,7 @@ ALLOWED = {
     "prompt_files.py": {"config", "prompts"},
     "saving.py": set(),
     "batch": {
-        *("", "torch", "lightning", "filelock", "modules", "config", "output", "prompts"),
+        *("version", "torch", "lightning", "filelock", "modules", "config", "output", "prompts"),
         *("batch", "callbacks.write_behind", "checkpoint_folder", "naming"),
     },
     "checkpoint_folder.py": {"huggingface_hub", "config"},
@@ -69,7 +69,7 @@ ALLOWED = {
     "strategies": {
         *("torch", "lightning", "diffusers", "config", "checkpoint", "offload.partition"),
         "imports",
-        *("", "hydra", "sharing", "strategies"),
+        *("version", "hydra", "sharing", "strategies"),
     },
     "acceleration.py": {"diffusers", "config", "modules"},
     "compiling.py": {"torch", "offload.partition"},
@@ -83,7 +83,7 @@ ALLOWED = {
     "mistakes.py": {"click", "options"},
     "__main__.py": {"cli"},
     "explanations.py": {"click", "config", "options"},
-    "cli.py": {"", "click", "messages", "options", "explanations", "commands"},
+    "cli.py": {"version", "click", "messages", "options", "explanations", "commands"},
     "plan": {
         *("torch", "diffusers", "rich", "psutil", "platformdirs"),
         *("huggingface_hub", "tqdm"),
@@ -106,7 +106,7 @@ ALLOWED = {
         *("callbacks", "generator", "plan", "prompts", "report", "serve"),
     },
     "commands": {
-        *("", "click", "rich", "torch", "commands", "messages", "mistakes", "options"),
+        *("version", "click", "rich", "torch", "commands", "messages", "mistakes", "options"),
         *("option_files", "config", "prompts", "prompt_files", "output", "devices", "weights"),
         *("modules", "callbacks", "generator", "batch", "inventory", "pack", "plan", "serve"),
         *("checkpoint_folder", "extras", "option_table", "option_types", "quantization"),

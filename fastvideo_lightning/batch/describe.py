@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvideo_lightning import __version__
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.checkpoint_folder import ASSETS
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.content import media_keys
+from fastvideo_lightning.version import __version__
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ import threading
 import time
 from types import TracebackType
 
-from fastvideo_lightning import STARTED_BY
 from fastvideo_lightning.strategies.failures import Failure
 from fastvideo_lightning.strategies.guard import Script, leave_at_once
+from fastvideo_lightning.version import STARTED_BY
 
 _GONE_S = 1.0  # for who started the ranks to find the one that failed first, and end this one
 _POLL_S = 0.2

@@ -1,0 +1,8 @@
+"""The version of the package, and the process that started this one."""
+
+import os
+
+__version__ = "0.1.0"
+
+STARTED_BY = os.getppid()
+"""The process that started this one, noted before the imports that take seconds."""
