@@ -69,7 +69,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fastvideo_lightning.imports import quiet_imports
+    from fastvideo_lightning.libraries import quiet_imports
 
     with quiet_imports():
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -28,7 +28,7 @@ from fastvideo_lightning.components import (
     needs_package,
 )
 from fastvideo_lightning.downloads import download
-from fastvideo_lightning.imports import quiet_imports
+from fastvideo_lightning.libraries import quiet_imports
 from fastvideo_lightning.quantization import QUANTIZATIONS, make_quantization
 from fastvideo_lightning.trust import check_code
 from fastvideo_lightning.weights import StoredWeight, read_json

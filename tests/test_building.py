@@ -18,7 +18,7 @@ from torch import nn
 
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.building import built_on_meta, computing_in
-from fastvideo_lightning.imports import quiet_imports
+from fastvideo_lightning.libraries import quiet_imports
 
 FindCheckpoint = Callable[[str], Path]
 BOUNDS = {"max_parameters": 100, "max_elements": 1 << 20}

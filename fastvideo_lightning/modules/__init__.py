@@ -1,6 +1,6 @@
 """One module per model family; which one a checkpoint gets is told by its pipeline's class name."""
 
-from fastvideo_lightning.imports import quiet_imports
+from fastvideo_lightning.libraries import quiet_imports
 
 with quiet_imports():
     from fastvideo_lightning.modules.base import VideoModule

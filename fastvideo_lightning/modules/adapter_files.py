@@ -13,7 +13,7 @@ from torch import nn
 from fastvideo_lightning.checkpoint import CheckpointError
 from fastvideo_lightning.config.lora import LoraChoice, find_lora, name_of_lora
 from fastvideo_lightning.downloads import find_snapshot
-from fastvideo_lightning.imports import unheard
+from fastvideo_lightning.libraries import unheard
 from fastvideo_lightning.modules.adapter_tensors import AdapterError, AdapterTensors
 from fastvideo_lightning.weights import read_json
 
