@@ -2,12 +2,15 @@
 
 Loggers, their levels and their filters belong to the whole process. They are left as they are: the
 one record factory that logging has asks, for each record, what its thread does not want to hear.
+
+Packages that only some choices need: whether they are there is known before anything slow.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 _NEVER_HANDLED = -1  # below the level of every handler
@@ -55,3 +58,21 @@ def quiet_imports() -> AbstractContextManager[None]:
 
 def _is_no_error(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR
+
+
+def check_installed(package: str, *, extra: str, needed_by: str) -> None:
+    """Look for a package without importing it.
+
+    Args:
+        package: Its name, as in `import`.
+        extra: Of this package's extras the one that brings it.
+        needed_by: What the user chose, as in `dtype='fp8'`.
+
+    Raises:
+        ImportError: If it is not installed; names what to type.
+    """
+    if find_spec(package) is None:
+        raise ImportError(
+            f"{needed_by} needs {package}, which is not installed. "
+            f'Install it: pip install "fastvideo-lightning[{extra}]"'
+        )

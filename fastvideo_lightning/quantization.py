@@ -5,7 +5,7 @@ them when it computes: half of bf16's bytes in memory and on the link. The rest 
 dtype.
 """
 
-from fastvideo_lightning.extras import check_installed
+from fastvideo_lightning.libraries import check_installed
 
 QUANTIZATIONS = {"fp8": "Float8WeightOnlyConfig", "int8": "Int8WeightOnlyConfig"}
 

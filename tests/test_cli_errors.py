@@ -6,7 +6,7 @@ import pytest
 from recorders import RecordedGenerator, RecordedModule, read_errors, record_calls
 
 import fastvideo_lightning
-from fastvideo_lightning import extras
+from fastvideo_lightning import libraries
 from fastvideo_lightning.cli import run
 from fastvideo_lightning.options import make_options
 
@@ -76,7 +76,7 @@ def test_a_wrong_choice_is_one_line_and_a_suggestion(
 ):
     Path("taken").touch()
     with monkeypatch.context() as bare:
-        bare.setattr(extras, "find_spec", lambda package: None)
+        bare.setattr(libraries, "find_spec", lambda package: None)
         prompt = [] if "--prompt" in options else ["--prompt", "a"]
         assert run(["generate", *prompt, *options]) == 2
     lines = read_errors(capsys)

@@ -238,6 +238,6 @@ def test_what_was_saved_quantized_is_not_quantized_anew(torchao, tmp_path) -> No
 
 
 def test_without_torchao_it_says_what_to_install(checkpoint, monkeypatch) -> None:
-    monkeypatch.setattr("fastvideo_lightning.extras.find_spec", lambda package: None)
+    monkeypatch.setattr("fastvideo_lightning.libraries.find_spec", lambda package: None)
     with pytest.raises(ImportError, match=r"fastvideo-lightning\[quantized\]"):
         VideoModule.from_pretrained(checkpoint("t2v"), dtype="fp8")

@@ -13,7 +13,7 @@ from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_bat
 from fastvideo_lightning.commands.report import watch_run
 from fastvideo_lightning.config import LoraChoice, OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_dtype
-from fastvideo_lightning.extras import check_installed
+from fastvideo_lightning.libraries import check_installed
 from fastvideo_lightning.messages import (
     be_quiet,
     is_first_process,
