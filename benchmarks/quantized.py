@@ -36,9 +36,9 @@ from benchmarks.row_table import Row, RowTable
 from benchmarks.shapes import make_inputs
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
+from fastvideo_lightning.checkpoint.components import RunDtypes, build_component
+from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS, make_quantization
 from fastvideo_lightning.compiling import compile_blocks
-from fastvideo_lightning.components import RunDtypes, build_component
-from fastvideo_lightning.quantization import QUANTIZATIONS, make_quantization
 
 KINDS = ("bf16", *QUANTIZATIONS)
 WAYS = {

@@ -11,7 +11,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from benchmarks.random_weights import Shape, write_random_weights
-from fastvideo_lightning.weights import StoredWeight, read_header
+from fastvideo_lightning.checkpoint.weights import StoredWeight, read_header
 
 CONFIGS: dict[str, dict[str, int]] = {
     "wan-14b": {},

@@ -10,7 +10,7 @@ from fastvideo_lightning.version import STARTED_BY as STARTED_BY
 from fastvideo_lightning.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from fastvideo_lightning.checkpoint import CheckpointError
+    from fastvideo_lightning.checkpoint.folder import CheckpointError
     from fastvideo_lightning.config import OffloadConfig, SamplingParams
     from fastvideo_lightning.generator import VideoGenerator
     from fastvideo_lightning.loop import PredictLoop
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastvideo_lightning.strategies.trainer import TrainerHostResidentStrategy
 
 _HOME = {
-    "CheckpointError": "checkpoint",
+    "CheckpointError": "checkpoint.folder",
     "FSDPInferenceStrategy": "strategies",
     "GeneratedVideo": "output",
     "HostResidentStrategy": "strategies",

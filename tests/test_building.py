@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastvideo_lightning import VideoModule
-from fastvideo_lightning.building import built_on_meta, computing_in
+from fastvideo_lightning.checkpoint.building import built_on_meta, computing_in
 from fastvideo_lightning.libraries import quiet_imports
 
 FindCheckpoint = Callable[[str], Path]
@@ -154,7 +154,7 @@ def test_what_a_model_computes_is_as_where_the_whole_process_builds_it(
     from accelerate import init_empty_weights
     from transformers.initialization import no_init_weights
 
-    from fastvideo_lightning import components
+    from fastvideo_lightning.checkpoint import components
 
     @contextmanager
     def switched(dtype: torch.dtype, **_: int) -> Iterator[None]:

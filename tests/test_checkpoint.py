@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastvideo_lightning import VideoModule
-from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
+from fastvideo_lightning.checkpoint.pipeline import load_pipeline, open_checkpoint
 
 FindCheckpoint = Callable[[str], Path]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -133,8 +133,8 @@ def test_a_14b_model_is_built_without_its_memory(broken: Path) -> None:
     """Build 28 GB of shapes over an index of headers only: no byte of a weight exists."""
     from diffusers import WanTransformer3DModel
 
-    from fastvideo_lightning.components import RunDtypes, _build_without_weights
-    from fastvideo_lightning.weights import StoredTensor
+    from fastvideo_lightning.checkpoint.components import RunDtypes, _build_without_weights
+    from fastvideo_lightning.checkpoint.weights import StoredTensor
 
     with torch.device("meta"):
         shapes = WanTransformer3DModel().state_dict()

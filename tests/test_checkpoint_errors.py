@@ -13,9 +13,9 @@ from references import load_plain
 from safetensors.torch import load_file, save_file
 
 from fastvideo_lightning import CheckpointError, VideoModule
-from fastvideo_lightning.checkpoint import open_checkpoint
+from fastvideo_lightning.checkpoint.pipeline import open_checkpoint
+from fastvideo_lightning.checkpoint.weights import find_tensors, read_header
 from fastvideo_lightning.cli import run
-from fastvideo_lightning.weights import find_tensors, read_header
 
 FindCheckpoint = Callable[[str], Path]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -55,7 +55,7 @@ def test_file_that_shrinks_after_its_header_was_read_is_named(tmp_path: Path) ->
     save_file({"weight": torch.ones(1000)}, path)
     tensor = read_header(path)["weight"]
     path.write_bytes(path.read_bytes()[:200])
-    from fastvideo_lightning.weights import StoredWeight
+    from fastvideo_lightning.checkpoint.weights import StoredWeight
 
     source = StoredWeight(tensor, torch.float32, torch.float32)
     with pytest.raises(CheckpointError, match=str(path)):

@@ -12,7 +12,7 @@ from PIL import Image
 from fastvideo_lightning import CheckpointError
 from fastvideo_lightning.batch import BatchFolder
 from fastvideo_lightning.callbacks import MemoryReport, VideoWriter
-from fastvideo_lightning.checkpoint_folder import ASSETS, find_folder
+from fastvideo_lightning.checkpoint.folder import ASSETS, find_folder
 from fastvideo_lightning.config import LoraChoice, SamplingParams
 from fastvideo_lightning.modules.media import check_media, load_media
 from fastvideo_lightning.option_files import read_config_file

@@ -13,8 +13,8 @@ from checkpoints import weights_of
 from safetensors.torch import load_file, save_file
 
 from fastvideo_lightning import CheckpointError, VideoModule
+from fastvideo_lightning.checkpoint.weights import read_header
 from fastvideo_lightning.cli import run
-from fastvideo_lightning.weights import read_header
 
 FindCheckpoint = Callable[[str], Path]
 Header = dict[str, Any]

@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fastvideo_lightning.weights import StoredWeight, read_header
+from fastvideo_lightning.checkpoint.weights import StoredWeight, read_header
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvideo_lightning.batch.manifest import Entry
-from fastvideo_lightning.checkpoint_folder import ASSETS
+from fastvideo_lightning.checkpoint.folder import ASSETS
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.content import media_keys
 from fastvideo_lightning.version import __version__

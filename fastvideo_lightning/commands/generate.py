@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastvideo_lightning.checkpoint_folder import find_folder
+from fastvideo_lightning.checkpoint.folder import find_folder
+from fastvideo_lightning.checkpoint.quantization import check_quantization
 from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_batch
 from fastvideo_lightning.commands.report import watch_run
 from fastvideo_lightning.config import LoraChoice, OffloadConfig, SamplingParams
@@ -33,7 +34,6 @@ from fastvideo_lightning.options import (
     make_options,
 )
 from fastvideo_lightning.prompts import check_prompt
-from fastvideo_lightning.quantization import check_quantization
 
 if TYPE_CHECKING:
     from fastvideo_lightning.generator import VideoGenerator

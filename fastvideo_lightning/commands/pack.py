@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvideo_lightning.checkpoint_folder import find_folder, readable
+from fastvideo_lightning.checkpoint.folder import find_folder, readable
 from fastvideo_lightning.options import StrictCommand
 
 if TYPE_CHECKING:

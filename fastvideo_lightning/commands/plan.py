@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastvideo_lightning.checkpoint_folder import find_folder
+from fastvideo_lightning.checkpoint.folder import find_folder
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.option_table import MODEL
 from fastvideo_lightning.option_types import HostMemoryType

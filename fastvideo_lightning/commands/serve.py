@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastvideo_lightning.checkpoint_folder import find_folder
+from fastvideo_lightning.checkpoint.folder import find_folder
+from fastvideo_lightning.checkpoint.quantization import check_quantization
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.config.conflicts import check_auto_budget
 from fastvideo_lightning.devices import check_devices
@@ -20,7 +21,6 @@ from fastvideo_lightning.options import (
     WrongChoiceError,
     make_options,
 )
-from fastvideo_lightning.quantization import check_quantization
 
 if TYPE_CHECKING:
     from fastvideo_lightning.serve.studio import Studio

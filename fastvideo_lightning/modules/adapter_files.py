@@ -10,12 +10,12 @@ from pathlib import Path
 
 from torch import nn
 
-from fastvideo_lightning.checkpoint import CheckpointError
+from fastvideo_lightning.checkpoint.folder import CheckpointError
+from fastvideo_lightning.checkpoint.hub import find_snapshot
+from fastvideo_lightning.checkpoint.weights import read_json
 from fastvideo_lightning.config.lora import LoraChoice, find_lora, name_of_lora
-from fastvideo_lightning.downloads import find_snapshot
 from fastvideo_lightning.libraries import unheard
 from fastvideo_lightning.modules.adapter_tensors import AdapterError, AdapterTensors
-from fastvideo_lightning.weights import read_json
 
 _PEFT_S = re.compile(r"lora_(A|B|embedding|magnitude)")  # what PEFT calls parts of an adapter
 _MOST_SHOWN = 300  # characters of a reason: PEFT lists every layer of a file that is not there

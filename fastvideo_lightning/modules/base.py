@@ -12,7 +12,8 @@ import lightning as L
 import torch
 from torch import nn
 
-from fastvideo_lightning.checkpoint import load_pipeline, open_checkpoint
+from fastvideo_lightning.checkpoint.pipeline import load_pipeline, open_checkpoint
+from fastvideo_lightning.checkpoint.weights import StoredWeight
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.attention import attending
 from fastvideo_lightning.modules.batches import uncollated
@@ -39,7 +40,6 @@ from fastvideo_lightning.modules.schedulers import check_scheduler, chosen_sched
 from fastvideo_lightning.modules.steps import Stage, StepWatch
 from fastvideo_lightning.modules.unread import WaitsInFiles
 from fastvideo_lightning.output import GeneratedVideo
-from fastvideo_lightning.weights import StoredWeight
 
 
 class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.LightningModule):

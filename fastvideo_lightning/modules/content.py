@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastvideo_lightning.checkpoint.folder import CheckpointError
+from fastvideo_lightning.checkpoint.weights import MAX_HEADER_BYTES, StoredWeight
 from fastvideo_lightning.modules.media import media_path
-from fastvideo_lightning.weights import MAX_HEADER_BYTES, CheckpointError, StoredWeight
 
 if TYPE_CHECKING:
     from fastvideo_lightning.modules.base import VideoModule

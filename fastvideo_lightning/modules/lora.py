@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fastvideo_lightning.components import LOADING
+from fastvideo_lightning.checkpoint.components import LOADING
 from fastvideo_lightning.modules.adapter_files import (
     check_adapter_name,
     explained,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fastvideo_lightning.weights import StoredWeight
+from fastvideo_lightning.checkpoint.weights import StoredWeight
 
 
 def check_placement(name: str, component: nn.Module, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from enum import Enum
 
 from torch import nn
 
-from fastvideo_lightning.components import is_diffusers_model
+from fastvideo_lightning.checkpoint.components import is_diffusers_model
 
 # What encoders call the pictures they look at; the latter is Stable Diffusion's safety checker.
 _PICTURES = ("pixel_values", "clip_input")

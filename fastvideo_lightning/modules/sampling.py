@@ -7,9 +7,9 @@ from math import sqrt
 from os import PathLike
 from typing import Any, Self
 
+from fastvideo_lightning.checkpoint.folder import CheckpointError
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.media import load_rgb
-from fastvideo_lightning.weights import CheckpointError
 
 
 @dataclass(frozen=True)

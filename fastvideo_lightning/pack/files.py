@@ -11,8 +11,9 @@ from typing import BinaryIO
 
 import torch
 
+from fastvideo_lightning.checkpoint.folder import CheckpointError
+from fastvideo_lightning.checkpoint.weights import StoredWeight
 from fastvideo_lightning.pack.layout import PackedFile, PackedTensor
-from fastvideo_lightning.weights import CheckpointError, StoredWeight
 
 CHUNK_BYTES = 32 << 20
 """What is in memory at a time; a source that is cast is mapped beside it."""

@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from fastvideo_lightning.checkpoint.weights import DTYPES, PADDING, StoredWeight
 from fastvideo_lightning.offload.bindings import (
     TensorBinding,
     find_bindings,
@@ -26,7 +27,6 @@ from fastvideo_lightning.offload.bindings import (
 )
 from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES, SlabLayout, TensorSpec
 from fastvideo_lightning.offload.partition import find_block_lists
-from fastvideo_lightning.weights import DTYPES, PADDING, StoredWeight
 
 PAGE_BYTES = 4096
 SHARD_BYTES = 10_000_000_000

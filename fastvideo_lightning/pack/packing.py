@@ -16,9 +16,11 @@ import torch
 from rich.filesize import decimal
 from torch import nn
 
-from fastvideo_lightning.checkpoint import Checkpoint, open_checkpoint, parse_dtype
-from fastvideo_lightning.checkpoint_folder import readable
-from fastvideo_lightning.components import is_diffusers_model, weight_stem
+from fastvideo_lightning.checkpoint.components import is_diffusers_model, weight_stem
+from fastvideo_lightning.checkpoint.folder import readable
+from fastvideo_lightning.checkpoint.pipeline import Checkpoint, open_checkpoint, parse_dtype
+from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS
+from fastvideo_lightning.checkpoint.weights import StoredWeight, read_json
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.pack.files import copy_file, is_finished, write_bytes, write_file
 from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
@@ -30,8 +32,6 @@ from fastvideo_lightning.pack.target import (
     only_writer,
     told_of,
 )
-from fastvideo_lightning.quantization import QUANTIZATIONS
-from fastvideo_lightning.weights import StoredWeight, read_json
 
 Progress = Callable[[Path, int], None]
 """Told the file, relative to OUT, and how many of its bytes were written or read back."""

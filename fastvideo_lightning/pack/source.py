@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from fastvideo_lightning.checkpoint.weights import MAX_HEADER_BYTES
 from fastvideo_lightning.pack.layout import PackedFile
-from fastvideo_lightning.weights import MAX_HEADER_BYTES
 
 RECORD = "packing.json"
 """What OUT is a pack of: another run with the same source goes on where this one stopped."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fastvideo_lightning.checkpoint.folder import CheckpointError
+from fastvideo_lightning.checkpoint.weights import read_json
 from fastvideo_lightning.pack.files import partial_path
 from fastvideo_lightning.pack.source import LOCK, RECORD
-from fastvideo_lightning.weights import CheckpointError, read_json
 
 _OWN = {partial_path(Path(RECORD)).name, LOCK}
 """What a run that was stopped may leave of its own before there is a record."""

@@ -14,7 +14,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from fastvideo_lightning.checkpoint_folder import (
+from fastvideo_lightning.checkpoint.folder import (
     INDEX,
     MODULAR_INDEX,
     CheckpointError,
@@ -22,7 +22,7 @@ from fastvideo_lightning.checkpoint_folder import (
     find_folder,
     not_a_pipeline,
 )
-from fastvideo_lightning.downloads import what_instead
+from fastvideo_lightning.checkpoint.hub import what_instead
 
 _CONNECTIONS = 8
 _NO_MODEL: list[None] = [None, None]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.plan.cards import find_card, match_card
@@ -16,7 +17,6 @@ from fastvideo_lightning.plan.plan import Plan
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.probe import load_probe
 from fastvideo_lightning.plan.subject import Subject
-from fastvideo_lightning.quantization import QUANTIZATIONS
 
 # Left alone on a card: its driver's context and what else is drawn with it.
 _CONTEXT_BYTES = GIB

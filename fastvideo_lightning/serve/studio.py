@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvideo_lightning.callbacks import MemoryReport
-from fastvideo_lightning.checkpoint import open_checkpoint
+from fastvideo_lightning.checkpoint.pipeline import open_checkpoint
 from fastvideo_lightning.config import MAX_FPS, OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_auto_budget
 from fastvideo_lightning.generator import VideoGenerator

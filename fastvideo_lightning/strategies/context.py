@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from fastvideo_lightning.checkpoint import StoredWeight
+from fastvideo_lightning.checkpoint.weights import StoredWeight
 from fastvideo_lightning.libraries import unheard
 from fastvideo_lightning.sharing import Replica
 

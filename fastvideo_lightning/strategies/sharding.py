@@ -17,7 +17,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from torch.distributed.tensor import DTensor
 
-from fastvideo_lightning.checkpoint import StoredWeight
+from fastvideo_lightning.checkpoint.weights import StoredWeight
 from fastvideo_lightning.offload.partition import find_block_lists
 
 

@@ -1,7 +1,7 @@
 import torch
 
 from fastvideo_lightning.batch.describe import dtypes_of, name_model
-from fastvideo_lightning.checkpoint_folder import ASSETS
+from fastvideo_lightning.checkpoint.folder import ASSETS
 
 
 def test_a_checkpoint_has_one_name_wherever_it_is_asked_for_from(tmp_path, monkeypatch):

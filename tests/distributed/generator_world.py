@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from torch.distributed.tensor import DTensor
 
-from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator, weights
+from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
 from fastvideo_lightning.callbacks import LayerwiseOffload, VideoWriter
+from fastvideo_lightning.checkpoint import weights
 
 
 def main(num_processes: int, folder: Path) -> None:

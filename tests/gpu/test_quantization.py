@@ -10,7 +10,7 @@ from fastvideo_lightning import (
     VideoModule,
 )
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
-from fastvideo_lightning.quantization import QUANTIZATIONS
+from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS
 from tests.gpu import requires_gpu
 
 pytestmark = [pytest.mark.gpu, requires_gpu]

@@ -11,7 +11,7 @@ from recipes.runs import run_ours, write_media
 from torch import nn
 
 from fastvideo_lightning import VideoModule
-from fastvideo_lightning.checkpoint import CheckpointError
+from fastvideo_lightning.checkpoint.folder import CheckpointError
 from fastvideo_lightning.modules.guards import tell_of_guard
 from fastvideo_lightning.modules.placement import check_placement
 

@@ -11,7 +11,8 @@ from diffusers import WanModularPipeline
 from recipes import RECIPES
 
 from fastvideo_lightning import PromptDataset, SamplingParams, VideoModule
-from fastvideo_lightning.checkpoint import CheckpointError, open_checkpoint
+from fastvideo_lightning.checkpoint.folder import CheckpointError
+from fastvideo_lightning.checkpoint.pipeline import open_checkpoint
 from fastvideo_lightning.modules.modular import call_parameters
 
 FEW = {"num_inference_steps": 2, "height": 32, "width": 32, "num_frames": 5}

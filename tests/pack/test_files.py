@@ -7,10 +7,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fastvideo_lightning import CheckpointError
+from fastvideo_lightning.checkpoint.weights import PADDING, StoredWeight, read_header
 from fastvideo_lightning.pack import files
 from fastvideo_lightning.pack.files import copy_file, is_finished, write_bytes, write_file
 from fastvideo_lightning.pack.layout import PackedFile, plan_files
-from fastvideo_lightning.weights import PADDING, StoredWeight, read_header
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fastvideo_lightning.weights import CheckpointError, read_json
+from fastvideo_lightning.checkpoint.folder import CheckpointError
+from fastvideo_lightning.checkpoint.weights import read_json
 
 _LIBRARIES = ("diffusers", "transformers")
 _CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json")

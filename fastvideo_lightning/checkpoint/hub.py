@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from fastvideo_lightning.checkpoint_folder import MODULAR_INDEX, CheckpointError, not_a_pipeline
+from fastvideo_lightning.checkpoint.folder import MODULAR_INDEX, CheckpointError, not_a_pipeline
 
 
 def download(hub_id: str, *, revision: str | None, variant: str | None) -> Path:

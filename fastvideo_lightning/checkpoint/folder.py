@@ -11,7 +11,7 @@ from typing import cast
 
 from fastvideo_lightning.config import nearest_name
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent.parent / "assets"
 INDEX = "model_index.json"
 MODULAR_INDEX = "modular_model_index.json"
 

@@ -13,25 +13,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastvideo_lightning.checkpoint_folder import (
-    INDEX,
-    CheckpointError,
-    check_files,
-    check_index,
-    find_folder,
-)
-from fastvideo_lightning.components import (
+from fastvideo_lightning.checkpoint.components import (
     Component,
     RunDtypes,
     build_component,
     first_line,
     needs_package,
 )
-from fastvideo_lightning.downloads import download
+from fastvideo_lightning.checkpoint.folder import (
+    INDEX,
+    CheckpointError,
+    check_files,
+    check_index,
+    find_folder,
+)
+from fastvideo_lightning.checkpoint.hub import download
+from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS, make_quantization
+from fastvideo_lightning.checkpoint.trust import check_code
+from fastvideo_lightning.checkpoint.weights import StoredWeight, read_json
 from fastvideo_lightning.libraries import quiet_imports
-from fastvideo_lightning.quantization import QUANTIZATIONS, make_quantization
-from fastvideo_lightning.trust import check_code
-from fastvideo_lightning.weights import StoredWeight, read_json
 
 __all__ = ["Checkpoint", "CheckpointError", "StoredWeight", "load_pipeline", "open_checkpoint"]
 

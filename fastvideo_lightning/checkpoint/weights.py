@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from fastvideo_lightning.checkpoint_folder import CheckpointError as CheckpointError
-from fastvideo_lightning.checkpoint_folder import check_regular
+from fastvideo_lightning.checkpoint.folder import CheckpointError, check_regular
 from fastvideo_lightning.meter import READ
 
 MAX_HEADER_BYTES = 100_000_000  # the bound of the reference implementation

@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastvideo_lightning.building import SPARE_ELEMENTS, built_on_meta, computing_in
-from fastvideo_lightning.checkpoint_folder import check_files, find_variants
-from fastvideo_lightning.trust import check_pickle
-from fastvideo_lightning.weights import (
-    CheckpointError,
+from fastvideo_lightning.checkpoint.building import SPARE_ELEMENTS, built_on_meta, computing_in
+from fastvideo_lightning.checkpoint.folder import CheckpointError, check_files, find_variants
+from fastvideo_lightning.checkpoint.trust import check_pickle
+from fastvideo_lightning.checkpoint.weights import (
     StoredTensor,
     StoredWeight,
     find_tensors,
