@@ -194,8 +194,8 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
 
         from fastvideo_lightning.callbacks import ProgressBar
         from fastvideo_lightning.callbacks.loading import show_loading
+        from fastvideo_lightning.checkpoint.weights import READ
         from fastvideo_lightning.compiling import compile_blocks
-        from fastvideo_lightning.meter import READ
         from fastvideo_lightning.strategies import make_strategy
 
         bars = [ProgressBar()] if self._progress else []

@@ -1,7 +1,7 @@
 """Tensors as they lie in safetensors files: found by their headers, read into memory that waits.
 
-Nothing here holds a weight. The format is one length, one JSON header and plain bytes
-(https://github.com/huggingface/safetensors#format).
+Nothing here holds a weight; the bytes that were read are counted. The format is one length, one
+JSON header and plain bytes (https://github.com/huggingface/safetensors#format).
 """
 
 import ctypes
@@ -11,12 +11,33 @@ import re
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 
 from fastvideo_lightning.checkpoint.folder import CheckpointError, check_regular
-from fastvideo_lightning.meter import READ
+
+
+class ReadMeter:
+    """Counts bytes; weights are read by several threads at once."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._size_bytes = 0
+
+    def add(self, size_bytes: int) -> None:
+        """Count bytes that were read."""
+        with self._lock:
+            self._size_bytes += size_bytes
+
+    def size(self) -> int:
+        """Return the bytes that were read since the process began."""
+        return self._size_bytes
+
+
+READ = ReadMeter()
+
 
 MAX_HEADER_BYTES = 100_000_000  # the bound of the reference implementation
 

@@ -5,8 +5,7 @@ import torch
 from rich.console import Console
 
 from fastvideo_lightning.callbacks.loading import show_loading
-from fastvideo_lightning.checkpoint.weights import StoredTensor, StoredWeight
-from fastvideo_lightning.meter import READ
+from fastvideo_lightning.checkpoint.weights import READ, StoredTensor, StoredWeight
 
 
 def weight(path, offset, size):
