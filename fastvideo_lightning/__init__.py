@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.output import GeneratedVideo
     from fastvideo_lightning.plan import Plan, make_plan
-    from fastvideo_lightning.prompt_module import PromptDataModule
-    from fastvideo_lightning.prompts import PromptDataset
+    from fastvideo_lightning.prompts.datamodule import PromptDataModule
+    from fastvideo_lightning.prompts.dataset import PromptDataset
     from fastvideo_lightning.replanning import OutOfGPUMemoryError
     from fastvideo_lightning.strategies import (
         FSDPInferenceStrategy,
@@ -36,8 +36,8 @@ _HOME = {
     "OutOfGPUMemoryError": "replanning",
     "Plan": "plan",
     "PredictLoop": "loop",
-    "PromptDataModule": "prompt_module",
-    "PromptDataset": "prompts",
+    "PromptDataModule": "prompts.datamodule",
+    "PromptDataset": "prompts.dataset",
     "SamplingParams": "config",
     "TrainerHostResidentStrategy": "strategies.trainer",
     "VideoGenerator": "generator",

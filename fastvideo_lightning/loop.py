@@ -12,7 +12,7 @@ from lightning.fabric.wrappers import _FabricModule
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from fastvideo_lightning.sharing import Replica, Turn, deal, deal_in_rounds
+from fastvideo_lightning.prompts.sampler import Replica, Turn, deal, deal_in_rounds
 
 _END = object()
 

@@ -19,7 +19,7 @@ from fastvideo_lightning.option_files import read_config_file
 from fastvideo_lightning.options import make_options
 from fastvideo_lightning.output import GeneratedVideo
 from fastvideo_lightning.pack import plan_packing
-from fastvideo_lightning.prompt_files import read_prompt_file
+from fastvideo_lightning.prompts.files import read_prompt_file
 from fastvideo_lightning.report import check_report_path
 
 # Options of `generate` that hold a path; `lora` and `model` read theirs themselves.

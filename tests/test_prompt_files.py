@@ -6,9 +6,9 @@ import tracemalloc
 
 import pytest
 
-from fastvideo_lightning import prompt_files
-from fastvideo_lightning.prompt_files import PromptFileError, read_prompt_file
-from fastvideo_lightning.prompts import PromptDataset
+from fastvideo_lightning.prompts import files
+from fastvideo_lightning.prompts.dataset import PromptDataset, PromptFileError
+from fastvideo_lightning.prompts.files import read_prompt_file
 
 BOM = b"\xef\xbb\xbf"
 
@@ -168,7 +168,7 @@ def test_a_line_of_any_length_is_told_by_its_number_in_bounded_time_and_memory(
 
 
 def test_a_file_without_end_is_not_read_to_its_end(monkeypatch, tmp_path):
-    monkeypatch.setattr(prompt_files, "_MAX_FILE_BYTES", MIB)
+    monkeypatch.setattr(files, "_MAX_FILE_BYTES", MIB)
     endless = tmp_path / "p.txt"
     endless.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match="holds more than 1 MiB. Split it"):

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from fastvideo_lightning.prompts import PromptDataset
+from fastvideo_lightning.prompts.dataset import PromptDataset
 
 
 def test_each_prompt_gets_the_seed_plus_its_index():
@@ -73,7 +73,7 @@ def test_a_dataloader_without_batching_gives_the_items_as_they_are():
 
 def test_prompts_and_config_import_without_torch():
     code = (
-        "import sys, fastvideo_lightning.prompts, fastvideo_lightning.config;"
+        "import sys, fastvideo_lightning.prompts.dataset, fastvideo_lightning.config;"
         "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,7 +1,7 @@
 import pytest
 
 from fastvideo_lightning import PromptDataset
-from fastvideo_lightning.sharing import Replica, deal, deal_in_rounds
+from fastvideo_lightning.prompts.sampler import Replica, deal, deal_in_rounds
 
 
 def shares(dealing, prompts, count):

@@ -11,7 +11,7 @@ from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.videos import VideoBatch
 from fastvideo_lightning.config import SamplingParams, check_keywords, check_switch
-from fastvideo_lightning.prompts import PlacedPrompts, PromptDataset
+from fastvideo_lightning.prompts.dataset import PlacedPrompts, PromptDataset
 
 if TYPE_CHECKING:
     import lightning as L

@@ -12,7 +12,7 @@ from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.writer import BatchWriter
 from fastvideo_lightning.output import GeneratedVideo
-from fastvideo_lightning.prompts import PromptDataset, PromptFileError, first_of_many
+from fastvideo_lightning.prompts.dataset import PromptDataset, PromptFileError, first_of_many
 
 if TYPE_CHECKING:
     import lightning as L

@@ -33,7 +33,7 @@ def read_prompts(given: dict[str, Any]) -> list[dict[str, Any]] | None:
             "prompts from stdin reach one process only, got num_gpus="
             f"{given['num_gpus']}. Write them to a file and pass that."
         )
-    from fastvideo_lightning.prompt_files import read_prompt_file
+    from fastvideo_lightning.prompts.files import read_prompt_file
 
     return read_prompt_file(given["prompts"])
 

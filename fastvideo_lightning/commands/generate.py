@@ -33,7 +33,7 @@ from fastvideo_lightning.options import (
     WrongChoiceError,
     make_options,
 )
-from fastvideo_lightning.prompts import check_prompt
+from fastvideo_lightning.prompts.dataset import check_prompt
 
 if TYPE_CHECKING:
     from fastvideo_lightning.generator import VideoGenerator

@@ -18,7 +18,7 @@ from fastvideo_lightning.output import check_output_folder
 from fastvideo_lightning.plan import Plan, make_plan
 from fastvideo_lightning.plan.planning import check_budget
 from fastvideo_lightning.plan.show import plan_text
-from fastvideo_lightning.prompts import check_prompt
+from fastvideo_lightning.prompts.dataset import check_prompt
 from fastvideo_lightning.report import write_report
 from fastvideo_lightning.serve.images import WantedImages
 from fastvideo_lightning.serve.jobs import Job, Progress, Request

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from fastvideo_lightning.checkpoint.weights import StoredWeight
 from fastvideo_lightning.libraries import unheard
-from fastvideo_lightning.sharing import Replica
+from fastvideo_lightning.prompts.sampler import Replica
 
 
 @runtime_checkable

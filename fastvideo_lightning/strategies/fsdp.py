@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from fastvideo_lightning.sharing import Replica
+from fastvideo_lightning.prompts.sampler import Replica
 from fastvideo_lightning.strategies.context import ContextParallel, HasDenoisers
 from fastvideo_lightning.strategies.launching import (
     GuardedLauncher,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import ReduceOp
 from torch.distributed.constants import default_pg_timeout
 
-from fastvideo_lightning.sharing import Replica
+from fastvideo_lightning.prompts.sampler import Replica
 from fastvideo_lightning.strategies.context import ContextParallel
 from fastvideo_lightning.strategies.launching import (
     GuardedLauncher,

@@ -4,8 +4,8 @@ import pytest
 from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
-from fastvideo_lightning.prompt_files import read_prompt_file
-from fastvideo_lightning.prompts import PromptFileError
+from fastvideo_lightning.prompts.dataset import PromptFileError
+from fastvideo_lightning.prompts.files import read_prompt_file
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
 from fastvideo_lightning.config import SamplingParams, check_known, nearest_name
-from fastvideo_lightning.prompts import PlacedPrompts, PromptFileError, check_prompt
+from fastvideo_lightning.prompts.dataset import PlacedPrompts, PromptFileError, check_prompt
 
 STDIN = "-"
 

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
-from fastvideo_lightning.prompts import PromptDataset
+from fastvideo_lightning.prompts.dataset import PromptDataset
 
 
 class PromptDataModule(L.LightningDataModule):
