@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import lightning as L
 import torch
 
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 
 _log = logging.getLogger(__name__)
 

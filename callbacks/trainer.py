@@ -14,7 +14,7 @@ import lightning as L
 import torch
 
 from fastvideo_lightning.offload.handles import Call
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 
 
 @runtime_checkable

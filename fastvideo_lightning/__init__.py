@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastvideo_lightning.generator import VideoGenerator
     from fastvideo_lightning.loop import PredictLoop
     from fastvideo_lightning.modules import VideoModule
-    from fastvideo_lightning.output import GeneratedVideo
+    from fastvideo_lightning.output.video import GeneratedVideo
     from fastvideo_lightning.plan import Plan, make_plan
     from fastvideo_lightning.prompts.datamodule import PromptDataModule
     from fastvideo_lightning.prompts.dataset import PromptDataset
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _HOME = {
     "CheckpointError": "checkpoint.folder",
     "FSDPInferenceStrategy": "strategies",
-    "GeneratedVideo": "output",
+    "GeneratedVideo": "output.video",
     "HostResidentStrategy": "strategies",
     "OffloadConfig": "config",
     "OutOfGPUMemoryError": "replanning",

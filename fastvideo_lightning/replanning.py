@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import lightning as L
 
     from fastvideo_lightning.loop import SkipFailure
-    from fastvideo_lightning.output import GeneratedVideo
+    from fastvideo_lightning.output.video import GeneratedVideo
 
 _log = logging.getLogger(__name__)
 MAX_REPLANS = 2

@@ -8,7 +8,7 @@ import pytest
 
 import fastvideo_lightning
 from fastvideo_lightning.messages import LIBRARY_LOGGERS
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 
 
 class RecordedPipeline:

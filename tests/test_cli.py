@@ -225,7 +225,8 @@ def test_the_module_form_is_the_same_command(tmp_path):
 ENDLESS = """
 import time
 import numpy as np
-from fastvideo_lightning import cli, output
+from fastvideo_lightning import cli
+from fastvideo_lightning.output import video as output
 from fastvideo_lightning.commands import generate
 def encode(frames, path, *_):
     path.write_bytes(b"half")

@@ -14,7 +14,7 @@ from recorders import record_calls
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest
 from fastvideo_lightning.cli import cli, generate, run
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.naming import give_name
+from fastvideo_lightning.output.files import give_name
 from fastvideo_lightning.prompts.dataset import PromptDataset
 from fastvideo_lightning.prompts.files import read_prompt_file
 

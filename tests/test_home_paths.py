@@ -17,7 +17,7 @@ from fastvideo_lightning.config import LoraChoice, SamplingParams
 from fastvideo_lightning.modules.media import check_media, load_media
 from fastvideo_lightning.option_files import read_config_file
 from fastvideo_lightning.options import make_options
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 from fastvideo_lightning.pack import plan_packing
 from fastvideo_lightning.prompts.files import read_prompt_file
 from fastvideo_lightning.report import check_report_path

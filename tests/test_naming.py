@@ -3,7 +3,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from fastvideo_lightning.naming import MAX_STEM_BYTES, give_name, safe_stem
+from fastvideo_lightning.output.files import MAX_STEM_BYTES, give_name, safe_stem
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from fastvideo_lightning.output import (
-    Audio,
-    GeneratedVideo,
-    check_output_folder,
-)
+from fastvideo_lightning.output.video import Audio, GeneratedVideo, check_output_folder
 
 RED, BLUE = (230, 40, 40), (40, 80, 220)
 
@@ -100,7 +96,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
         part.write_bytes(b"half")
         raise error("stop")
 
-    monkeypatch.setattr("fastvideo_lightning.output._encode_mp4", write_half)
+    monkeypatch.setattr("fastvideo_lightning.output.video._encode_mp4", write_half)
     with pytest.raises(error):
         make_video(two_halves()).save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
@@ -208,7 +204,7 @@ def test_a_file_name_in_place_of_the_folder_is_refused_with_the_folder_to_pass(t
 
 def test_output_imports_neither_torch_nor_the_encoder():
     code = (
-        "import sys, fastvideo_lightning.output;"
+        "import sys, fastvideo_lightning.output.video;"
         "assert not {'torch', 'lightning', 'av', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

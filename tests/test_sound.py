@@ -4,7 +4,7 @@ import pytest
 from recipes import PROMPT, RECIPES
 
 from fastvideo_lightning import VideoGenerator
-from fastvideo_lightning.output import Audio, GeneratedVideo
+from fastvideo_lightning.output.video import Audio, GeneratedVideo
 
 RATE = 24_000
 

@@ -11,7 +11,7 @@ from weakref import proxy
 from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.writer import BatchWriter
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 from fastvideo_lightning.prompts.dataset import PromptDataset, PromptFileError, first_of_many
 
 if TYPE_CHECKING:

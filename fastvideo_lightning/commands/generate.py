@@ -38,7 +38,7 @@ from fastvideo_lightning.prompts.dataset import check_prompt
 if TYPE_CHECKING:
     from fastvideo_lightning.generator import VideoGenerator
     from fastvideo_lightning.modules import VideoModule
-    from fastvideo_lightning.output import GeneratedVideo
+    from fastvideo_lightning.output.video import GeneratedVideo
 
 _EXAMPLES = f"""\b
 Examples:
@@ -97,7 +97,7 @@ class Request:
             ImportError: If a package is missing that a choice needs.
             ValueError, OSError: If nothing can be written where it is asked for.
         """
-        from fastvideo_lightning.output import check_output_folder
+        from fastvideo_lightning.output.video import check_output_folder
         from fastvideo_lightning.report import check_report_path
 
         find_folder(self.choices["model"], revision=self.choices.get("revision"))

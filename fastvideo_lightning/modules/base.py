@@ -39,7 +39,7 @@ from fastvideo_lightning.modules.sampling import SamplingDefaults
 from fastvideo_lightning.modules.schedulers import check_scheduler, chosen_scheduler
 from fastvideo_lightning.modules.steps import Stage, StepWatch
 from fastvideo_lightning.modules.unread import WaitsInFiles
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 
 
 class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.LightningModule):

@@ -9,7 +9,7 @@ import torch
 from fastvideo_lightning.modules.catalog import IMAGE_FIELDS, VIDEO_FIELDS, no_frames
 from fastvideo_lightning.modules.finite import check_frames
 from fastvideo_lightning.modules.pipelines import Pipeline
-from fastvideo_lightning.output import Audio, Frames
+from fastvideo_lightning.output.video import Audio, Frames
 
 _AUDIO_FIELDS = ("audio", "sound")
 

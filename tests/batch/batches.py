@@ -8,7 +8,7 @@ import numpy as np
 from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest, sha256_of
 from fastvideo_lightning.batch.writer import BatchWriter
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 
 
 def make_entry(index: int) -> Entry:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 from tests.batch.batches import check_folder, make_entry, make_video, write_batch
 
 
@@ -51,7 +51,7 @@ def die(*_, **__):
 @pytest.mark.parametrize(
     ("moment", "remade"),
     [
-        ("fastvideo_lightning.output._encode_mp4", 3),
+        ("fastvideo_lightning.output.video._encode_mp4", 3),
         ("fastvideo_lightning.batch.manifest.Manifest.append", 3),
         ("os.link", 2),
         ("fastvideo_lightning.batch.folder._sync_folder", 2),

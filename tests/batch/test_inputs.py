@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from fastvideo_lightning import VideoGenerator, VideoModule
 from fastvideo_lightning.modules import content
 from fastvideo_lightning.modules.content import file_key, media_keys, model_keys, value_key
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 from tests.loras import write_lora
 
 SMALL = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 1}

@@ -9,7 +9,7 @@ from checkpoints import PROMPT, SIZE
 from fastvideo_lightning import VideoGenerator, VideoModule
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
 from fastvideo_lightning.batch.manifest import Entry
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 
 PROMPTS = [PROMPT, {"prompt": "a blue square", "seed": 9, "num_frames": 1}, "a green circle"]
 

@@ -5,9 +5,9 @@ import lightning as L
 import numpy as np
 import pytest
 
-from fastvideo_lightning import output
 from fastvideo_lightning.callbacks import VideoWriter
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output import video as output
+from fastvideo_lightning.output.video import GeneratedVideo
 
 
 def make_video(prompt="a red circle"):
@@ -99,7 +99,7 @@ def test_after_an_exception_the_same_writer_writes_the_next_video(fabric, tmp_pa
 
 def test_a_failed_write_leaves_no_file(fabric, tmp_path, monkeypatch):
     start(fabric)
-    monkeypatch.setattr("fastvideo_lightning.output._encode_mp4", fail)
+    monkeypatch.setattr("fastvideo_lightning.output.video._encode_mp4", fail)
     with pytest.raises(OSError, match="disk full"):
         end(fabric, make_video())
     announce(fabric, "on_exception", exception=OSError())
@@ -159,7 +159,7 @@ def test_what_was_made_is_written_however_the_run_ends(fabric, monkeypatch, mome
 
 
 def test_a_failed_write_is_raised_where_the_next_video_ends(fabric, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastvideo_lightning.output._encode_mp4", fail)
+    monkeypatch.setattr("fastvideo_lightning.output.video._encode_mp4", fail)
     start(fabric, "first")
     end(fabric, make_video("first"), written=False)
     start(fabric, "second")
@@ -170,7 +170,7 @@ def test_a_failed_write_is_raised_where_the_next_video_ends(fabric, tmp_path, mo
 
 
 def test_a_write_that_fails_while_the_run_breaks_is_told_beside(fabric, monkeypatch, caplog):
-    monkeypatch.setattr("fastvideo_lightning.output._encode_mp4", fail)
+    monkeypatch.setattr("fastvideo_lightning.output.video._encode_mp4", fail)
     start(fabric)
     end(fabric, make_video(), written=False)
     announce(fabric, "on_exception", exception=RuntimeError())

@@ -12,7 +12,7 @@ from fastvideo_lightning.batch import Entry, Manifest, StorageError
 from fastvideo_lightning.batch.manifest import sha256_of
 from fastvideo_lightning.cli import run
 from fastvideo_lightning.commands.batch import _count, say_all_there
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from fastvideo_lightning.modules.catalog import (
 )
 from fastvideo_lightning.modules.inputs import _NEEDED
 from fastvideo_lightning.modules.signature import CallSignature
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 
 
 def module_of(name: str) -> VideoModule:

@@ -17,7 +17,7 @@ from fastvideo_lightning import (
 )
 from fastvideo_lightning.callbacks import LayerwiseOffload, VideoWriter
 from fastvideo_lightning.modules.catalog import find_image_pipelines
-from fastvideo_lightning.output import GeneratedVideo
+from fastvideo_lightning.output.video import GeneratedVideo
 
 
 @pytest.mark.parametrize("name", PICTURES)

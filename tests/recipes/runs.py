@@ -17,7 +17,7 @@ from torch import nn
 from fastvideo_lightning import PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
 from fastvideo_lightning.modules.results import read_output
-from fastvideo_lightning.output import Audio, GeneratedVideo
+from fastvideo_lightning.output.video import Audio, GeneratedVideo
 from recipes.recipe import PROMPT, Recipe
 
 SEED = 7

@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from fastvideo_lightning.naming import give_name
+from fastvideo_lightning.output.files import give_name
 from fastvideo_lightning.short_repr import ShortRepr
 
 Frames = npt.NDArray[np.uint8]
