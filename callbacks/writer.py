@@ -7,8 +7,8 @@ from functools import partial
 from lightning.fabric import Fabric
 from torch import nn
 
-from fastvideo_lightning.callbacks.write_behind import WriteBehind
-from fastvideo_lightning.output.video import GeneratedVideo, check_output_folder
+from fastvideo_lightning.output.files import WriteBehind, check_output_folder
+from fastvideo_lightning.output.video import GeneratedVideo
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keyw
 from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.devices import check_devices, count_nodes
 from fastvideo_lightning.lora import GeneratesWithLora
-from fastvideo_lightning.output.video import GeneratedVideo, check_output_folder
+from fastvideo_lightning.output.files import check_output_folder
+from fastvideo_lightning.output.video import GeneratedVideo
 from fastvideo_lightning.prompts.dataset import PromptDataset, check_prompt
 from fastvideo_lightning.saving import Saving
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from fastvideo_lightning.output.video import Audio, GeneratedVideo, check_output_folder
+from fastvideo_lightning.output.files import check_output_folder
+from fastvideo_lightning.output.video import Audio, GeneratedVideo
 
 RED, BLUE = (230, 40, 40), (40, 80, 220)
 

@@ -22,8 +22,8 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest, sha256_of
-from fastvideo_lightning.output.files import link, names_for, safe_stem
-from fastvideo_lightning.output.video import GeneratedVideo, check_output_folder
+from fastvideo_lightning.output.files import check_output_folder, link, names_for, safe_stem
+from fastvideo_lightning.output.video import GeneratedVideo
 
 _LOCK, _PARTIAL, _NAMES = ".fastvideo-lightning.lock", ".partial", "names.lock"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
 from fastvideo_lightning.batch.manifest import FAILED, Entry
-from fastvideo_lightning.callbacks.write_behind import WriteBehind
+from fastvideo_lightning.output.files import WriteBehind
 from fastvideo_lightning.output.video import GeneratedVideo
 
 if TYPE_CHECKING:

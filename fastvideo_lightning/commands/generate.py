@@ -97,7 +97,7 @@ class Request:
             ImportError: If a package is missing that a choice needs.
             ValueError, OSError: If nothing can be written where it is asked for.
         """
-        from fastvideo_lightning.output.video import check_output_folder
+        from fastvideo_lightning.output.files import check_output_folder
         from fastvideo_lightning.report import check_report_path
 
         find_folder(self.choices["model"], revision=self.choices.get("revision"))

@@ -97,7 +97,7 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
             # Seconds of imports from here on.
             device_type = check_devices(1, choices["accelerator"])
             check_auto_budget(flags.gpu_memory_budget, on_gpu=device_type != "cpu")
-            from fastvideo_lightning.output.video import check_output_folder
+            from fastvideo_lightning.output.files import check_output_folder
             from fastvideo_lightning.serve.server import LOCAL_HOSTS, check_address, serving
 
             check_address(host, port)

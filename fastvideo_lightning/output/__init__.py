@@ -8,13 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastvideo_lightning.output.video import Audio, Frames, GeneratedVideo, check_output_folder
+    from fastvideo_lightning.output.files import check_output_folder
+    from fastvideo_lightning.output.video import Audio, Frames, GeneratedVideo
 
 _HOME = {
     "Audio": "video",
     "Frames": "video",
     "GeneratedVideo": "video",
-    "check_output_folder": "video",
+    "check_output_folder": "files",
 }
 
 __all__ = [

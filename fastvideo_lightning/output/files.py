@@ -1,15 +1,15 @@
-"""Names of files: what a prompt's may be called, and how a finished file gets a free one.
-
-A name is given to a file that is whole, in one step that takes no name which is taken: so a process
-that is killed leaves no empty file, and two processes never get the same name.
-"""
+"""Files of a run: free names, written whole or not at all, one behind what is made next."""
 
 import errno
 import os
+import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from threading import Thread
+from uuid import uuid4
 
 MAX_STEM_BYTES = 120  # encrypted file systems stop at 143, and the temporary name needs room too
 _RESERVED = {"con", "prn", "aux", "nul", "conin", "conout"}
@@ -96,3 +96,115 @@ def link(part: Path, path: Path) -> None:
             raise
         path.open("xb").close()
         part.replace(path)
+
+
+_MEDIA_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg"}
+
+
+def check_output_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make the folder if need be and prove that files can be written there.
+
+    Raises:
+        TypeError: If `folder` is no path.
+        ValueError: If `folder` is empty or names a media file.
+        OSError: If it cannot be made or written to; the class says which.
+    """
+    text = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
+    if not isinstance(text, str):
+        raise TypeError(
+            f"output_path must be a folder, got {folder!r}. Pass one such as output_path='output/'."
+        )
+    if not text or "\0" in text:
+        raise ValueError(
+            f"output_path must be a folder, got {text!r}. Pass one such as output_path='output/'."
+        )
+    path = Path(os.path.expanduser(text))
+    if path.suffix.lower() in _MEDIA_SUFFIXES and not path.is_dir():
+        raise ValueError(
+            f"output_path must be a folder, got the file name {text!r}. "
+            f"Pass the folder: output_path={str(path.parent)!r}; the file is named by the prompt."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError):
+            what = "a link to nothing" if path.is_symlink() else "a file"
+            reason, error = f"{what} is in its place", NotADirectoryError()
+        raise type(error)(
+            f"output_path {text!r} cannot be written to: {reason}. "
+            "Pass a folder that you may write to, such as output_path='output/'."
+        ) from error
+    return path
+
+
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success it becomes `path`, on failure it goes."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}. "
+            "Make it first."
+        )
+    part = path.with_name(f".{uuid4().hex}.part")
+    try:
+        yield part
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise _disk_is_full(path.parent) from error
+        raise
+
+
+def _disk_is_full(folder: Path) -> OSError:
+    full = OSError(
+        f"There is no space left to write the video into {str(folder)!r}. Free some space and run "
+        "the same again."
+    )
+    full.errno = errno.ENOSPC  # not as an argument: the message would begin with it
+    return full
+
+
+class WriteBehind:
+    """Runs one write at a time on a thread beside the caller's.
+
+    A second write waits for the first, so that at most one thing that was made is held here, and
+    writes keep their order. What a write raises is raised by the next call.
+    """
+
+    def __init__(self) -> None:
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def put(self, write: Callable[[], None], announce: Callable[[str], None]) -> None:
+        """Finish the write before, then begin this one.
+
+        Args:
+            write: Run on the thread.
+            announce: Told `on_write_start` now, and from the thread `on_write_end` however it ends.
+        """
+        self.finish()
+        announce("on_write_start")
+        self._thread = Thread(target=self._run, args=(write, announce), name="write-behind")
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until nothing is being written; raises what the write raised."""
+        if self._thread is not None:
+            self._thread.join()  # a Ctrl-C that comes here leaves it to the next call
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _run(self, write: Callable[[], None], announce: Callable[[str], None]) -> None:
+        try:
+            try:
+                write()
+            finally:
+                announce("on_write_end")
+        except BaseException as error:
+            self._error = error

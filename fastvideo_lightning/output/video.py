@@ -1,12 +1,8 @@
 """What a run leaves behind: the video in memory, its mp4 and its pictures."""
 
-import errno
 import io
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -14,8 +10,22 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from fastvideo_lightning.output.files import give_name
-from fastvideo_lightning.short_repr import ShortRepr
+from fastvideo_lightning.output.files import check_output_folder, give_name, whole_or_nothing
+
+
+class ShortRepr:
+    """Shows the arrays of a dataclass made with `repr=False` by dtype and shape."""
+
+    def __repr__(self) -> str:
+        fields_of: tuple[Any, ...] = fields(self)  # type: ignore[arg-type]
+        shown = (f"{field.name}={_show(getattr(self, field.name))}" for field in fields_of)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _show(value: Any) -> str:
+    is_array = hasattr(value, "shape") and hasattr(value, "dtype")
+    return f"<{value.dtype} {list(value.shape)}>" if is_array else repr(value)
+
 
 Frames = npt.NDArray[np.uint8]
 
@@ -24,8 +34,6 @@ _X264_OPTIONS = {
     # With macroblock-tree rate control, equal frames gave files that differ from call to call.
     "x264-params": "no-mbtree=1",
 }
-
-_MEDIA_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,7 +130,7 @@ class GeneratedVideo(ShortRepr):
             raise ValueError(
                 f"path must end in .mp4, got {str(path)!r}. Pass {str(path.with_suffix('.mp4'))!r}."
             )
-        with _whole_or_nothing(path) as part:
+        with whole_or_nothing(path) as part:
             _encode_mp4(self.frames, part, self.fps, self.audio)
         return path
 
@@ -170,77 +178,10 @@ class GeneratedVideo(ShortRepr):
         return file.getvalue()
 
 
-def check_output_folder(folder: str | os.PathLike[str]) -> Path:
-    """Make the folder if need be and prove that files can be written there.
-
-    Raises:
-        TypeError: If `folder` is no path.
-        ValueError: If `folder` is empty or names a media file.
-        OSError: If it cannot be made or written to; the class says which.
-    """
-    text = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
-    if not isinstance(text, str):
-        raise TypeError(
-            f"output_path must be a folder, got {folder!r}. Pass one such as output_path='output/'."
-        )
-    if not text or "\0" in text:
-        raise ValueError(
-            f"output_path must be a folder, got {text!r}. Pass one such as output_path='output/'."
-        )
-    path = Path(os.path.expanduser(text))
-    if path.suffix.lower() in _MEDIA_SUFFIXES and not path.is_dir():
-        raise ValueError(
-            f"output_path must be a folder, got the file name {text!r}. "
-            f"Pass the folder: output_path={str(path.parent)!r}; the file is named by the prompt."
-        )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, FileExistsError):
-            what = "a link to nothing" if path.is_symlink() else "a file"
-            reason, error = f"{what} is in its place", NotADirectoryError()
-        raise type(error)(
-            f"output_path {text!r} cannot be written to: {reason}. "
-            "Pass a folder that you may write to, such as output_path='output/'."
-        ) from error
-    return path
-
-
-@contextmanager
-def _whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success it becomes `path`, on failure it goes."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}. "
-            "Make it first."
-        )
-    part = path.with_name(f".{uuid4().hex}.part")
-    try:
-        yield part
-        part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise _disk_is_full(path.parent) from error
-        raise
-
-
-def _disk_is_full(folder: Path) -> OSError:
-    full = OSError(
-        f"There is no space left to write the video into {str(folder)!r}. Free some space and run "
-        "the same again."
-    )
-    full.errno = errno.ENOSPC  # not as an argument: the message would begin with it
-    return full
-
-
 def _write_png(frame: Frames, path: Path) -> None:
     from PIL import Image
 
-    with _whole_or_nothing(path) as part:
+    with whole_or_nothing(path) as part:
         Image.fromarray(frame).save(part, format="PNG")
 
 

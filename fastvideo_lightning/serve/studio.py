@@ -14,7 +14,7 @@ from fastvideo_lightning.generator import VideoGenerator
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.sampling import SamplingDefaults
 from fastvideo_lightning.modules.vocabulary import unread
-from fastvideo_lightning.output.video import check_output_folder
+from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.plan import Plan, make_plan
 from fastvideo_lightning.plan.planning import check_budget
 from fastvideo_lightning.plan.show import plan_text
