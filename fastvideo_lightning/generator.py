@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fastvideo_lightning.batch.generating import GeneratesBatches
 from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords, check_switch
 from fastvideo_lightning.config.conflicts import check_dtype
-from fastvideo_lightning.devices import check_devices, count_nodes
+from fastvideo_lightning.config.devices import check_devices, count_nodes
 from fastvideo_lightning.lora import GeneratesWithLora
 from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.output.video import GeneratedVideo

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fastvideo_lightning.devices import check_devices, count_nodes
+from fastvideo_lightning.config.devices import check_devices, count_nodes
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
 NAMES = [*TORCHRUN, "LT_NUM_NODES", "SLURM_NTASKS", "SLURM_NNODES"]

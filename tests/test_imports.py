@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fastvideo_lightning"
 ALLOWED = {
     "offload": {"cuda", "offload", "safetensors", "torch"},
-    "config": {"config"},
+    "config": {"config", "torch"},
     "output/files.py": set(),
     "output/video.py": {"PIL", "av", "numpy", "output.files", "output.video"},
     "prompts/dataset.py": {"config"},
@@ -163,7 +163,6 @@ ALLOWED = {
         "click",
         "commands",
         "config",
-        "devices",
         "generator",
         "inventory",
         "libraries",
@@ -229,7 +228,6 @@ ALLOWED = {
         "checkpoint.weights",
         "compiling",
         "config",
-        "devices",
         "lightning",
         "loop",
         "lora",

@@ -197,7 +197,7 @@ def _open(request: Request) -> "VideoGenerator":
     choices = request.choices
     # Seconds of imports from here on.
     from fastvideo_lightning import CheckpointError, VideoModule
-    from fastvideo_lightning.devices import check_devices
+    from fastvideo_lightning.config.devices import check_devices
     from fastvideo_lightning.modules.vocabulary import warn_of_unread
 
     with users_mistakes(CheckpointError):

@@ -11,7 +11,7 @@ from fastvideo_lightning.checkpoint.folder import find_folder
 from fastvideo_lightning.checkpoint.quantization import check_quantization
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.config.conflicts import check_auto_budget
-from fastvideo_lightning.devices import check_devices
+from fastvideo_lightning.config.devices import check_devices
 from fastvideo_lightning.option_files import read_config_file
 from fastvideo_lightning.options import (
     DEFAULTS,

@@ -4,8 +4,7 @@
 nothing deeper has to.
 """
 
-from fastvideo_lightning.config.lora import LoraChoice
-from fastvideo_lightning.config.names import (
+from fastvideo_lightning.config.checks import (
     check_keywords,
     check_known,
     check_switch,
@@ -13,6 +12,7 @@ from fastvideo_lightning.config.names import (
     nearest_name,
     spell_lists,
 )
+from fastvideo_lightning.config.lora import LoraChoice
 from fastvideo_lightning.config.offload import (
     CACHES,
     HOST_MEMORY,

@@ -6,8 +6,8 @@ from math import isfinite
 from numbers import Real
 from typing import Any, Self
 
+from fastvideo_lightning.config.checks import check_known
 from fastvideo_lightning.config.conflicts import check_combinations
-from fastvideo_lightning.config.names import check_known
 
 CACHES = ("first_block", "taylorseer", "pyramid")
 HOST_MEMORY = ("auto", "mapped", "pinned", "pageable", "courier", "disk")

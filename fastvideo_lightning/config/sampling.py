@@ -7,7 +7,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any, Self
 
-from fastvideo_lightning.config.names import check_known, check_text
+from fastvideo_lightning.config.checks import check_known, check_text
 
 MAX_FPS = 240
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes without wrapping around
