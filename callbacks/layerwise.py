@@ -16,7 +16,7 @@ from fastvideo_lightning.callbacks.attachment import (
 from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streaming
 from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
-from fastvideo_lightning.config.offload import check_count
+from fastvideo_lightning.config.checks import check_count
 from fastvideo_lightning.offload.bindings import TensorBinding, split_staying
 from fastvideo_lightning.offload.forwards import wrap_unit
 from fastvideo_lightning.offload.group import UnitGroup

@@ -83,3 +83,12 @@ def check_switch(name: str, value: object) -> None:
     """Raise TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}. Pass {name}=True.")
+
+
+def check_count(name: str, value: object, *, low: int) -> None:
+    """Raise unless a value is a whole number, `low` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise (ValueError if isinstance(value, int) else TypeError)(
+            f"{name} must be a whole number, {low} or more, got {value!r}. "
+            f"Pass one such as {name}={low + 1}."
+        )

@@ -6,7 +6,7 @@ from math import isfinite
 from numbers import Real
 from typing import Any, Self
 
-from fastvideo_lightning.config.checks import check_known
+from fastvideo_lightning.config.checks import check_count, check_known
 from fastvideo_lightning.config.conflicts import check_combinations
 
 CACHES = ("first_block", "taylorseer", "pyramid")
@@ -181,12 +181,3 @@ def _check_budget(name: str, budget: object, needs: str) -> None:
         raise TypeError(f"{wanted}, got {budget!r}. Pass one such as {name}=12.")
     if isinstance(budget, Real) and not (isfinite(budget) and budget > 0):
         raise ValueError(f"{wanted}, got {budget!r}. Pass one such as {name}=12.")
-
-
-def check_count(name: str, value: object, *, low: int) -> None:
-    """Raise unless a value is a whole number, `low` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise (ValueError if isinstance(value, int) else TypeError)(
-            f"{name} must be a whole number, {low} or more, got {value!r}. "
-            f"Pass one such as {name}={low + 1}."
-        )
