@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command; Ctrl-C while it is imported ends it as it does later."""
     try:
-        from fastvideo_lightning.cli import main as run_command
+        from fastvideo_lightning.cli.app import main as run_command
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped.\n")
         sys.exit(130)

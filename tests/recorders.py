@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastvideo_lightning
-from fastvideo_lightning.messages import LIBRARY_LOGGERS
+from fastvideo_lightning.cli.console import LIBRARY_LOGGERS
 from fastvideo_lightning.output.video import GeneratedVideo
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from fastvideo_lightning import CheckpointError, VideoModule
 from fastvideo_lightning.checkpoint.pipeline import open_checkpoint
 from fastvideo_lightning.checkpoint.weights import find_tensors, read_header
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 
 FindCheckpoint = Callable[[str], Path]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

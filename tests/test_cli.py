@@ -12,7 +12,7 @@ import pytest
 from recorders import RecordedModule, record_calls
 
 import fastvideo_lightning
-from fastvideo_lightning.cli import cli, run
+from fastvideo_lightning.cli.app import cli, run
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 
 COMMAND = [sys.executable, "-m", "fastvideo_lightning"]
@@ -193,7 +193,7 @@ def test_help_names_every_option_and_its_default(capsys):
 
 def test_help_needs_nothing_that_takes_seconds_to_import():
     code = (
-        "import sys; from fastvideo_lightning.cli import run; run(['generate', '--help']);"
+        "import sys; from fastvideo_lightning.cli.app import run; run(['generate', '--help']);"
         "heavy = {'torch', 'lightning', 'diffusers', 'transformers', 'numpy', 'av', 'yaml'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
@@ -225,9 +225,9 @@ def test_the_module_form_is_the_same_command(tmp_path):
 ENDLESS = """
 import time
 import numpy as np
-from fastvideo_lightning import cli
+from fastvideo_lightning.cli import app as cli
 from fastvideo_lightning.output import video as output
-from fastvideo_lightning.commands import generate
+from fastvideo_lightning.cli import generate
 def encode(frames, path, *_):
     path.write_bytes(b"half")
     print("ready", flush=True)

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator
-from fastvideo_lightning.cli import cli
+from fastvideo_lightning.cli.app import cli
 from fastvideo_lightning.config.conflicts import check_dtype
 
 FSDP = {"use_fsdp_inference": True, "dit_layerwise_offload": False}

@@ -13,7 +13,7 @@ from recorders import record_calls
 import fastvideo_lightning
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 from fastvideo_lightning.output.video import GeneratedVideo
 from fastvideo_lightning.pack.packing import Packing
 

@@ -14,8 +14,8 @@ import yaml
 
 import fastvideo_lightning
 from fastvideo_lightning import OffloadConfig, callbacks
-from fastvideo_lightning.cli import cli
-from fastvideo_lightning.options import COMMAND
+from fastvideo_lightning.cli.app import cli
+from fastvideo_lightning.cli.options import COMMAND
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "troubleshooting.md"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from recorders import record_calls
 
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest
-from fastvideo_lightning.cli import cli, generate, run
+from fastvideo_lightning.cli.app import cli, run
+from fastvideo_lightning.cli.generate import generate
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.output.files import give_name
 from fastvideo_lightning.prompts.dataset import PromptDataset

@@ -13,10 +13,10 @@ from fastvideo_lightning import CheckpointError
 from fastvideo_lightning.batch import BatchFolder
 from fastvideo_lightning.callbacks import MemoryReport, VideoWriter
 from fastvideo_lightning.checkpoint.folder import ASSETS, find_folder
+from fastvideo_lightning.cli.config_file import read_config_file
+from fastvideo_lightning.cli.options import make_options
 from fastvideo_lightning.config import LoraChoice, SamplingParams
 from fastvideo_lightning.modules.media import check_media, load_media
-from fastvideo_lightning.option_files import read_config_file
-from fastvideo_lightning.options import make_options
 from fastvideo_lightning.output.video import GeneratedVideo
 from fastvideo_lightning.pack import plan_packing
 from fastvideo_lightning.prompts.files import read_prompt_file

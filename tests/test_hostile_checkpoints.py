@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fastvideo_lightning import CheckpointError, VideoModule
 from fastvideo_lightning.checkpoint.weights import read_header
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 
 FindCheckpoint = Callable[[str], Path]
 Header = dict[str, Any]

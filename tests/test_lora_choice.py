@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from recorders import read_errors, record_calls
 
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 from fastvideo_lightning.config import LoraChoice
 from fastvideo_lightning.modules.adapter_files import name_each
 

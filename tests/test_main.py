@@ -18,7 +18,7 @@ def test_ctrl_c_during_the_first_imports_is_no_traceback(monkeypatch, capsys):
         def __getattr__(self, name):
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "fastvideo_lightning.cli", Interrupted("cli"))
+    monkeypatch.setitem(sys.modules, "fastvideo_lightning.cli.app", Interrupted("cli"))
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 130
@@ -51,7 +51,7 @@ def test_a_command_whose_streams_are_closed_does_its_work(tmp_path, closed):
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell closes no stream there")
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
     code = (
-        "import os, sys; from fastvideo_lightning import cli; cli.run = lambda: 0\n"
+        "import os, sys; from fastvideo_lightning.cli import app as cli; cli.run = lambda: 0\n"
         "try: cli.main()\nexcept SystemExit: pass\n"
         "os._exit(0 if os.open('new', os.O_CREAT | os.O_WRONLY) > 2 else 1)"
     )

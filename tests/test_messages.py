@@ -6,7 +6,7 @@ import pytest
 
 WAIT = """
 import sys
-from fastvideo_lightning.messages import be_quiet, show_own_log, waiting
+from fastvideo_lightning.cli.console import be_quiet, show_own_log, waiting
 show_own_log()
 be_quiet(sys.argv[1] == "quiet")
 with waiting("loading libraries"):

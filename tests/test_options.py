@@ -1,13 +1,9 @@
 import click
 import pytest
 
-from fastvideo_lightning.option_files import read_config_file
-from fastvideo_lightning.option_types import MappingType
-from fastvideo_lightning.options import (
-    WrongChoiceError,
-    in_command_words,
-    make_options,
-)
+from fastvideo_lightning.cli.config_file import read_config_file
+from fastvideo_lightning.cli.option_types import MappingType
+from fastvideo_lightning.cli.options import WrongChoiceError, in_command_words, make_options
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from checkpoints import weights_of
 
 from fastvideo_lightning import CheckpointError, VideoModule
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 
 RUN = "import pathlib; pathlib.Path(__file__).with_suffix('.ran').touch()\n"
 

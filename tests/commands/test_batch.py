@@ -10,8 +10,8 @@ from recorders import RecordedBatch, read_errors, record_calls
 import fastvideo_lightning
 from fastvideo_lightning.batch import Entry, Manifest, StorageError
 from fastvideo_lightning.batch.manifest import sha256_of
-from fastvideo_lightning.cli import run
-from fastvideo_lightning.commands.batch import _count, say_all_there
+from fastvideo_lightning.cli.app import run
+from fastvideo_lightning.cli.batch import _count, say_all_there
 from fastvideo_lightning.output.video import GeneratedVideo
 
 
@@ -227,7 +227,7 @@ def test_ctrl_c_while_the_libraries_load_says_how_to_go_on(tmp_path, monkeypatch
     def interrupt(request):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastvideo_lightning.commands.generate._open", interrupt)
+    monkeypatch.setattr("fastvideo_lightning.cli.generate._open", interrupt)
     (tmp_path / "p.txt").write_text("a red circle")
     options = ["--prompts", str(tmp_path / "p.txt"), "--output-path", str(tmp_path / "out")]
     assert run(["generate", *options]) == 130

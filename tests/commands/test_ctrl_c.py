@@ -10,7 +10,7 @@ from transformers import UMT5EncoderModel
 
 from fastvideo_lightning.batch import Manifest
 from fastvideo_lightning.batch.manifest import sha256_of
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 from fastvideo_lightning.output.video import GeneratedVideo
 
 PROMPTS = ["a red circle", "a blue square", "a green circle"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 from fastvideo_lightning.inventory import (
     HEADER,
     Entry,

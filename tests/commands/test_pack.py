@@ -10,8 +10,8 @@ import torch
 from recorders import read_errors
 from safetensors.torch import load_file
 
-from fastvideo_lightning.cli import run
-from fastvideo_lightning.messages import LIBRARY_LOGGERS
+from fastvideo_lightning.cli.app import run
+from fastvideo_lightning.cli.console import LIBRARY_LOGGERS
 
 FindCheckpoint = Callable[[str], Path]
 NOT_COUNTED = {"packing.json", "model_index.json"}

@@ -3,7 +3,7 @@ import json
 import pytest
 from recorders import read_errors
 
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 
 
 @pytest.fixture

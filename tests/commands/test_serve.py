@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from recorders import read_errors
 
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys) -> None:
@@ -26,7 +26,7 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys) ->
 def test_the_core_of_the_page_needs_no_gradio() -> None:
     code = (
         "import sys; sys.modules['gradio'] = sys.modules['starlette'] = None\n"
-        "import fastvideo_lightning.cli, fastvideo_lightning.serve.session\n"
+        "import fastvideo_lightning.cli.app, fastvideo_lightning.serve.session\n"
         "import fastvideo_lightning.serve.server"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,7 @@ from loras import TARGETS, write_lora
 from peft import LoraConfig, get_peft_model_state_dict
 
 from fastvideo_lightning import VideoModule
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 
 DEFAULT_FILE = "pytorch_lora_weights.safetensors"
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from fastvideo_lightning import CheckpointError
-from fastvideo_lightning.explanations import in_two_lines
+from fastvideo_lightning.cli.errors import in_two_lines
 from fastvideo_lightning.pack import files, pack, plan_packing
 
 NOBODY = 65534
@@ -99,7 +99,7 @@ def test_of_two_packs_into_one_folder_the_second_is_told_of_the_first(
 
     def meanwhile(path: Path, size_bytes: int) -> None:
         if not told:
-            script = "import sys; from fastvideo_lightning.cli import main; main()"
+            script = "import sys; from fastvideo_lightning.cli.app import main; main()"
             words = [sys.executable, "-c", script, "pack", str(model), str(out), "--dtype", "fp16"]
             told.append(subprocess.run(words, cwd=ROOT, capture_output=True, text=True))
             with pytest.raises(RuntimeError, match="Another `fastvideo-lightning pack` is writing"):

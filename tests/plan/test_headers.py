@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import checkpoints as checkpoints_of_benchmarks
 from benchmarks import random_weights
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 
 VIDEO = ("--height", "480", "--width", "832", "--num-frames", "17", "--gpu", "RTX 4090")
 # A kernel reads ahead of what is asked for, 128 KiB as a rule.

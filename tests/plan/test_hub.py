@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from fastvideo_lightning.cli import run
+from fastvideo_lightning.cli.app import run
 from tests.plan.test_headers import VIDEO, folder  # noqa: F401
 
 HUB_ID, COMMIT = "Wan-AI/Wan2.1-T2V-14B-Diffusers", "a" * 40

@@ -9,11 +9,8 @@ import click
 
 from fastvideo_lightning.checkpoint.folder import find_folder
 from fastvideo_lightning.checkpoint.quantization import check_quantization
-from fastvideo_lightning.config import OffloadConfig
-from fastvideo_lightning.config.conflicts import check_auto_budget
-from fastvideo_lightning.config.devices import check_devices
-from fastvideo_lightning.option_files import read_config_file
-from fastvideo_lightning.options import (
+from fastvideo_lightning.cli.config_file import read_config_file
+from fastvideo_lightning.cli.options import (
     DEFAULTS,
     FLAGS,
     GroupedCommand,
@@ -21,6 +18,9 @@ from fastvideo_lightning.options import (
     WrongChoiceError,
     make_options,
 )
+from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.config.conflicts import check_auto_budget
+from fastvideo_lightning.config.devices import check_devices
 
 if TYPE_CHECKING:
     from fastvideo_lightning.serve.studio import Studio
@@ -72,8 +72,8 @@ def _options() -> list[click.Parameter]:
 @click.pass_context
 def serve(context: click.Context, /, config: str | None, debug: bool, **given: Any) -> None:
     """Make videos from a page in the browser, one after the other, until Ctrl-C."""
-    from fastvideo_lightning.messages import quieten_libraries, waiting
-    from fastvideo_lightning.mistakes import users_mistakes
+    from fastvideo_lightning.cli.console import quieten_libraries, waiting
+    from fastvideo_lightning.cli.mistakes import users_mistakes
 
     for package, called in _NEEDED.items():
         if importlib.util.find_spec(package) is None:
@@ -113,7 +113,7 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
 
 def _open_studio(choices: dict[str, Any], config: OffloadConfig, device_type: str) -> "Studio":
     from fastvideo_lightning import CheckpointError
-    from fastvideo_lightning.mistakes import users_mistakes
+    from fastvideo_lightning.cli.mistakes import users_mistakes
     from fastvideo_lightning.serve.limits import Limits
     from fastvideo_lightning.serve.studio import Model, Studio
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvideo_lightning.options import StrictCommand
+from fastvideo_lightning.cli.options import StrictCommand
 
 if TYPE_CHECKING:
     from fastvideo_lightning.inventory import Entry
@@ -25,7 +25,7 @@ stands where; through a pipe each pipeline is a line whose cells are separated b
 @click.pass_context
 def models(context: click.Context, /, markdown: bool, debug: bool) -> None:
     """List the video pipelines of the installed diffusers."""
-    from fastvideo_lightning.messages import quieten_libraries, waiting
+    from fastvideo_lightning.cli.console import quieten_libraries, waiting
 
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()

@@ -10,21 +10,17 @@ import click
 
 from fastvideo_lightning.checkpoint.folder import find_folder
 from fastvideo_lightning.checkpoint.quantization import check_quantization
-from fastvideo_lightning.commands.batch import STOPPED, read_prompts, report_batch
-from fastvideo_lightning.commands.report import watch_run
-from fastvideo_lightning.config import LoraChoice, OffloadConfig, SamplingParams
-from fastvideo_lightning.config.conflicts import check_dtype
-from fastvideo_lightning.libraries import check_installed
-from fastvideo_lightning.messages import (
+from fastvideo_lightning.cli.batch import STOPPED, read_prompts, report_batch
+from fastvideo_lightning.cli.config_file import read_config_file
+from fastvideo_lightning.cli.console import (
     be_quiet,
     is_first_process,
     quieten_libraries,
     say,
     waiting,
 )
-from fastvideo_lightning.mistakes import users_mistakes
-from fastvideo_lightning.option_files import read_config_file
-from fastvideo_lightning.options import (
+from fastvideo_lightning.cli.mistakes import users_mistakes
+from fastvideo_lightning.cli.options import (
     COMMAND,
     DEFAULTS,
     FLAGS,
@@ -33,6 +29,10 @@ from fastvideo_lightning.options import (
     WrongChoiceError,
     make_options,
 )
+from fastvideo_lightning.cli.report import watch_run
+from fastvideo_lightning.config import LoraChoice, OffloadConfig, SamplingParams
+from fastvideo_lightning.config.conflicts import check_dtype
+from fastvideo_lightning.libraries import check_installed
 from fastvideo_lightning.prompts.dataset import check_prompt
 
 if TYPE_CHECKING:

@@ -14,16 +14,16 @@ from collections.abc import Sequence
 
 import click
 
-from fastvideo_lightning.commands.batch import STOPPED
-from fastvideo_lightning.commands.generate import generate
-from fastvideo_lightning.commands.models import models
-from fastvideo_lightning.commands.pack import pack
-from fastvideo_lightning.commands.plan import plan
-from fastvideo_lightning.commands.probe import probe
-from fastvideo_lightning.commands.serve import serve
-from fastvideo_lightning.explanations import explain, in_two_lines
-from fastvideo_lightning.messages import is_first_process, show_own_log
-from fastvideo_lightning.options import COMMAND, in_command_words
+from fastvideo_lightning.cli.batch import STOPPED
+from fastvideo_lightning.cli.console import is_first_process, show_own_log
+from fastvideo_lightning.cli.errors import explain, in_two_lines
+from fastvideo_lightning.cli.generate import generate
+from fastvideo_lightning.cli.models import models
+from fastvideo_lightning.cli.options import COMMAND, in_command_words
+from fastvideo_lightning.cli.pack import pack
+from fastvideo_lightning.cli.plan import plan
+from fastvideo_lightning.cli.probe import probe
+from fastvideo_lightning.cli.serve import serve
 from fastvideo_lightning.version import __version__
 
 FAILED, WRONG_CHOICE = 1, 2

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fastvideo_lightning.options import in_command_words
+from fastvideo_lightning.cli.options import in_command_words
 
 # Not their parents: lightning sets the level of `lightning.fabric` when it is imported, torch its.
 LIBRARY_LOGGERS = (
@@ -64,7 +64,7 @@ def quieten_libraries() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for name in LIBRARY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    ours, shown = os.path.dirname(__file__), set[str]()
+    ours, shown = os.path.dirname(os.path.dirname(__file__)), set[str]()
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
         text = str(message)

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from fastvideo_lightning.config import nearest_name
-from fastvideo_lightning.option_types import (
+from fastvideo_lightning.cli.option_types import (
     BudgetType,
     MappingType,
     RepeatedKeyError,
     read_yaml,
 )
-from fastvideo_lightning.options import COMMAND, GroupedOption, WrongChoiceError
+from fastvideo_lightning.cli.options import COMMAND, GroupedOption, WrongChoiceError
+from fastvideo_lightning.config import nearest_name
 
 
 def read_config_file(path: str, options: list[click.Parameter]) -> dict[str, Any]:

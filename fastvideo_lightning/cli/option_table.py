@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from fastvideo_lightning.cli.option_types import BudgetType, LoraType, MappingType, PathType
 from fastvideo_lightning.config import (
     CACHES,
     HOST_MEMORY,
@@ -14,7 +15,6 @@ from fastvideo_lightning.config import (
     OffloadConfig,
     SamplingParams,
 )
-from fastvideo_lightning.option_types import BudgetType, LoraType, MappingType, PathType
 
 PROMPT, MODEL, VIDEO, WEIGHTS, OTHER = (
     "Prompt and output",

@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from fastvideo_lightning.config import OffloadConfig, SamplingParams, spell_lists
-from fastvideo_lightning.option_table import (
+from fastvideo_lightning.cli.option_table import (
     MODEL_ROWS,
     OTHER,
     PROMPT_ROWS,
@@ -19,6 +18,7 @@ from fastvideo_lightning.option_table import (
     VIDEO_ROWS,
     WEIGHTS_ROWS,
 )
+from fastvideo_lightning.config import OffloadConfig, SamplingParams, spell_lists
 
 COMMAND = "fastvideo-lightning"
 FLAGS = {field.name: field.default for field in fields(OffloadConfig)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastvideo_lightning.messages import say
+from fastvideo_lightning.cli.console import say
 
 if TYPE_CHECKING:
     from fastvideo_lightning.batch import VideoBatch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fastvideo_lightning.checkpoint.folder import find_folder, readable
-from fastvideo_lightning.options import StrictCommand
+from fastvideo_lightning.cli.options import StrictCommand
 
 if TYPE_CHECKING:
     from fastvideo_lightning.pack import Packing, Progress
@@ -57,8 +57,8 @@ def pack(
     Weights are cast to the dtype they run in, and each block lies in one piece, so that the files
     themselves can be what the GPU is fed from.
     """
-    from fastvideo_lightning.messages import quieten_libraries
-    from fastvideo_lightning.mistakes import users_mistakes
+    from fastvideo_lightning.cli.console import quieten_libraries
+    from fastvideo_lightning.cli.mistakes import users_mistakes
 
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()

@@ -6,8 +6,8 @@ from difflib import get_close_matches
 
 import click
 
+from fastvideo_lightning.cli.options import COMMAND
 from fastvideo_lightning.config.sampling import EXAMPLES
-from fastvideo_lightning.options import COMMAND
 
 # Values as one types them, by option.
 _TYPED = {

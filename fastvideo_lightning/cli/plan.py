@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvideo_lightning.checkpoint.folder import find_folder
-from fastvideo_lightning.config import OffloadConfig, SamplingParams
-from fastvideo_lightning.option_table import MODEL
-from fastvideo_lightning.option_types import HostMemoryType
-from fastvideo_lightning.options import (
+from fastvideo_lightning.cli.option_table import MODEL
+from fastvideo_lightning.cli.option_types import HostMemoryType
+from fastvideo_lightning.cli.options import (
     FLAGS,
     SAMPLING,
     GroupedCommand,
     GroupedOption,
     make_options,
 )
+from fastvideo_lightning.config import OffloadConfig, SamplingParams
 
 if TYPE_CHECKING:
     from fastvideo_lightning.plan import Plan
@@ -61,8 +61,8 @@ def plan(
     context: click.Context, /, gpu: str | None, as_json: bool, debug: bool, **given: Any
 ) -> None:
     """Print what goes where for a model and a video, and the time and memory that it takes."""
-    from fastvideo_lightning.messages import quieten_libraries, waiting
-    from fastvideo_lightning.mistakes import users_mistakes
+    from fastvideo_lightning.cli.console import quieten_libraries, waiting
+    from fastvideo_lightning.cli.mistakes import users_mistakes
 
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import click
 
-from fastvideo_lightning.options import WrongChoiceError, in_command_words
+from fastvideo_lightning.cli.options import WrongChoiceError, in_command_words
 
 
 @contextmanager

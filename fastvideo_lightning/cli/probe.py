@@ -2,7 +2,7 @@
 
 import click
 
-from fastvideo_lightning.options import StrictCommand
+from fastvideo_lightning.cli.options import StrictCommand
 
 
 @click.command(cls=StrictCommand, short_help="Measure this machine for plans.")
@@ -11,7 +11,7 @@ def probe(debug: bool) -> None:
     """Measure the GPU, its link and the host once, and keep the figures for plans."""
     import torch
 
-    from fastvideo_lightning.messages import quieten_libraries
+    from fastvideo_lightning.cli.console import quieten_libraries
     from fastvideo_lightning.plan import probe as probing
 
     if not debug:

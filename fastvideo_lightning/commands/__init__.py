@@ -1,1 +1,0 @@
-"""The commands beside `generate`, one file each."""
