@@ -2,8 +2,8 @@ import click
 import pytest
 
 from fastvideo_lightning.cli.config_file import read_config_file
-from fastvideo_lightning.cli.option_types import MappingType
-from fastvideo_lightning.cli.options import WrongChoiceError, in_command_words, make_options
+from fastvideo_lightning.cli.errors import in_command_words
+from fastvideo_lightning.cli.options import MappingType, WrongChoiceError, make_options
 
 
 @pytest.fixture

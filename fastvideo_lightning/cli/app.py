@@ -16,10 +16,10 @@ import click
 
 from fastvideo_lightning.cli.batch import STOPPED
 from fastvideo_lightning.cli.console import is_first_process, show_own_log
-from fastvideo_lightning.cli.errors import explain, in_two_lines
+from fastvideo_lightning.cli.errors import explain, in_command_words, in_two_lines
 from fastvideo_lightning.cli.generate import generate
 from fastvideo_lightning.cli.models import models
-from fastvideo_lightning.cli.options import COMMAND, in_command_words
+from fastvideo_lightning.cli.options import COMMAND
 from fastvideo_lightning.cli.pack import pack
 from fastvideo_lightning.cli.plan import plan
 from fastvideo_lightning.cli.probe import probe

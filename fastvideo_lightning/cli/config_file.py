@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
-from fastvideo_lightning.cli.option_types import (
+from fastvideo_lightning.cli.options import (
+    COMMAND,
     BudgetType,
+    GroupedOption,
     MappingType,
     RepeatedKeyError,
+    WrongChoiceError,
     read_yaml,
 )
-from fastvideo_lightning.cli.options import COMMAND, GroupedOption, WrongChoiceError
 from fastvideo_lightning.config import nearest_name
 
 

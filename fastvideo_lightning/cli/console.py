@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fastvideo_lightning.cli.options import in_command_words
+from fastvideo_lightning.cli.errors import in_command_words
 
 # Not their parents: lightning sets the level of `lightning.fabric` when it is imported, torch its.
 LIBRARY_LOGGERS = (

@@ -1,13 +1,63 @@
-"""What the parser of the command refused, in two lines: what is wrong, and what to type."""
+"""What is said of an error: which are the user's to mend, and what to type instead.
+
+Messages spell Python names as one types them.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 import click
 
-from fastvideo_lightning.cli.options import COMMAND
+from fastvideo_lightning.cli.options import COMMAND, DEFAULTS, FLAGS, SAMPLING, WrongChoiceError
+from fastvideo_lightning.config import spell_lists
 from fastvideo_lightning.config.sampling import EXAMPLES
+
+_OTHERS = ("prompt", "prompts", "revision", "variant")
+_NAMES = sorted({*FLAGS, *SAMPLING, *DEFAULTS, *_OTHERS}, key=len, reverse=True)
+_ANY, _LONG = "|".join(_NAMES), "|".join(name for name in _NAMES if "_" in name)
+_WITH_VALUE = re.compile(rf"\b({_ANY})=([^\s,;]*[^\s,;.:)])")
+# A short name such as `model` is a plain word too: it is an option only where it opens a sentence.
+# What stands in quotes is spelled as in the file that it is from.
+_ALONE = re.compile(rf"^(?:{_ANY})\b|(?<!')\b(?:{_LONG})\b")
+
+
+def in_command_words(message: str) -> str:
+    """Rewrite Python spellings as what one types: `height=480` as `--height 480`."""
+
+    def with_value(match: re.Match[str]) -> str:
+        name, value = match[1].replace("_", "-"), match[2]
+        if value in ("True", "False"):
+            return f"--{name}" if value == "True" else f"--no-{name}"
+        return f"--{name} {value}"
+
+    def option(name: str) -> str:
+        return "--" + name.replace("_", "-")
+
+    text = spell_lists(_WITH_VALUE.sub(with_value, message), _NAMES, option)
+    return _ALONE.sub(lambda match: option(match[0]), text)
+
+
+@contextmanager
+def users_mistakes(*also: type[Exception]) -> Iterator[None]:
+    """Mark errors before the work as the user's to mend: they end with exit code 2.
+
+    What they say of Python names is put into the words that one types here.
+    """
+    kinds: list[type[Exception]] = [ValueError, TypeError, OSError, *also]
+    try:
+        yield
+    except click.UsageError:
+        raise
+    except tuple(kinds) as error:
+        first, *more = str(error).strip().splitlines() or [type(error).__name__]
+        context = click.get_current_context(silent=True)
+        if getattr(error, "is_of_file", False):
+            raise WrongChoiceError(first, context, further=more) from error
+        notes = [*map(in_command_words, getattr(error, "__notes__", ()))]
+        raise WrongChoiceError(in_command_words(first), context, further=notes) from error
+
 
 # Values as one types them, by option.
 _TYPED = {

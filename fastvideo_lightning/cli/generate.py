@@ -1,4 +1,7 @@
-"""The command `fastvideo-lightning generate`: a video from a prompt, or one from each of many."""
+"""The command `fastvideo-lightning generate`: a video from a prompt, or one from each of many.
+
+With `--report` a callback watches the run, and the plan is held against it.
+"""
 
 import os
 from collections.abc import Sequence
@@ -19,7 +22,7 @@ from fastvideo_lightning.cli.console import (
     say,
     waiting,
 )
-from fastvideo_lightning.cli.mistakes import users_mistakes
+from fastvideo_lightning.cli.errors import users_mistakes
 from fastvideo_lightning.cli.options import (
     COMMAND,
     DEFAULTS,
@@ -29,7 +32,6 @@ from fastvideo_lightning.cli.options import (
     WrongChoiceError,
     make_options,
 )
-from fastvideo_lightning.cli.report import watch_run
 from fastvideo_lightning.config import LoraChoice, OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.libraries import check_installed
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from fastvideo_lightning.generator import VideoGenerator
     from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.output.video import GeneratedVideo
+
 
 _EXAMPLES = f"""\b
 Examples:
@@ -263,3 +266,39 @@ def _report(video: "GeneratedVideo") -> None:
     if video.video_path is not None:
         click.echo(video.video_path)
     say(video.summary)
+
+
+def watch_run(
+    path: str | None,
+    module: "VideoModule",
+    config: OffloadConfig,
+    params: SamplingParams | None,
+    *,
+    on_gpu: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Return what the generator takes to be watched; nothing where no report is asked for.
+
+    Args:
+        path: Of the report.
+        module: The model.
+        config: The user's flags.
+        params: The video; None for a batch, which has no plan of one video.
+        on_gpu: Whether there is device memory to plan.
+        quiet: Whether to leave the five lines out.
+
+    Raises:
+        ValueError, OSError: If the file cannot be written.
+    """
+    if path is None:
+        return {}
+    from fastvideo_lightning.callbacks import MemoryReport
+
+    if params is None or not on_gpu or config.use_fsdp_inference:
+        return {"callbacks": [MemoryReport(path, quiet=quiet)]}
+    from fastvideo_lightning.plan import make_plan
+
+    plan = make_plan(module, params, flags=config)
+    link = None if plan.machine is None else plan.machine.link_bytes_per_s
+    report = MemoryReport(path, plan=plan.to_dict(), link_bytes_per_s=link, quiet=quiet)
+    return {"callbacks": [report]}

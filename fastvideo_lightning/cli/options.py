@@ -1,24 +1,251 @@
-"""The options of the command: their names, types, help and groups, and the file that may hold them.
+"""The options of the command: types, names, help, defaults and groups.
 
 An option's name is the Python name with hyphens, so that a page on one reads for the other.
 """
 
-import re
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import click
 
-from fastvideo_lightning.cli.option_table import (
-    MODEL_ROWS,
-    OTHER,
-    PROMPT_ROWS,
-    REPEATABLE,
-    VIDEO_ROWS,
-    WEIGHTS_ROWS,
+from fastvideo_lightning.config import (
+    CACHES,
+    HOST_MEMORY,
+    MAX_FPS,
+    ON_OOM,
+    SHARD_TRANSPORT,
+    LoraChoice,
+    OffloadConfig,
+    SamplingParams,
 )
-from fastvideo_lightning.config import OffloadConfig, SamplingParams, spell_lists
+
+
+class RepeatedKeyError(ValueError):
+    """A key stands twice in a mapping, of which YAML's loader would drop the first."""
+
+
+def read_yaml(text: str) -> Any:
+    """Read plain YAML as `yaml.safe_load` does, but drop no key.
+
+    Raises:
+        RepeatedKeyError: If a key stands twice in a mapping; names it and its line.
+        yaml.YAMLError: If it is no YAML.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                name = key.value if isinstance(key, yaml.ScalarNode) else None
+                if name in seen and key.tag != "tag:yaml.org,2002:merge":
+                    line = key.start_mark.line + 1
+                    raise RepeatedKeyError(f"line {line}: {name} is given twice.")
+                seen.add(name or object())
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)  # noqa: S506  # a SafeLoader
+
+
+class HostMemoryType(click.ParamType[str | float]):
+    """Where host copies wait, or for a plan how many GiB of memory the host has."""
+
+    name = "kind or GiB"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | float:
+        """Read a number where it is one, and one of the kinds otherwise."""
+        try:
+            size_gib = float(value)
+        except ValueError:
+            return click.Choice(HOST_MEMORY).convert(value, param, ctx)
+        if size_gib <= 0:
+            self.fail(f"{value} GiB are no memory. Pass a number such as 32.", param, ctx)
+        return size_gib
+
+
+class PathType(click.ParamType[str]):
+    """A path, whose `~` is the home also where no shell has read it."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the path as text."""
+        return os.path.expanduser(str(value))
+
+
+class LoraType(click.ParamType[LoraChoice]):
+    """A LoRA on the command line: `PATH`, `PATH:WEIGHT` or `PATH:WEIGHT@DENOISER`."""
+
+    name = "path[:weight][@denoiser]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> LoraChoice:
+        """Read one, checking that it is there."""
+        try:
+            return LoraChoice.parse(str(value))
+        except (ValueError, OSError) as error:
+            raise click.BadParameter(str(error), ctx=ctx, param=param) from error
+
+
+class BudgetType(click.ParamType[float | str]):
+    """A number of GiB, or `auto`."""
+
+    name = "gib"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        """Return the number, or `auto`."""
+        if value == "auto":
+            return "auto"
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is neither a number of GiB nor auto.", param, ctx)
+
+
+class MappingType(click.ParamType[Any]):
+    """Names and values in YAML, such as `{strength: 0.7, mask: mask.mp4}`."""
+
+    name = "{name: value, ...}"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        """Read the text; what is a mapping already passes."""
+        import yaml
+
+        try:
+            mapping = read_yaml(value) if isinstance(value, str) else value
+        except RepeatedKeyError as error:
+            self.fail(f"{error} Keep one of the two.", param, ctx)
+        except yaml.YAMLError:
+            mapping = None
+        if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping):
+            self.fail(f"must look like '{{strength: 0.7, mask: mask.mp4}}', got {value!r}.", param)
+        return mapping
+
+
+PROMPT, MODEL, VIDEO, WEIGHTS, OTHER = (
+    "Prompt and output",
+    "Model and machine",
+    "Video (default: what suits the model)",
+    "Where weights live",
+    "Other",
+)
+
+Row = tuple[str, str, Any, str]
+
+PROMPT_ROWS: list[Row] = [
+    ("prompt", PROMPT, str, "What the video shows."),
+    ("prompts", PROMPT, PathType(), "File with many: .txt, .jsonl, .csv, or - for stdin."),
+    ("resume", PROMPT, bool, "With --prompts, leave out what the folder has already."),
+    ("fail_fast", PROMPT, bool, "With --prompts, end with the first that fails."),
+    ("report", PROMPT, PathType(), "File to show the run in: .html, .png or .json."),
+    ("quiet", PROMPT, bool, "Say nothing but paths, warnings and errors."),
+    ("negative_prompt", PROMPT, str, "What it should not show."),
+    ("image_path", PROMPT, PathType(), "First frame, for models that take an image."),
+    ("last_image_path", PROMPT, PathType(), "Last frame, for models that take two."),
+    ("video_path", PROMPT, PathType(), "Video to start from, for models that take one."),
+    ("output_path", PROMPT, PathType(), "Folder of the video; the prompt names the file."),
+    ("save_video", PROMPT, bool, "Write the video."),
+]
+
+MODEL_ROWS: list[Row] = [
+    ("model", MODEL, str, "Folder of a diffusers pipeline, hub id, or tiny-shapes."),
+    ("revision", MODEL, str, "Branch, tag or commit on the hub."),
+    ("allow_pickle", MODEL, bool, "Load pickled weights, which can run code, if need be."),
+    ("variant", MODEL, str, "Variant of the weight files, such as fp16."),
+    (
+        "lora",
+        MODEL,
+        LoraType(),
+        "LoRA file, folder or hub id; may be given several times. Of two experts, add @transformer "
+        "or @transformer_2.",
+    ),
+    (
+        "dtype",
+        MODEL,
+        click.Choice(["auto", "fp32", "bf16", "fp16", "fp8", "int8"]),
+        "auto: fp32 on a CPU, on a GPU bf16 (Wan's VAE: fp32); fp8, int8: the denoiser alone.",
+    ),
+    (
+        "accelerator",
+        MODEL,
+        click.Choice(["auto", "cpu", "gpu", "cuda", "mps"]),
+        "Where to compute.",
+    ),
+    ("num_gpus", MODEL, click.IntRange(min=1), "Processes, one for each GPU."),
+]
+
+VIDEO_ROWS: list[Row] = [
+    ("height", VIDEO, int, "Pixels."),
+    ("width", VIDEO, int, "Pixels."),
+    ("num_frames", VIDEO, int, "Frames."),
+    ("fps", VIDEO, int, f"Frames per second, 1 to {MAX_FPS}."),
+    ("num_inference_steps", VIDEO, int, "Denoising steps: more take longer and show more."),
+    ("guidance_scale", VIDEO, float, "How closely to follow the prompt."),
+    ("guidance_scale_2", VIDEO, float, "The same for the second expert of two."),
+    ("scheduler", VIDEO, str, "Another of diffusers' schedulers, by the name of its class."),
+    ("flow_shift", VIDEO, float, "Shift of the noise schedule."),
+    ("max_sequence_length", VIDEO, int, "Tokens of the prompt that are read."),
+    (
+        "pipeline_arguments",
+        VIDEO,
+        MappingType(),
+        "Further arguments of diffusers' call; a file's path stands for its content.",
+    ),
+    ("seed", VIDEO, int, f"Of the noise. [default: {SamplingParams.seed}]"),
+]
+
+_FLAG_TEXTS = {
+    "dit_layerwise_offload": "Stream the denoiser's blocks through the GPU.",
+    "use_fsdp_inference": "Shard the denoiser over the GPUs with FSDP2.",
+    "dit_cpu_offload": "With FSDP, keep the shards in host memory.",
+    "text_encoder_cpu_offload": "Compute the text encoder on the CPU.",
+    "image_encoder_cpu_offload": "Image encoder on the GPU only during its call.",
+    "vae_cpu_offload": "VAE on the GPU only during its call.",
+    "pin_cpu_memory": "Pin host memory: faster transfers.",
+    "text_encoder_layerwise_offload": "Stream the text encoder through the GPU instead.",
+    "dit_resident_blocks": "So many of the streamed blocks stay on the GPU.",
+    "num_slots": "Streamed blocks that the GPU has room for at the same time.",
+    "compile": "Compile the denoiser's blocks: slower to start, faster steps.",
+    "cuda_graphs": "Have the GPU repeat steps by itself: faster small steps.",
+    "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
+    "vae_slicing": "Decode the videos of a batch one by one.",
+    "attention_backend": "One that diffusers knows, such as flash or sage.",
+    "cache": "Skip computing that changes little from step to step: other pixels.",
+    "host_memory": "Of the host copies; mapped: the checkpoint's file itself.",
+    "shard_transport": "On several GPUs, how blocks stream: in parts, or each all.",
+    "context_parallel": "GPUs that make each video together.",
+    "gpu_memory_budget": "GiB that the GPU may reserve, or auto: chooses the flags left out.",
+    "host_memory_budget": "GiB of host memory to hold for weights, or auto; the rest is read.",
+    "on_oom": "Out of GPU memory: raise, or replan with less on the GPU and try again.",
+}
+_FLAG_TYPES: dict[str, Any] = {
+    "shard_transport": click.Choice(SHARD_TRANSPORT),
+    "host_memory": click.Choice(HOST_MEMORY),
+    "cache": click.Choice(CACHES),
+    "attention_backend": str,
+    "dit_resident_blocks": click.IntRange(min=0),
+    "num_slots": click.IntRange(min=1),
+    "context_parallel": click.IntRange(min=1),
+    "gpu_memory_budget": BudgetType(),
+    "host_memory_budget": BudgetType(),
+    "on_oom": click.Choice(ON_OOM),
+}
+WEIGHTS_ROWS: list[Row] = [
+    (flag.name, WEIGHTS, _FLAG_TYPES.get(flag.name, bool), _FLAG_TEXTS[flag.name])
+    for flag in fields(OffloadConfig)
+]
+
+REPEATABLE = {"lora"}
+
 
 COMMAND = "fastvideo-lightning"
 FLAGS = {field.name: field.default for field in fields(OffloadConfig)}
@@ -136,28 +363,3 @@ def make_options() -> list[click.Parameter]:
         GroupedOption(name, group=group, kind=kind, text=text, multiple=name in REPEATABLE)
         for name, group, kind, text in rows
     ]
-
-
-_OTHERS = ("prompt", "prompts", "revision", "variant")
-_NAMES = sorted({*FLAGS, *SAMPLING, *DEFAULTS, *_OTHERS}, key=len, reverse=True)
-_ANY, _LONG = "|".join(_NAMES), "|".join(name for name in _NAMES if "_" in name)
-_WITH_VALUE = re.compile(rf"\b({_ANY})=([^\s,;]*[^\s,;.:)])")
-# A short name such as `model` is a plain word too: it is an option only where it opens a sentence.
-# What stands in quotes is spelled as in the file that it is from.
-_ALONE = re.compile(rf"^(?:{_ANY})\b|(?<!')\b(?:{_LONG})\b")
-
-
-def in_command_words(message: str) -> str:
-    """Rewrite Python spellings as what one types: `height=480` as `--height 480`."""
-
-    def with_value(match: re.Match[str]) -> str:
-        name, value = match[1].replace("_", "-"), match[2]
-        if value in ("True", "False"):
-            return f"--{name}" if value == "True" else f"--no-{name}"
-        return f"--{name} {value}"
-
-    def option(name: str) -> str:
-        return "--" + name.replace("_", "-")
-
-    text = spell_lists(_WITH_VALUE.sub(with_value, message), _NAMES, option)
-    return _ALONE.sub(lambda match: option(match[0]), text)

@@ -58,7 +58,7 @@ def pack(
     themselves can be what the GPU is fed from.
     """
     from fastvideo_lightning.cli.console import quieten_libraries
-    from fastvideo_lightning.cli.mistakes import users_mistakes
+    from fastvideo_lightning.cli.errors import users_mistakes
 
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()

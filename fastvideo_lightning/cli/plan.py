@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvideo_lightning.checkpoint.folder import find_folder
-from fastvideo_lightning.cli.option_table import MODEL
-from fastvideo_lightning.cli.option_types import HostMemoryType
 from fastvideo_lightning.cli.options import (
     FLAGS,
+    MODEL,
     SAMPLING,
     GroupedCommand,
     GroupedOption,
+    HostMemoryType,
     make_options,
 )
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
@@ -62,7 +62,7 @@ def plan(
 ) -> None:
     """Print what goes where for a model and a video, and the time and memory that it takes."""
     from fastvideo_lightning.cli.console import quieten_libraries, waiting
-    from fastvideo_lightning.cli.mistakes import users_mistakes
+    from fastvideo_lightning.cli.errors import users_mistakes
 
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()

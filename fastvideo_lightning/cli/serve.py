@@ -73,7 +73,7 @@ def _options() -> list[click.Parameter]:
 def serve(context: click.Context, /, config: str | None, debug: bool, **given: Any) -> None:
     """Make videos from a page in the browser, one after the other, until Ctrl-C."""
     from fastvideo_lightning.cli.console import quieten_libraries, waiting
-    from fastvideo_lightning.cli.mistakes import users_mistakes
+    from fastvideo_lightning.cli.errors import users_mistakes
 
     for package, called in _NEEDED.items():
         if importlib.util.find_spec(package) is None:
@@ -113,7 +113,7 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
 
 def _open_studio(choices: dict[str, Any], config: OffloadConfig, device_type: str) -> "Studio":
     from fastvideo_lightning import CheckpointError
-    from fastvideo_lightning.cli.mistakes import users_mistakes
+    from fastvideo_lightning.cli.errors import users_mistakes
     from fastvideo_lightning.serve.limits import Limits
     from fastvideo_lightning.serve.studio import Model, Studio
 
