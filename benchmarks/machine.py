@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from fastvideo_lightning.offload.host import HostSlab
-from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.offload.host.slab import HostSlab
+from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 
 GIB = 1 << 30
 

@@ -6,7 +6,7 @@ import time
 import torch
 
 from benchmarks.machine import synchronize
-from fastvideo_lightning.offload.shards import find_shard_group
+from fastvideo_lightning.offload.distributed.process_group import find_shard_group
 
 
 class Parts(logging.Handler):

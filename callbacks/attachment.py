@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.bindings import (
+from fastvideo_lightning.offload.adapters import rebind_units
+from fastvideo_lightning.offload.cuda_graphs import GraphedForward, graph_forward
+from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.group import UnitGroup
+from fastvideo_lightning.offload.handles import Handle, Undo, remove_all
+from fastvideo_lightning.offload.interrupts import interrupted_later
+from fastvideo_lightning.offload.keeping import Kept, forget_empty, kept_on
+from fastvideo_lightning.offload.phases import phase
+from fastvideo_lightning.offload.registry import forget_idle_engines
+from fastvideo_lightning.offload.residents import ResidentSet
+from fastvideo_lightning.offload.rest import is_lent
+from fastvideo_lightning.offload.tensors.autograd import lasting
+from fastvideo_lightning.offload.tensors.bindings import (
     TensorBinding,
     find_bindings,
     places_in,
     split_by_owner,
     split_sharing,
 )
-from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.graphs import GraphedForward, graph_forward
-from fastvideo_lightning.offload.group import UnitGroup
-from fastvideo_lightning.offload.handles import Handle, Undo, remove_all
-from fastvideo_lightning.offload.interrupts import interrupted_later
-from fastvideo_lightning.offload.keeping import Kept, forget_empty, kept_on
-from fastvideo_lightning.offload.phases import phase
-from fastvideo_lightning.offload.rebinding import rebind_units
-from fastvideo_lightning.offload.recording import lasting
-from fastvideo_lightning.offload.registry import forget_idle_engines
-from fastvideo_lightning.offload.residents import ResidentSet
-from fastvideo_lightning.offload.rest import is_lent
-from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.tensors.sources import WeightSource
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 if TYPE_CHECKING:

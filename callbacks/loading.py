@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 from fastvideo_lightning.callbacks.progress import terminal_of
-from fastvideo_lightning.offload.source import StoredBytes
+from fastvideo_lightning.offload.tensors.sources import StoredBytes
 
 
 @contextmanager

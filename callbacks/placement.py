@@ -10,7 +10,11 @@ from lightning.fabric.wrappers import _FabricModule
 from torch import nn
 
 from fastvideo_lightning.callbacks.attachment import Attachment, claims_on, is_within
-from fastvideo_lightning.offload.bindings import TensorBinding, find_bindings, split_by_owner
+from fastvideo_lightning.offload.tensors.bindings import (
+    TensorBinding,
+    find_bindings,
+    split_by_owner,
+)
 
 
 @runtime_checkable

@@ -6,11 +6,11 @@ from enum import StrEnum
 from typing import NoReturn
 
 from fastvideo_lightning.offload import mapped_file
+from fastvideo_lightning.offload.distributed.gather import make_gather
+from fastvideo_lightning.offload.distributed.process_group import ShardGroup, find_shard_group
+from fastvideo_lightning.offload.distributed.transport import measure_links
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.gather import make_gather
-from fastvideo_lightning.offload.link import measure_links
 from fastvideo_lightning.offload.phases import phase
-from fastvideo_lightning.offload.shards import ShardGroup, find_shard_group
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 _log = logging.getLogger(__name__)

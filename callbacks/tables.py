@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.handles import Handle
 from fastvideo_lightning.offload.hooks import hook_lookup
-from fastvideo_lightning.offload.lookups import is_table
 from fastvideo_lightning.offload.reading import find_source
-from fastvideo_lightning.offload.source import WeightSource
+from fastvideo_lightning.offload.tensors.bindings import TensorBinding
+from fastvideo_lightning.offload.tensors.embeddings import is_table
+from fastvideo_lightning.offload.tensors.sources import WeightSource
 
 
 def split_tables(

@@ -7,7 +7,7 @@ for part of its program.
 
 from torch import nn
 
-from fastvideo_lightning.offload.partition import find_block_lists
+from fastvideo_lightning.offload.blocks import find_block_lists
 
 # Inductor would time several kernels for one reduction and keep the fastest. They add in different
 # orders: the bits would be those of whichever won, in this process and until it compiles again.

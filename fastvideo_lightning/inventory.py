@@ -12,7 +12,7 @@ from fastvideo_lightning.modules import find_family
 from fastvideo_lightning.modules.catalog import UNUSABLE, declared_models, find_video_pipelines
 from fastvideo_lightning.modules.generic import GenericModule
 from fastvideo_lightning.modules.roles import Role, Roles, role_of, sort_roles
-from fastvideo_lightning.offload.partition import streamed_share
+from fastvideo_lightning.offload.blocks import streamed_share
 
 # A class that has no size of its own: that of the public checkpoint.
 _SIZES: dict[str, dict[str, Any]] = {

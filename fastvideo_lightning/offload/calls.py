@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fastvideo_lightning.offload.recording import in_backward
+from fastvideo_lightning.offload.tensors.autograd import in_backward
 
 if TYPE_CHECKING:
     from fastvideo_lightning.offload.unit import OffloadUnit

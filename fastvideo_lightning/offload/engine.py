@@ -12,24 +12,24 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.bindings import split_ties
 from fastvideo_lightning.offload.calls import Calls, OpenCall
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.mover import UnitMover
 from fastvideo_lightning.offload.phases import phase
-from fastvideo_lightning.offload.recording import (
+from fastvideo_lightning.offload.residents import READ_THREADS, move
+from fastvideo_lightning.offload.rest import is_lent
+from fastvideo_lightning.offload.results import apart_from
+from fastvideo_lightning.offload.slots import DeviceSlot
+from fastvideo_lightning.offload.state import UnitState
+from fastvideo_lightning.offload.streams import Transport
+from fastvideo_lightning.offload.tensors.autograd import (
     in_backward,
     is_recorded,
     lasting,
     outside_transforms,
 )
-from fastvideo_lightning.offload.residents import READ_THREADS, move
-from fastvideo_lightning.offload.rest import is_lent
-from fastvideo_lightning.offload.results import apart_from
-from fastvideo_lightning.offload.slots import DeviceSlot
-from fastvideo_lightning.offload.source import WeightSource
-from fastvideo_lightning.offload.state import UnitState
-from fastvideo_lightning.offload.streams import Transport
+from fastvideo_lightning.offload.tensors.bindings import split_ties
+from fastvideo_lightning.offload.tensors.sources import WeightSource
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 Args = tuple[object, ...]

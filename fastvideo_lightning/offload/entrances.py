@@ -12,7 +12,7 @@ from torch import nn
 
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.handles import Call, Handle, Inseparable, Undo
-from fastvideo_lightning.offload.transfers import move_inputs
+from fastvideo_lightning.offload.tensors.transfers import move_inputs
 from fastvideo_lightning.offload.unit import Entrance, OffloadUnit
 
 _CALL = "_call_impl"

@@ -15,9 +15,9 @@ from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.entrances import make_entrances
 from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Call, Handle, Hook, MethodHandle
-from fastvideo_lightning.offload.lookups import HostLookup
-from fastvideo_lightning.offload.recording import outside_transforms
-from fastvideo_lightning.offload.transfers import move_inputs, move_tensors
+from fastvideo_lightning.offload.tensors.autograd import outside_transforms
+from fastvideo_lightning.offload.tensors.embeddings import HostLookup
+from fastvideo_lightning.offload.tensors.transfers import move_inputs, move_tensors
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 CALLS = ("encode", "decode")

@@ -6,7 +6,7 @@ slab of their own; the block's bytes stay where they are and are not read again.
 
 import torch
 
-from fastvideo_lightning.offload.host import HostMaster, Segment
+from fastvideo_lightning.offload.host.slab import HostMaster, Segment
 
 
 class JoinedMaster:

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from fastvideo_lightning.offload import pagemap
-from fastvideo_lightning.offload.file_reads import FileReader, Version, version_of
-from fastvideo_lightning.offload.host import register, unregister
-from fastvideo_lightning.offload.layout import TensorSpec
-from fastvideo_lightning.offload.source import FileBytes
+from fastvideo_lightning.offload.host.file_reads import FileReader, Version, version_of
+from fastvideo_lightning.offload.host.slab import register, unregister
+from fastvideo_lightning.offload.tensors.layout import TensorSpec
+from fastvideo_lightning.offload.tensors.sources import FileBytes
 
 CHUNK_BYTES = 1 << 30
 """Memory is registered in pieces of this size: one registration of everything may be refused."""

@@ -22,7 +22,7 @@ called twice and then the denoiser is. Otherwise the list begins anew.
 from collections import defaultdict
 from collections.abc import Sequence
 
-from fastvideo_lightning.offload.recording import in_backward
+from fastvideo_lightning.offload.tensors.autograd import in_backward
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fastvideo_lightning.offload.bindings import TensorBinding
-from fastvideo_lightning.offload.layout import TensorSpec
-from fastvideo_lightning.offload.leaves import leaves_of
 from fastvideo_lightning.offload.mapped_file import find_in_file
-from fastvideo_lightning.offload.source import FileBytes, StoredBytes, WeightSource
+from fastvideo_lightning.offload.tensors.bindings import TensorBinding
+from fastvideo_lightning.offload.tensors.layout import TensorSpec
+from fastvideo_lightning.offload.tensors.leaves import leaves_of
+from fastvideo_lightning.offload.tensors.sources import FileBytes, StoredBytes, WeightSource
 
 
 def source_spec(

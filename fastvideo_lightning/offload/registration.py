@@ -12,9 +12,9 @@ import mmap
 from collections.abc import Iterable, Sequence
 
 from fastvideo_lightning.offload import mapped_file
-from fastvideo_lightning.offload.mapped import MappedSlab
+from fastvideo_lightning.offload.distributed.shard_plan import cut
+from fastvideo_lightning.offload.host.mapped import MappedSlab
 from fastvideo_lightning.offload.mapped_file import MappedFile, split_at_chunks
-from fastvideo_lightning.offload.parts import cut
 
 GAP_BYTES = 1 << 20
 """A gap that is registered with its neighbours: it takes no longer than one more call."""

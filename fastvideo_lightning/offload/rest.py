@@ -5,8 +5,8 @@ import sys
 import torch
 from torch.nn.utils import stateless
 
-from fastvideo_lightning.offload.bindings import Shown
-from fastvideo_lightning.offload.leaves import addresses_of
+from fastvideo_lightning.offload.tensors.bindings import Shown
+from fastvideo_lightning.offload.tensors.leaves import addresses_of
 
 _FUNCTIONAL_CODE = stateless._functional_call.__code__
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_any, tree_map
 
-from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES
-from fastvideo_lightning.offload.leaves import is_plain
+from fastvideo_lightning.offload.tensors.layout import ALIGNMENT_BYTES
+from fastvideo_lightning.offload.tensors.leaves import is_plain
 
 
 def apart_from(memory: torch.Tensor, result: object) -> object:

@@ -19,9 +19,9 @@ from typing import Protocol
 
 import torch
 
-from fastvideo_lightning.offload.couriers import Couriers, WaitingCouriers, make_couriers
-from fastvideo_lightning.offload.file_reads import FileRead
-from fastvideo_lightning.offload.host import HostMaster
+from fastvideo_lightning.offload.host.couriers import Couriers, WaitingCouriers, make_couriers
+from fastvideo_lightning.offload.host.file_reads import FileRead
+from fastvideo_lightning.offload.host.slab import HostMaster
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.unit import OffloadUnit
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fastvideo_lightning.offload.host import HostMaster
+from fastvideo_lightning.offload.host.slab import HostMaster
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.streams import Transport
 from fastvideo_lightning.offload.unit import OffloadUnit

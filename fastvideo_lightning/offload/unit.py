@@ -7,21 +7,21 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload import reading
-from fastvideo_lightning.offload.bindings import (
+from fastvideo_lightning.offload.host.slab import HostMaster, HostMemory
+from fastvideo_lightning.offload.host.store import HostStore
+from fastvideo_lightning.offload.rest import Rest
+from fastvideo_lightning.offload.state import UnitState
+from fastvideo_lightning.offload.tensors.autograd import kept_views, lasting, with_way_back
+from fastvideo_lightning.offload.tensors.bindings import (
     Registry,
     Shown,
     TensorBinding,
     show,
     split_ties,
 )
-from fastvideo_lightning.offload.host import HostMaster, HostMemory
-from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.leaves import fill, find_leaves, leaves_of, rebuild
-from fastvideo_lightning.offload.recording import kept_views, lasting, with_way_back
-from fastvideo_lightning.offload.rest import Rest
-from fastvideo_lightning.offload.source import FileBytes, WeightSource
-from fastvideo_lightning.offload.state import UnitState
-from fastvideo_lightning.offload.store import HostStore
+from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.offload.tensors.leaves import fill, find_leaves, leaves_of, rebuild
+from fastvideo_lightning.offload.tensors.sources import FileBytes, WeightSource
 from fastvideo_lightning.offload.watching import Watch
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from fastvideo_lightning.offload.bindings import Shown
-from fastvideo_lightning.offload.leaves import addresses_of
 from fastvideo_lightning.offload.results import lies_in
+from fastvideo_lightning.offload.tensors.bindings import Shown
+from fastvideo_lightning.offload.tensors.leaves import addresses_of
 
 _ROW = 1024
 """Numbers of 8 bytes that are added up to one."""

@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.checkpoint.weights import DTYPES, PADDING, StoredWeight
-from fastvideo_lightning.offload.bindings import (
+from fastvideo_lightning.offload.blocks import find_block_lists
+from fastvideo_lightning.offload.tensors.bindings import (
     TensorBinding,
     find_bindings,
     split_buffers,
     split_by_owner,
 )
-from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES, SlabLayout, TensorSpec
-from fastvideo_lightning.offload.partition import find_block_lists
+from fastvideo_lightning.offload.tensors.layout import ALIGNMENT_BYTES, SlabLayout, TensorSpec
 
 PAGE_BYTES = 4096
 SHARD_BYTES = 10_000_000_000

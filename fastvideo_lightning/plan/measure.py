@@ -8,17 +8,17 @@ import torch
 
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.roles import Role, role_of
-from fastvideo_lightning.offload.bindings import (
+from fastvideo_lightning.offload.blocks import find_block_lists
+from fastvideo_lightning.offload.reading import find_source, source_spec
+from fastvideo_lightning.offload.tensors.bindings import (
     TensorBinding,
     find_bindings,
     split_buffers,
     split_by_owner,
 )
-from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.leaves import find_leaves, is_plain
-from fastvideo_lightning.offload.lookups import is_table
-from fastvideo_lightning.offload.partition import find_block_lists
-from fastvideo_lightning.offload.reading import find_source, source_spec
+from fastvideo_lightning.offload.tensors.embeddings import is_table
+from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.offload.tensors.leaves import find_leaves, is_plain
 
 MIB = 1 << 20
 _GPU = torch.device("cuda")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
-from fastvideo_lightning.offload.partition import spread
+from fastvideo_lightning.offload.blocks import spread
 from fastvideo_lightning.plan.measure import ComponentSize, PartSize
 from fastvideo_lightning.plan.subject import Subject
 

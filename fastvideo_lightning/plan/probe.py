@@ -13,8 +13,8 @@ import psutil
 import torch
 from platformdirs import user_cache_path
 
-from fastvideo_lightning.offload.host import HostSlab
-from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.offload.host.slab import HostSlab
+from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.plan.machine import Machine
 
 _ROUNDS = 5

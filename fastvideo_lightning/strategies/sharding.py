@@ -18,7 +18,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from torch.distributed.tensor import DTensor
 
 from fastvideo_lightning.checkpoint.weights import StoredWeight
-from fastvideo_lightning.offload.partition import find_block_lists
+from fastvideo_lightning.offload.blocks import find_block_lists
 
 
 def shard_denoiser(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
-from fastvideo_lightning.offload import bindings
+from fastvideo_lightning.offload.tensors import bindings
 
 PLACEMENTS = {
     "one slot": lambda: LayerwiseOffload("model", num_slots=1),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
-from fastvideo_lightning.offload.bindings import find_bindings, split_sharing
+from fastvideo_lightning.offload.tensors.bindings import find_bindings, split_sharing
 
 PLACEMENTS = {
     "blocks": lambda: LayerwiseOffload("m"),

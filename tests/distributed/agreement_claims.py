@@ -18,10 +18,10 @@ from distributed.streaming_claims import (
 )
 from fastvideo_lightning import PredictLoop
 from fastvideo_lightning.callbacks import LayerwiseOffload, MemoryReport, ModelOffload, sharding
-from fastvideo_lightning.offload import agreement, shards
-from fastvideo_lightning.offload.gather import GatherStream, InlineGather
-from fastvideo_lightning.offload.link import LinkSpeeds
-from fastvideo_lightning.offload.shards import find_shard_group
+from fastvideo_lightning.offload.distributed import agreement, process_group
+from fastvideo_lightning.offload.distributed.gather import GatherStream, InlineGather
+from fastvideo_lightning.offload.distributed.process_group import find_shard_group
+from fastvideo_lightning.offload.distributed.transport import LinkSpeeds
 from tests.toys import OnMeta, TensorSource, make_toy, sample
 
 
@@ -174,10 +174,10 @@ def two_transports_on_one_module_are_refused(device):
 
 def nodes_share_among_themselves(device, num_nodes):
     """As if the ranks were on so many nodes; return what each shares with."""
-    home, rank = shards._home, dist.get_rank()
+    home, rank = process_group._home, dist.get_rank()
     try:
-        shards._FOUND.clear()
-        shards._home = lambda: f"node {rank * num_nodes // dist.get_world_size()}"
+        process_group._FOUND.clear()
+        process_group._home = lambda: f"node {rank * num_nodes // dist.get_world_size()}"
         group = find_shard_group(device)
         model, plain = toy_of(), toy_of()
         callback = attach(model, device)
@@ -188,8 +188,8 @@ def nodes_share_among_themselves(device, num_nodes):
         callback.detach()
         return None if group is None else group.ranks
     finally:
-        shards._home = home
-        shards._FOUND.clear()
+        process_group._home = home
+        process_group._FOUND.clear()
 
 
 def the_group_is_found_once(device):

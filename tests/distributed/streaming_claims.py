@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, sharding
-from fastvideo_lightning.offload import parts
-from fastvideo_lightning.offload.gather import GatherStream, InlineGather
-from fastvideo_lightning.offload.link import LinkSpeeds
+from fastvideo_lightning.offload.distributed import shard_plan
+from fastvideo_lightning.offload.distributed.gather import GatherStream, InlineGather
+from fastvideo_lightning.offload.distributed.transport import LinkSpeeds
 from tests.toys import OnFile, OnMeta, Toy, make_toy, sample
 
 WIDTH = 48
@@ -24,7 +24,7 @@ def toy_of(num_blocks: int = 4, seed: int = 0) -> Toy:
 
 def attach(model: Toy, device: torch.device, how: str = "gather", **options) -> LayerwiseOffload:
     callback = LayerwiseOffload("blocks", shard_transport=how, **options)
-    parts.CHUNK_BYTES = 1 << 13  # so that a block of a toy has several; here are ranks alone
+    shard_plan.CHUNK_BYTES = 1 << 13  # so that a block of a toy has several; here are ranks alone
     callback.attach(model, device)
     return callback
 

@@ -10,7 +10,7 @@ from checkpoints import PROMPT
 
 from fastvideo_lightning import PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
-from fastvideo_lightning.offload import parts
+from fastvideo_lightning.offload.distributed import shard_plan
 
 
 def frames_of(module: VideoModule, callbacks: list[Any], batch: Any) -> np.ndarray:
@@ -57,7 +57,7 @@ def videos_equal_those_made_alone(
     device: torch.device, folder: Any, sampling: dict[str, Any], **options: Any
 ) -> tuple[int, int]:
     """Each rank its own seed; return the bytes that the rank holds and those of the blocks."""
-    parts.CHUNK_BYTES = 1 << (19 if folder == "tiny-shapes" else 13)  # a few for each block
+    shard_plan.CHUNK_BYTES = 1 << (19 if folder == "tiny-shapes" else 13)  # a few for each block
     batch = PromptDataset([PROMPT], seed=7 + dist.get_rank(), **sampling)[0]
     expected = frames_alone(device, folder, batch, doubled=False)
     module = VideoModule.from_pretrained(folder)

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastvideo_lightning.offload.host import HostMaster
+from fastvideo_lightning.offload.host.slab import HostMaster
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.streams import CopyStream
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
-from fastvideo_lightning.offload import file_reads, host, mapped
-from fastvideo_lightning.offload.couriers import WaitingCouriers
-from fastvideo_lightning.offload.mapped import MappedSlab
+from fastvideo_lightning.offload.host import file_reads, mapped, slab
+from fastvideo_lightning.offload.host.couriers import WaitingCouriers
+from fastvideo_lightning.offload.host.mapped import MappedSlab
 from fastvideo_lightning.offload.stream_driver import StreamDriver
 from tests.gpu import requires_gpu
 from tests.gpu.streams import PoisoningStream, SleepingStream
@@ -176,7 +176,7 @@ def test_where_the_system_refuses_the_launching_thread_reads(path, expected, mon
         raise RuntimeError("refused")
 
     if what == "pinning":
-        monkeypatch.setattr(host, "register", refuse)
+        monkeypatch.setattr(slab, "register", refuse)
     else:
         monkeypatch.setattr(StreamDriver, "wait", refuse)
     with pytest.warns(UserWarning, match="refuses to pin") if what == "pinning" else nullcontext():

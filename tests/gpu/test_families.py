@@ -19,7 +19,7 @@ from fastvideo_lightning import VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
 from fastvideo_lightning.modules.catalog import UNUSABLE
 from fastvideo_lightning.modules.dtypes import PUBLISHED_WITH_FP32_VAE
-from fastvideo_lightning.offload.partition import find_block_lists
+from fastvideo_lightning.offload.blocks import find_block_lists
 from tests.gpu import requires_gpu
 
 pytestmark = [pytest.mark.gpu, requires_gpu]

@@ -8,10 +8,10 @@ from distributed import streaming_claims as claims
 from distributed.ranks import World
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.offload import parts
-from fastvideo_lightning.offload.agreement import SharedUnits
-from fastvideo_lightning.offload.gather import GatherStream
-from fastvideo_lightning.offload.parts import Cut, cut
+from fastvideo_lightning.offload.distributed import shard_plan
+from fastvideo_lightning.offload.distributed.agreement import SharedUnits
+from fastvideo_lightning.offload.distributed.gather import GatherStream
+from fastvideo_lightning.offload.distributed.shard_plan import Cut, cut
 from tests.gpu import requires_gpu
 from tests.gpu.streams import PoisoningStream, SleepingStream
 from tests.toys import make_toy, sample
@@ -59,7 +59,7 @@ class SleepingGather(SleepingStream, GatherStream):
 
 
 def stream(transport, shared: SharedUnits, order: list[int], monkeypatch) -> list[torch.Tensor]:
-    monkeypatch.setattr(parts, "CHUNK_BYTES", 1 << 19)
+    monkeypatch.setattr(shard_plan, "CHUNK_BYTES", 1 << 19)
     toy = make_toy(6, width=WIDTH)
     toy.order = order
     callback = LayerwiseOffload("blocks")

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from fastvideo_lightning.offload.bindings import find_bindings, split_by_owner
+from fastvideo_lightning.offload.tensors.bindings import find_bindings, split_by_owner
 
 
 def fqns(bindings) -> list[str]:

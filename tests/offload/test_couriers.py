@@ -12,17 +12,17 @@ import torch
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
 from fastvideo_lightning.offload import mapped_file
-from fastvideo_lightning.offload.couriers import Couriers, WaitingCouriers
-from fastvideo_lightning.offload.file_reads import (
+from fastvideo_lightning.offload.blocks import deal
+from fastvideo_lightning.offload.host.couriers import Couriers, WaitingCouriers
+from fastvideo_lightning.offload.host.file_reads import (
     DIRECT_BYTES,
     FilePiece,
     FileReader,
     plan_reads,
     version_of,
 )
-from fastvideo_lightning.offload.host import HostMemory
-from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES
-from fastvideo_lightning.offload.partition import deal
+from fastvideo_lightning.offload.host.slab import HostMemory
+from fastvideo_lightning.offload.tensors.layout import ALIGNMENT_BYTES
 from tests.toys import OnFile, make_toy, sample
 
 pytestmark = pytest.mark.skipif(
@@ -319,7 +319,7 @@ def test_an_interrupt_while_copies_are_enqueued_leaves_no_stream_waiting(file, c
 
 
 def test_where_streams_cannot_wait_the_launching_thread_does(file, monkeypatch):
-    monkeypatch.setattr("fastvideo_lightning.offload.couriers.BUFFER_BYTES", DIRECT_BYTES)
+    monkeypatch.setattr("fastvideo_lightning.offload.host.couriers.BUFFER_BYTES", DIRECT_BYTES)
     stream, couriers = ThreadStream(), WaitingCouriers()
     bring_all(couriers, stream, file, SlowReader(reader_of(file)), repeats=2)
     with pytest.raises(RuntimeError, match="the disk fails"):

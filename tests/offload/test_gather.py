@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastvideo_lightning.offload.gather import GatherStream
-from fastvideo_lightning.offload.parts import Chunk, Cut
+from fastvideo_lightning.offload.distributed.gather import GatherStream
+from fastvideo_lightning.offload.distributed.shard_plan import Chunk, Cut
 
 DEVICE = torch.device("cuda", 0)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.offload.graphs import GraphedForward, kind_of
+from fastvideo_lightning.offload.cuda_graphs import GraphedForward, kind_of
 from tests.toys import make_toy, sample
 
 

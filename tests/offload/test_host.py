@@ -3,9 +3,9 @@ import warnings
 import pytest
 import torch
 
-from fastvideo_lightning.offload.host import HostMemory
-from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.store import HostStore
+from fastvideo_lightning.offload.host.slab import HostMemory
+from fastvideo_lightning.offload.host.store import HostStore
+from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 
 LAYOUT = SlabLayout([TensorSpec.contiguous(torch.Size([1000]), torch.float32)])
 

@@ -1,7 +1,7 @@
 import torch
 
-from fastvideo_lightning.offload.host import HostSlab
-from fastvideo_lightning.offload.layout import (
+from fastvideo_lightning.offload.host.slab import HostSlab
+from fastvideo_lightning.offload.tensors.layout import (
     ALIGNMENT_BYTES,
     SlabLayout,
     TensorSpec,

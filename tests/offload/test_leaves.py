@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.offload.leaves import find_leaves, rebuild
+from fastvideo_lightning.offload.tensors.leaves import find_leaves, rebuild
 
 
 class Scaled(torch.Tensor):

@@ -5,9 +5,9 @@ from safetensors.torch import load_file, save_file
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
 from fastvideo_lightning.checkpoint.weights import StoredWeight, read_header
 from fastvideo_lightning.offload import mapped_file
-from fastvideo_lightning.offload.host import Segment
-from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.mapped import MappedSlab
+from fastvideo_lightning.offload.host.mapped import MappedSlab
+from fastvideo_lightning.offload.host.slab import Segment
+from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 from tests.toys import OnFile, Toy, make_toy, sample
 
 pytestmark = pytest.mark.skipif(

@@ -11,8 +11,8 @@ import torch
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
 from fastvideo_lightning.offload import mapped_file
+from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.registry import engines_of
-from fastvideo_lightning.offload.store import HostStore
 from tests.toys import OnFile, make_toy, sample
 
 pytestmark = pytest.mark.skipif(not mapped_file.IS_SUPPORTED, reason="mapping needs Linux")

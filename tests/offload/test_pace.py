@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastvideo_lightning.offload.pace import Pace
+from fastvideo_lightning.offload.distributed.link_load import Pace
 from fastvideo_lightning.offload.timing import DeviceClock
 
 

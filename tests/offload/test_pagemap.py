@@ -44,7 +44,7 @@ def without_pagemap(self, *args, **kwargs):
 
 Path.open = without_pagemap
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.offload.store import HostStore
+from fastvideo_lightning.offload.host.store import HostStore
 from tests.toys import OnFile, make_toy, sample
 
 plain = make_toy(4)

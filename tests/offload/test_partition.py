@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.partition import find_block_lists, spread
+from fastvideo_lightning.offload.blocks import find_block_lists, spread
 from tests.toys import Block, make_toy
 
 

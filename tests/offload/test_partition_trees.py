@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.partition import find_block_lists, split_list
+from fastvideo_lightning.offload.blocks import find_block_lists, split_list
 from tests.toys import Block
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from fastvideo_lightning.offload import parts
-from fastvideo_lightning.offload.host import HostSlab, Segment
-from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.parts import clip, cut
+from fastvideo_lightning.offload.distributed import shard_plan
+from fastvideo_lightning.offload.distributed.shard_plan import clip, cut
+from fastvideo_lightning.offload.host.slab import HostSlab, Segment
+from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 
 
 class Pieces:
@@ -25,7 +25,7 @@ class Pieces:
 def test_the_ranks_parts_and_the_rest_are_every_byte_once(
     num_ranks, size_bytes, chunk_bytes, monkeypatch
 ):
-    monkeypatch.setattr(parts, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(shard_plan, "CHUNK_BYTES", chunk_bytes)
     master = Pieces(size_bytes, breaks=[b for b in (100, 700, 30_001) if b < size_bytes])
     slot = torch.zeros(size_bytes, dtype=torch.uint8)
     times = torch.zeros(size_bytes, dtype=torch.int64)
@@ -48,7 +48,7 @@ def test_the_ranks_parts_and_the_rest_are_every_byte_once(
 
 @pytest.mark.parametrize(("size_bytes", "number"), [(8000, 1), (20_000, 2), (100_000, 4)])
 def test_chunks_are_few_alike_and_not_short(size_bytes, number, monkeypatch):
-    monkeypatch.setattr(parts, "CHUNK_BYTES", 1 << 13)
+    monkeypatch.setattr(shard_plan, "CHUNK_BYTES", 1 << 13)
     chunks, _ = cut(Pieces(size_bytes, []), rank=0, num_ranks=2)
     sizes = [chunk.end - chunk.begin for chunk in chunks]
     assert len(sizes) == number
@@ -58,7 +58,7 @@ def test_chunks_are_few_alike_and_not_short(size_bytes, number, monkeypatch):
 
 @pytest.mark.parametrize("size_bytes", [0, 700, 5000, 65_537])
 def test_steps_bring_all_and_the_rest_before_the_last_chunk_is_joined(size_bytes, monkeypatch):
-    monkeypatch.setattr(parts, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(shard_plan, "CHUNK_BYTES", 1 << 12)
     found = cut(Pieces(size_bytes, [100]), rank=1, num_ranks=2)
     steps = list(found.steps())
     assert [chunk for _, chunk in steps] == (found.chunks or [None])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastvideo_lightning.offload.peers import PeerSlots
+from fastvideo_lightning.offload.distributed.peers import PeerSlots
 
 
 class Driver:

@@ -1,8 +1,8 @@
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.bindings import find_bindings
 from fastvideo_lightning.offload.residents import ResidentSet
+from fastvideo_lightning.offload.tensors.bindings import find_bindings
 from tests.toys import make_toy
 
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from fastvideo_lightning.offload.partition import streamed_share
+from fastvideo_lightning.offload.blocks import streamed_share
 
 
 def model(num_blocks: int, *, beside: int = 0, rows: int = 0) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from toys import make_toy, sample
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.offload.gather import InlineGather
+from fastvideo_lightning.offload.distributed.gather import InlineGather
 from fastvideo_lightning.offload.streams import InlineCopyStream
 from fastvideo_lightning.offload.timing import DeviceClock, TimedTransport
 

@@ -6,11 +6,15 @@ import torch
 from torch import nn
 
 from fastvideo_lightning import VideoModule
-from fastvideo_lightning.offload import bindings as bindings_module
-from fastvideo_lightning.offload.bindings import find_bindings, split_buffers, split_by_owner
-from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.partition import find_block_lists
+from fastvideo_lightning.offload.blocks import find_block_lists
 from fastvideo_lightning.offload.reading import find_source, source_spec
+from fastvideo_lightning.offload.tensors import bindings as bindings_module
+from fastvideo_lightning.offload.tensors.bindings import (
+    find_bindings,
+    split_buffers,
+    split_by_owner,
+)
+from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.pack import pack
 from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
 

@@ -18,13 +18,13 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
-from fastvideo_lightning.offload.host import HostMaster, HostSlab
-from fastvideo_lightning.offload.pace import MOST_LOAD, MakeMark, Pace
-from fastvideo_lightning.offload.parts import Chunk, Cut, cut
+from fastvideo_lightning.offload.distributed.link_load import MOST_LOAD, MakeMark, Pace
+from fastvideo_lightning.offload.distributed.process_group import ShardGroup
+from fastvideo_lightning.offload.distributed.shard_plan import Chunk, Cut, cut
+from fastvideo_lightning.offload.host.slab import HostMaster, HostSlab
+from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
-from fastvideo_lightning.offload.shards import ShardGroup
-from fastvideo_lightning.offload.store import HostStore
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from copy import copy
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.bindings import TensorBinding
+from fastvideo_lightning.offload.tensors.bindings import TensorBinding
 
 Rebuild = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.layout import TensorSpec
+from fastvideo_lightning.offload.tensors.layout import TensorSpec
 
 Registry = dict[str, torch.Tensor | None]
 """A module's own ``_parameters`` or ``_buffers``."""

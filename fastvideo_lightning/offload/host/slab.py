@@ -11,8 +11,8 @@ from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 
-from fastvideo_lightning.offload.file_reads import FileRead
-from fastvideo_lightning.offload.layout import SlabLayout
+from fastvideo_lightning.offload.host.file_reads import FileRead
+from fastvideo_lightning.offload.tensors.layout import SlabLayout
 
 
 class HostMemory(StrEnum):

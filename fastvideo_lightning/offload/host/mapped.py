@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 
 from fastvideo_lightning.offload import mapped_file
-from fastvideo_lightning.offload.couriers import BUFFER_BYTES
-from fastvideo_lightning.offload.file_reads import FilePiece, FileRead, plan_reads
-from fastvideo_lightning.offload.host import HostMemory, HostSlab, Segment
-from fastvideo_lightning.offload.layout import SlabLayout
+from fastvideo_lightning.offload.host.couriers import BUFFER_BYTES
+from fastvideo_lightning.offload.host.file_reads import FilePiece, FileRead, plan_reads
+from fastvideo_lightning.offload.host.slab import HostMemory, HostSlab, Segment
 from fastvideo_lightning.offload.mapped_file import (
     MappedFile,
     close_file,
     open_file,
     split_at_chunks,
 )
-from fastvideo_lightning.offload.source import StoredBytes
+from fastvideo_lightning.offload.tensors.layout import SlabLayout
+from fastvideo_lightning.offload.tensors.sources import StoredBytes
 
 
 class MappedSlab:

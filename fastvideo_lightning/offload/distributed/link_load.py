@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastvideo_lightning.offload.host import HostMaster
+from fastvideo_lightning.offload.host.slab import HostMaster
 from fastvideo_lightning.offload.timing import DeviceClock, Mark
 
 MOST_LOAD = 900

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import NamedTuple
 
-from fastvideo_lightning.offload.host import HostMaster, Segment
+from fastvideo_lightning.offload.host.slab import HostMaster, Segment
 from fastvideo_lightning.offload.joined import JoinedMaster
-from fastvideo_lightning.offload.layout import ALIGNMENT_BYTES
+from fastvideo_lightning.offload.tensors.layout import ALIGNMENT_BYTES
 
 CHUNK_BYTES = 32 << 20
 """The least of a chunk: long enough for a link's full speed."""

@@ -22,10 +22,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
-from fastvideo_lightning.offload.host import Segment
+from fastvideo_lightning.offload.distributed.process_group import ShardGroup
+from fastvideo_lightning.offload.distributed.shard_plan import Chunk
+from fastvideo_lightning.offload.host.slab import Segment
 from fastvideo_lightning.offload.meetings import Meeting
-from fastvideo_lightning.offload.parts import Chunk
-from fastvideo_lightning.offload.shards import ShardGroup
 from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.stream_driver import StreamDriver
 

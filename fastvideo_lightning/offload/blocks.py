@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastvideo_lightning.offload.bindings import find_bindings
-from fastvideo_lightning.offload.host import HostMemory
-from fastvideo_lightning.offload.lookups import is_table
+from fastvideo_lightning.offload.host.slab import HostMemory
+from fastvideo_lightning.offload.tensors.bindings import find_bindings
+from fastvideo_lightning.offload.tensors.embeddings import is_table
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._pytree import tree_any
 
-from fastvideo_lightning.offload.bindings import TensorBinding
-from fastvideo_lightning.offload.layout import SlabLayout
+from fastvideo_lightning.offload.tensors.bindings import TensorBinding
+from fastvideo_lightning.offload.tensors.layout import SlabLayout
 
 
 @contextmanager

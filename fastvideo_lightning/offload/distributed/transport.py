@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import torch
 
-from fastvideo_lightning.offload.gather import make_gather
-from fastvideo_lightning.offload.host import HostSlab
-from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.shards import ShardGroup
+from fastvideo_lightning.offload.distributed.gather import make_gather
+from fastvideo_lightning.offload.distributed.process_group import ShardGroup
+from fastvideo_lightning.offload.host.slab import HostSlab
+from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.slots import DeviceSlot
-from fastvideo_lightning.offload.store import HostStore
 from fastvideo_lightning.offload.streams import Transport, make_transport
+from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 
 REPEATS = 3
 

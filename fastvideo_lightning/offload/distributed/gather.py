@@ -10,14 +10,14 @@ from functools import partial
 
 import torch
 
-from fastvideo_lightning.offload.agreement import SharedUnits
-from fastvideo_lightning.offload.host import HostMaster
-from fastvideo_lightning.offload.pace import Pace
-from fastvideo_lightning.offload.parts import Cut
-from fastvideo_lightning.offload.peers import PeerSlots
-from fastvideo_lightning.offload.shards import ShardGroup
+from fastvideo_lightning.offload.distributed.agreement import SharedUnits
+from fastvideo_lightning.offload.distributed.link_load import Pace
+from fastvideo_lightning.offload.distributed.peers import PeerSlots
+from fastvideo_lightning.offload.distributed.process_group import ShardGroup
+from fastvideo_lightning.offload.distributed.shard_plan import Cut
+from fastvideo_lightning.offload.host.slab import HostMaster
+from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.slots import DeviceSlot
-from fastvideo_lightning.offload.store import HostStore
 from fastvideo_lightning.offload.streams import CopyStream, InlineCopyStream
 from fastvideo_lightning.offload.timing import DeviceClock
 from fastvideo_lightning.offload.unit import OffloadUnit

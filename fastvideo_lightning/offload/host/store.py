@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastvideo_lightning.offload.host import HostMaster, HostMemory, HostSlab
+from fastvideo_lightning.offload.distributed.process_group import ShardGroup
+from fastvideo_lightning.offload.distributed.shared_memory import Places, sharing
+from fastvideo_lightning.offload.host.mapped import MappedSlab, is_mappable
+from fastvideo_lightning.offload.host.slab import HostMaster, HostMemory, HostSlab
 from fastvideo_lightning.offload.joined import JoinedMaster
-from fastvideo_lightning.offload.layout import SlabLayout
-from fastvideo_lightning.offload.mapped import MappedSlab, is_mappable
 from fastvideo_lightning.offload.phases import phase
 from fastvideo_lightning.offload.registration import register_parts, register_ranges
-from fastvideo_lightning.offload.shards import ShardGroup
-from fastvideo_lightning.offload.shared import Places, sharing
-from fastvideo_lightning.offload.source import StoredBytes
+from fastvideo_lightning.offload.tensors.layout import SlabLayout
+from fastvideo_lightning.offload.tensors.sources import StoredBytes
 
 if TYPE_CHECKING:
     from fastvideo_lightning.offload.unit import OffloadUnit

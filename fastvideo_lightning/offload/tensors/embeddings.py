@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.handles import Call
-from fastvideo_lightning.offload.leaves import is_plain
-from fastvideo_lightning.offload.transfers import move_inputs, move_tensors
+from fastvideo_lightning.offload.tensors.bindings import TensorBinding
+from fastvideo_lightning.offload.tensors.leaves import is_plain
+from fastvideo_lightning.offload.tensors.transfers import move_inputs, move_tensors
 
 _CPU = torch.device("cpu")
 _LOOK_UP: object = functional.embedding

@@ -29,10 +29,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
-from fastvideo_lightning.offload.file_reads import FileRead
-from fastvideo_lightning.offload.host import HostSlab
-from fastvideo_lightning.offload.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.offload.host.file_reads import FileRead
+from fastvideo_lightning.offload.host.slab import HostSlab
 from fastvideo_lightning.offload.stream_driver import StreamDriver
+from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 
 _log = logging.getLogger(__name__)
 

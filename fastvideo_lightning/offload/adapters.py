@@ -10,12 +10,12 @@ tensors itself is no longer in the module is the whole unit laid out anew.
 
 from collections.abc import Mapping
 
-from fastvideo_lightning.offload.bindings import TensorBinding
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.entrances import find_entrances
-from fastvideo_lightning.offload.host import HostMaster, HostMemory
-from fastvideo_lightning.offload.leaves import find_leaves
-from fastvideo_lightning.offload.store import HostStore
+from fastvideo_lightning.offload.host.slab import HostMaster, HostMemory
+from fastvideo_lightning.offload.host.store import HostStore
+from fastvideo_lightning.offload.tensors.bindings import TensorBinding
+from fastvideo_lightning.offload.tensors.leaves import find_leaves
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 
