@@ -15,7 +15,7 @@ class Parts(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
-        log = logging.getLogger("fastvideo_lightning.offload.phases")
+        log = logging.getLogger("fastvideo_lightning.offload.profiling")
         log.setLevel(logging.DEBUG)
         log.addHandler(self)
 

@@ -9,14 +9,12 @@ from torch import nn
 from fastvideo_lightning.offload.adapters import rebind_units
 from fastvideo_lightning.offload.cuda_graphs import GraphedForward, graph_forward
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Handle, Undo, remove_all
 from fastvideo_lightning.offload.interrupts import interrupted_later
 from fastvideo_lightning.offload.keeping import Kept, forget_empty, kept_on
-from fastvideo_lightning.offload.phases import phase
+from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.registry import forget_idle_engines
 from fastvideo_lightning.offload.residents import ResidentSet
-from fastvideo_lightning.offload.rest import is_lent
 from fastvideo_lightning.offload.tensors.autograd import lasting
 from fastvideo_lightning.offload.tensors.bindings import (
     TensorBinding,
@@ -26,7 +24,7 @@ from fastvideo_lightning.offload.tensors.bindings import (
     split_sharing,
 )
 from fastvideo_lightning.offload.tensors.sources import WeightSource
-from fastvideo_lightning.offload.unit import OffloadUnit
+from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup, is_lent
 
 if TYPE_CHECKING:
     from fastvideo_lightning.callbacks.placement import Placement

@@ -5,14 +5,13 @@ from torch import nn
 
 from fastvideo_lightning.callbacks.attachment import Attachment, weight_sources
 from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
-from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Undo
 from fastvideo_lightning.offload.hooks import hook_transient
 from fastvideo_lightning.offload.host.mapped import check_supported
 from fastvideo_lightning.offload.host.slab import HostMemory
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.offload.tensors.bindings import split_staying
-from fastvideo_lightning.offload.unit import OffloadUnit
+from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup
 
 
 class ModelOffload(Placement):

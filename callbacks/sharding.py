@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NoReturn
 
-from fastvideo_lightning.offload import mapped_file
 from fastvideo_lightning.offload.distributed.gather import make_gather
 from fastvideo_lightning.offload.distributed.process_group import ShardGroup, find_shard_group
 from fastvideo_lightning.offload.distributed.transport import measure_links
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.phases import phase
+from fastvideo_lightning.offload.host import mapped
+from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.unit import OffloadUnit
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def share_streaming(
         shards = find_shard_group(engine.device)
     if shards is None:
         return
-    if not mapped_file.IS_SUPPORTED:
+    if not mapped.IS_SUPPORTED:
         if choice is ShardTransport.GATHER:
             raise ValueError(
                 "shard_transport='gather' needs memory that processes share, which is supported "

@@ -7,10 +7,9 @@ from torch import nn
 
 from fastvideo_lightning.offload.handles import Handle
 from fastvideo_lightning.offload.hooks import hook_lookup
-from fastvideo_lightning.offload.reading import find_source
 from fastvideo_lightning.offload.tensors.bindings import TensorBinding
 from fastvideo_lightning.offload.tensors.embeddings import is_table
-from fastvideo_lightning.offload.tensors.sources import WeightSource
+from fastvideo_lightning.offload.tensors.sources import WeightSource, find_source
 
 
 def split_tables(

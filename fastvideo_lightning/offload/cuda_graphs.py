@@ -19,9 +19,8 @@ from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Call, Handle, Inseparable, MethodHandle, Undo
-from fastvideo_lightning.offload.slots import DeviceSlot
+from fastvideo_lightning.offload.unit import DeviceSlot, UnitGroup
 
 MAX_GRAPHS = 4
 """Kinds of calls that are captured in one run; more share nothing worth keeping."""

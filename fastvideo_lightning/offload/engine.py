@@ -13,14 +13,10 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload.calls import Calls, OpenCall
-from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.mover import UnitMover
-from fastvideo_lightning.offload.phases import phase
+from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.residents import READ_THREADS, move
-from fastvideo_lightning.offload.rest import is_lent
 from fastvideo_lightning.offload.results import apart_from
-from fastvideo_lightning.offload.slots import DeviceSlot
-from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.streams import Transport
 from fastvideo_lightning.offload.tensors.autograd import (
     in_backward,
@@ -30,7 +26,7 @@ from fastvideo_lightning.offload.tensors.autograd import (
 )
 from fastvideo_lightning.offload.tensors.bindings import split_ties
 from fastvideo_lightning.offload.tensors.sources import WeightSource
-from fastvideo_lightning.offload.unit import OffloadUnit
+from fastvideo_lightning.offload.unit import DeviceSlot, OffloadUnit, UnitGroup, UnitState, is_lent
 
 Args = tuple[object, ...]
 

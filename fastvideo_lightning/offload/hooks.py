@@ -13,12 +13,11 @@ from torch._dynamo.eval_frame import OptimizedModule
 from fastvideo_lightning.offload.conversion import Conversion, check_unchanged
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.entrances import make_entrances
-from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.handles import Call, Handle, Hook, MethodHandle
 from fastvideo_lightning.offload.tensors.autograd import outside_transforms
 from fastvideo_lightning.offload.tensors.embeddings import HostLookup
 from fastvideo_lightning.offload.tensors.transfers import move_inputs, move_tensors
-from fastvideo_lightning.offload.unit import OffloadUnit
+from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup
 
 CALLS = ("encode", "decode")
 """Methods through which a pipeline calls a component; forward hooks do not fire on them."""

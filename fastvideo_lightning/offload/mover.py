@@ -4,17 +4,14 @@ from collections.abc import Sequence
 
 import torch
 
-from fastvideo_lightning.offload.device_memory import DeviceMemory
-from fastvideo_lightning.offload.group import UnitGroup
 from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.order import UnitOrder
 from fastvideo_lightning.offload.profiling import span
-from fastvideo_lightning.offload.slots import DeviceSlot, SlotRing
-from fastvideo_lightning.offload.state import UnitState
+from fastvideo_lightning.offload.slots import DeviceMemory, SlotRing
 from fastvideo_lightning.offload.stats import OffloadStats
 from fastvideo_lightning.offload.streams import Transport, make_transport
 from fastvideo_lightning.offload.timing import DeviceClock, TimedTransport
-from fastvideo_lightning.offload.unit import OffloadUnit
+from fastvideo_lightning.offload.unit import DeviceSlot, OffloadUnit, UnitGroup, UnitState
 
 
 class UnitMover:

@@ -1,6 +1,9 @@
-"""Names for what a profiler sees; without one they cost nothing."""
+"""What is seen of a run: names for a profiler, and how long each part of a set-up takes."""
 
-from contextlib import AbstractContextManager, nullcontext
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch.profiler import record_function
@@ -14,3 +17,16 @@ def span(name: str) -> AbstractContextManager[object]:
     Where none is, nothing is recorded: a record takes microseconds, and there are three a block.
     """
     return record_function(name) if torch._C._autograd._profiler_enabled() else _NOTHING
+
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Time what happens within; one line in the log, also after an exception."""
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        _log.debug("%s: %.3f s", name, time.perf_counter() - begin)

@@ -8,16 +8,10 @@ to pages and merged before the first is registered. What is brought as a whole l
 that one rank was given an edit of, has its file registered anew, as a whole.
 """
 
-import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from fastvideo_lightning.offload import mapped_file
 from fastvideo_lightning.offload.distributed.shard_plan import cut
-from fastvideo_lightning.offload.host.mapped import MappedSlab
-from fastvideo_lightning.offload.mapped_file import MappedFile, split_at_chunks
-
-GAP_BYTES = 1 << 20
-"""A gap that is registered with its neighbours: it takes no longer than one more call."""
+from fastvideo_lightning.offload.host.mapped import MappedFile, MappedSlab, merge
 
 MOST = 0.75
 """Of a file: where a rank brings more of it, it registers all, in a few calls."""
@@ -46,42 +40,3 @@ def register_parts(slabs: Iterable[MappedSlab], *, rank: int, num_ranks: int) ->
             file.register()
         else:
             file.register(pieces)
-
-
-def register_ranges(slabs: Iterable[MappedSlab]) -> None:
-    """Register what units have in files and no more: other units of the files are not to be held.
-
-    Raises:
-        RuntimeError: the system refuses.
-    """
-    ranges: dict[MappedFile, list[tuple[int, int]]] = {}
-    for slab in slabs:
-        for file, begin, size in slab.ranges:
-            ranges.setdefault(file, []).extend(split_at_chunks(begin, begin + size))
-    for file, found in ranges.items():
-        file.register(merge(found, file.size_bytes))
-
-
-def merge(ranges: Sequence[tuple[int, int]], size_bytes: int) -> list[tuple[int, int]]:
-    """Pages of a file that cover ranges of its bytes, as pieces to be registered.
-
-    Args:
-        ranges: where each begins and ends; none crosses a multiple of ``mapped_file.CHUNK_BYTES``.
-        size_bytes: of the file.
-
-    Returns:
-        Where each piece begins and ends, in order; no two share a page, and each of ``ranges`` lies
-        within one.
-    """
-    page = mmap.PAGESIZE
-    pieces: list[tuple[int, int]] = []
-    for begin, end in sorted(ranges):
-        first, last = begin // page * page, min(-(-end // page) * page, size_bytes)
-        if pieces and first - pieces[-1][1] <= GAP_BYTES:
-            before, until = pieces[-1]
-            if before // mapped_file.CHUNK_BYTES == first // mapped_file.CHUNK_BYTES:
-                pieces[-1] = before, max(until, last)
-                continue
-            assert until <= first, "a range crosses a chunk of the file"
-        pieces.append((first, last))
-    return pieces

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import torch
 
-from fastvideo_lightning.offload.host.mapped import is_mappable
-from fastvideo_lightning.offload.mapped_file import MappedFile, close_file, open_file
-from fastvideo_lightning.offload.reading import find_source, source_spec
-from fastvideo_lightning.offload.rest import is_lent
+from fastvideo_lightning.offload.host.mapped import MappedFile, close_file, is_mappable, open_file
 from fastvideo_lightning.offload.tensors.autograd import lasting
 from fastvideo_lightning.offload.tensors.bindings import TensorBinding, split_ties
 from fastvideo_lightning.offload.tensors.layout import empty_host_tensor
 from fastvideo_lightning.offload.tensors.leaves import find_leaves, rebuild
-from fastvideo_lightning.offload.tensors.sources import WeightSource
+from fastvideo_lightning.offload.tensors.sources import WeightSource, find_source, source_spec
+from fastvideo_lightning.offload.unit import is_lent
 
 READ_THREADS = min(16, os.cpu_count() or 1)
 

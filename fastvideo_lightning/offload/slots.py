@@ -1,49 +1,18 @@
-"""DeviceSlot and SlotRing: the fixed device memory that units take turns in."""
+"""Device memory: a ring of slots for what streams, slots of their own for what stays.
+
+Note [Homes]
+A unit at home is copied once and then only waited for: no other unit's copy ever takes its place.
+Two models that work one after the other, such as the experts of a two-expert denoiser, share their
+homes: the n-th resident of each has the n-th home. When one model is in its last pass and the other
+one is known to follow, each home changes hands as soon as its holder has computed, so that the
+copies run under what is left of the pass.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from fastvideo_lightning.offload.state import UnitState
-from fastvideo_lightning.offload.unit import OffloadUnit
-
-
-class DeviceSlot:
-    """One piece of device memory that holds one unit at a time.
-
-    Args:
-        size_bytes: length of the buffer in bytes.
-        device: where it lies.
-
-    Attributes:
-        buffer: ``[size_bytes] uint8``.
-        holder: the unit whose bytes are in the buffer or on their way; None where they do not
-            count.
-    """
-
-    def __init__(self, size_bytes: int, device: torch.device) -> None:
-        with torch.inference_mode(False):  # an inference tensor has no version to compare
-            self.buffer = torch.empty(size_bytes, dtype=torch.uint8, device=device)
-        self.holder: OffloadUnit | None = None
-        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
-        if device.type == "cuda":
-            self._events = (torch.cuda.Event(), torch.cuda.Event())
-            # The allocator may hand out memory that earlier kernels of this stream still read.
-            torch.cuda.current_stream(device).record_event(self._events[1])
-
-    @property
-    def size_bytes(self) -> int:
-        """Length of the buffer in bytes."""
-        return self.buffer.numel()
-
-    def is_free_for(self, unit: OffloadUnit, *, evict: bool) -> bool:
-        """Whether ``unit`` may be copied here: nothing else is in use, or, to evict, waits here."""
-        if self.holder in (None, unit) or self.holder.state is UnitState.OFFLOADED:
-            return True
-        return evict and self.holder.state is UnitState.PREFETCHING
-
-    def events(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        """``(ready, free)``, see Note [Slots and events]; a slot on the CPU has none."""
-        assert self._events is not None, "a slot outside CUDA has no events"
-        return self._events
+from fastvideo_lightning.offload.unit import DeviceSlot, OffloadUnit, UnitGroup, UnitState
 
 
 class SlotRing:
@@ -95,3 +64,198 @@ class SlotRing:
                 if slot.is_free_for(unit, evict=may_evict):
                     return slot
         return None
+
+
+class Homes:
+    """The homes of an engine, see Note [Homes].
+
+    Args:
+        device: where they lie.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._slots: list[DeviceSlot] = []
+        self._tenants: list[list[OffloadUnit]] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all homes together."""
+        return sum(slot.size_bytes for slot in self._slots)
+
+    def __iter__(self) -> Iterator[DeviceSlot]:
+        return iter(self._slots)
+
+    def move_in(self, residents: Sequence[OffloadUnit]) -> None:
+        """Give the n-th resident of a model the n-th home, made or enlarged if need be.
+
+        No resident may be in use.
+        """
+        for i, unit in enumerate(residents):
+            if i == len(self._slots):
+                self._slots.append(DeviceSlot(unit.size_bytes, self.device))
+                self._tenants.append([])
+            self._tenants[i].append(unit)
+            self._fit(i)
+
+    def move_out(self, unit: OffloadUnit) -> None:
+        """Take a unit's home from it; a home without units is given back."""
+        if unit.home is None:
+            return
+        i = self._slots.index(unit.home)
+        unit.home = None
+        self._tenants[i].remove(unit)
+        if self._tenants[i]:
+            self._fit(i)
+        else:
+            del self._slots[i], self._tenants[i]
+
+    def resize(self) -> None:
+        """Make every home as large as its largest unit is now."""
+        for i in range(len(self._slots)):
+            self._fit(i)
+
+    def _fit(self, i: int) -> None:
+        size_bytes = max(unit.size_bytes for unit in self._tenants[i])
+        if size_bytes != self._slots[i].size_bytes:
+            for unit in self._tenants[i]:
+                unit.forget_slots()
+                unit.home = None
+            self._slots[i] = DeviceSlot(0, self.device)  # the old memory goes first
+            self._slots[i] = DeviceSlot(size_bytes, self.device)
+        for unit in self._tenants[i]:
+            unit.home = self._slots[i]
+
+
+class DeviceMemory:
+    """The slots of an engine: a ring for what streams, homes for what stays.
+
+    A transient unit has memory of its own while it is in use. When it is fetched ahead of its call
+    and fits, it borrows an idle slot of the ring instead and takes no further memory.
+
+    Args:
+        num_slots: slots of the ring.
+        device: where they lie.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self.device = device
+        self.ring = SlotRing(num_slots, device)
+        self.homes = Homes(device)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all slots, constant until units come or go."""
+        return self.ring.size_bytes + self.homes.size_bytes
+
+    def take_in(self, group: UnitGroup, units: Sequence[OffloadUnit]) -> None:
+        """Make room for a group beside all ``units``."""
+        self.homes.move_in(group.residents)
+        self.fit(units)
+
+    def let_go(self, unit: OffloadUnit) -> None:
+        """Keep no memory for a unit."""
+        self.homes.move_out(unit)
+
+    def fit(self, units: Iterable[OffloadUnit]) -> None:
+        """Make the slots as large as the units that meet them; no unit may be in use."""
+        units = list(units)
+        largest = self.ring_bytes_for(units)
+        if largest != self.ring.slot_bytes:
+            for unit in units:
+                if unit.home is None:
+                    unit.forget_slots()
+            self.ring.resize(largest)
+        self.homes.resize()
+
+    def ring_bytes_for(self, units: Iterable[OffloadUnit]) -> int:
+        """Bytes of the largest unit that streams."""
+        return max((u.size_bytes for u in units if u.home is None and not u.transient), default=0)
+
+    def find(self, unit: OffloadUnit, *, evict: bool) -> DeviceSlot | None:
+        """A slot that the unit may be copied to now; None where others use or want them all.
+
+        Args:
+            unit: what is to be copied.
+            evict: take a slot whose unit was prefetched and not used yet, where none is idle.
+        """
+        if unit.transient:
+            if unit.slot is not None and unit.slot.holder is unit:  # its last call left it there
+                return unit.slot
+            borrowed = None if evict else self._lend(unit)
+            return borrowed or DeviceSlot(unit.size_bytes, self.device)
+        if unit.home is None:
+            slot = self.ring.find(unit, evict=evict)
+        else:
+            slot = unit.home if unit.home.is_free_for(unit, evict=evict) else None
+        if slot is not None and slot.holder not in (None, unit):
+            self.empty(slot.holder)
+        return slot
+
+    def refusal(self, unit: OffloadUnit) -> RuntimeError:
+        """What to raise where ``find`` has no slot for a unit that is called."""
+        users = ", ".join(slot.holder.fqn for slot in self.ring.slots if slot.holder)
+        return RuntimeError(
+            f"{unit.fqn} is called while every slot is in use ({users}). Blocks that call each "
+            f"other need num_slots={self.ring.num_slots + 1}."
+        )
+
+    def owns(self, slot: DeviceSlot) -> bool:
+        """Whether a slot outlives its unit's call."""
+        return slot in self.ring.slots or slot in self.homes
+
+    def empty(self, unit: OffloadUnit) -> None:
+        """Let a unit that is not in use have no slot."""
+        if unit.slot is not None:
+            unit.slot.holder = None
+        unit.slot = None
+        unit.state = UnitState.OFFLOADED
+
+    def forget(self, units: Iterable[OffloadUnit]) -> None:
+        """Nothing that is not in use counts as copied. Copies in flight precede later ones."""
+        for unit in units:
+            if unit.state is UnitState.PREFETCHING:
+                self.empty(unit)
+        for slot in (*self.ring.slots, *self.homes):
+            if slot.holder is not None and slot.holder.state is UnitState.OFFLOADED:
+                slot.holder = None
+
+    def places_of(
+        self, units: Sequence[OffloadUnit], residents: Sequence[OffloadUnit]
+    ) -> tuple[DeviceSlot, ...] | None:
+        """Slots of ``units``, if they and no others are prefetched, ``residents`` being at home."""
+        holders = [slot.holder for slot in self.ring.slots if slot.holder is not None]
+        prefetched = {unit for unit in holders if unit.state is UnitState.PREFETCHING}
+        at_home = all(unit.home is not None and unit.home.holder is unit for unit in residents)
+        if prefetched != set(units) or not at_home:
+            return None
+        return tuple(unit.slot for unit in units if unit.slot is not None)
+
+    def drop_prefetched(self, *, keep: Sequence[OffloadUnit]) -> None:
+        """Give up what was prefetched into the ring and is not used yet, but for ``keep``."""
+        for slot in self.ring.slots:
+            unit = slot.holder
+            if unit is not None and unit not in keep and unit.state is UnitState.PREFETCHING:
+                self.empty(unit)
+
+    def check(self, units: Iterable[OffloadUnit]) -> None:
+        """Assert that the ring has the size its units need, and that each is where it says."""
+        for unit in units:
+            held = unit.slot is not None and unit.slot.holder is unit
+            assert held or unit.state is UnitState.OFFLOADED, f"{unit.fqn} has no slot"
+            assert (unit.uses > 0) == (unit.state is UnitState.RESIDENT), f"{unit.fqn} is in use"
+        assert self.ring.size_bytes == self.ring.num_slots * self.ring_bytes_for(units)
+        slots = (*self.ring.slots, *self.homes)
+        holders = [slot.holder for slot in slots if slot.holder is not None]
+        assert len(set(holders)) == len(holders), "a unit is in two slots"
+
+    def _lend(self, unit: OffloadUnit) -> DeviceSlot | None:
+        """An idle slot of the ring; never the last one, which streaming cannot do without."""
+        holders = [slot.holder for slot in self.ring.slots if slot.holder is not None]
+        lent = sum(h.transient and h.state is not UnitState.OFFLOADED for h in holders)
+        if lent + 1 >= self.ring.num_slots or unit.size_bytes > self.ring.slot_bytes:
+            return None
+        slot = self.ring.find(unit, evict=False)
+        if slot is not None and slot.holder not in (None, unit):
+            self.empty(slot.holder)
+        return slot

@@ -22,8 +22,7 @@ import torch
 from fastvideo_lightning.offload.host.couriers import Couriers, WaitingCouriers, make_couriers
 from fastvideo_lightning.offload.host.file_reads import FileRead
 from fastvideo_lightning.offload.host.slab import HostMaster
-from fastvideo_lightning.offload.slots import DeviceSlot
-from fastvideo_lightning.offload.unit import OffloadUnit
+from fastvideo_lightning.offload.unit import DeviceSlot, OffloadUnit
 
 READY, FREE = 0, 1
 """The events of a slot."""

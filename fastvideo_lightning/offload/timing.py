@@ -7,9 +7,8 @@ from contextlib import contextmanager
 import torch
 
 from fastvideo_lightning.offload.host.slab import HostMaster
-from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.streams import Transport
-from fastvideo_lightning.offload.unit import OffloadUnit
+from fastvideo_lightning.offload.unit import DeviceSlot, OffloadUnit
 
 Mark = torch.cuda.Event | float
 

@@ -1,16 +1,22 @@
-"""OffloadUnit: what moves as one, usually a transformer block."""
+"""OffloadUnit: what moves as one, its states, and the slot that holds it.
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+A unit is a block, or a whole component, whose tensors share one slab on the host and one slot on
+the device.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils import stateless
 
-from fastvideo_lightning.offload import reading
+from fastvideo_lightning.offload.host.mapped import find_in_files
 from fastvideo_lightning.offload.host.slab import HostMaster, HostMemory
 from fastvideo_lightning.offload.host.store import HostStore
-from fastvideo_lightning.offload.rest import Rest
-from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.tensors.autograd import kept_views, lasting, with_way_back
 from fastvideo_lightning.offload.tensors.bindings import (
     Registry,
@@ -20,12 +26,130 @@ from fastvideo_lightning.offload.tensors.bindings import (
     split_ties,
 )
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.tensors.leaves import fill, find_leaves, leaves_of, rebuild
-from fastvideo_lightning.offload.tensors.sources import FileBytes, WeightSource
+from fastvideo_lightning.offload.tensors.leaves import (
+    addresses_of,
+    fill,
+    find_leaves,
+    leaves_of,
+    rebuild,
+)
+from fastvideo_lightning.offload.tensors.sources import (
+    FileBytes,
+    WeightSource,
+    file_position,
+    find_source,
+    source_spec,
+)
 from fastvideo_lightning.offload.watching import Watch
 
-if TYPE_CHECKING:
-    from fastvideo_lightning.offload.slots import DeviceSlot
+
+class UnitState(Enum):
+    """Where a unit's bytes are. The engine alone changes it.
+
+    OFFLOADED: the host slab holds the bytes, the unit claims no device memory; its module shows
+        host tensors.
+    PREFETCHING: the host slab holds them and a copy into one slot is in flight or done; its module
+        still shows host tensors.
+    RESIDENT: the host slab holds them and one slot does; its module shows the slot.
+    """
+
+    OFFLOADED = "offloaded"
+    PREFETCHING = "prefetching"
+    RESIDENT = "resident"
+
+
+class DeviceSlot:
+    """One piece of device memory that holds one unit at a time.
+
+    Args:
+        size_bytes: length of the buffer in bytes.
+        device: where it lies.
+
+    Attributes:
+        buffer: ``[size_bytes] uint8``.
+        holder: the unit whose bytes are in the buffer or on their way; None where they do not
+            count.
+    """
+
+    def __init__(self, size_bytes: int, device: torch.device) -> None:
+        with torch.inference_mode(False):  # an inference tensor has no version to compare
+            self.buffer = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+        self.holder: OffloadUnit | None = None
+        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        if device.type == "cuda":
+            self._events = (torch.cuda.Event(), torch.cuda.Event())
+            # The allocator may hand out memory that earlier kernels of this stream still read.
+            torch.cuda.current_stream(device).record_event(self._events[1])
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the buffer in bytes."""
+        return self.buffer.numel()
+
+    def is_free_for(self, unit: "OffloadUnit", *, evict: bool) -> bool:
+        """Whether ``unit`` may be copied here: nothing else is in use, or, to evict, waits here."""
+        if self.holder in (None, unit) or self.holder.state is UnitState.OFFLOADED:
+            return True
+        return evict and self.holder.state is UnitState.PREFETCHING
+
+    def events(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        """``(ready, free)``, see Note [Slots and events]; a slot on the CPU has none."""
+        assert self._events is not None, "a slot outside CUDA has no events"
+        return self._events
+
+
+_FUNCTIONAL_CODE = stateless._functional_call.__code__
+
+
+class Rest:
+    """The host tensors of a unit, each in every place that shows it.
+
+    Args:
+        places: what is shown where.
+    """
+
+    def __init__(self, places: Shown) -> None:
+        self.places = places
+        self._traits = [(addresses_of(tensor), tensor.requires_grad) for _, _, tensor in places]
+
+    def is_left(self) -> bool:
+        """Whether a tensor is another one now, lies elsewhere or became trainable, or no more."""
+        return any(
+            registry.get(name) is not tensor
+            or addresses != addresses_of(tensor)
+            or requires_grad is not tensor.requires_grad
+            for (registry, name, tensor), (addresses, requires_grad) in zip(
+                self.places, self._traits, strict=True
+            )
+        )
+
+    def given(self) -> dict[int, torch.Tensor | None]:
+        """What places have in place of their host tensor, by the place's number."""
+        return {
+            i: registry.get(name)
+            for i, (registry, name, tensor) in enumerate(self.places)
+            if registry.get(name) is not tensor
+        }
+
+    def moved(self) -> dict[int, torch.Tensor | None]:
+        """Host tensors that lie elsewhere by now, by the place's number."""
+        return {
+            i: tensor
+            for i, ((_, _, tensor), (addresses, _)) in enumerate(
+                zip(self.places, self._traits, strict=True)
+            )
+            if addresses != addresses_of(tensor)
+        }
+
+
+def is_lent() -> bool:
+    """Whether `torch.func.functional_call` runs: what modules have now is theirs for a call."""
+    frame = sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if frame.f_code is _FUNCTIONAL_CODE:
+            return True
+    return False
 
 
 class Entrance(NamedTuple):
@@ -113,14 +237,14 @@ class OffloadUnit:
             RuntimeError: a tensor is on meta and has no source.
             TypeError: a tensor subclass that cannot be taken apart.
         """
-        found = {b: reading.find_source(b, sources) for b in self.bindings if b.tensor.is_meta}
-        there = reading.find_in_files(self.bindings)  # those that were mapped before
+        found = {b: find_source(b, sources) for b in self.bindings if b.tensor.is_meta}
+        there = find_in_files(self.bindings)  # those that were mapped before
         # In the order of the file, so that neighbours there are copied as one.
-        self.bindings.sort(key=lambda b: reading.file_position(found.get(b) or there.get(b.tensor)))
+        self.bindings.sort(key=lambda b: file_position(found.get(b) or there.get(b.tensor)))
         specs, self.sources = list[TensorSpec](), []
         for binding in self.bindings:
             if binding in found:
-                specs.append(reading.source_spec(found[binding], run_device))
+                specs.append(source_spec(found[binding], run_device))
                 self.sources.append(found[binding])
                 continue
             for leaf in leaves_of(binding):
@@ -439,3 +563,28 @@ class OffloadUnit:
             for binding, tensor in zip(self.bindings, tensors, strict=True)
             for place in binding.places
         ]
+
+
+@dataclass(eq=False)
+class UnitGroup:
+    """What one callback moves of one model.
+
+    Attributes:
+        streamed: the units that take turns in the ring's slots, in the order of execution.
+        residents: units that stay in homes, see Note [Homes].
+        otherwise: the order in which the last pass needed the streamed ones, where it was another.
+    """
+
+    streamed: Sequence[OffloadUnit] = ()
+    residents: Sequence[OffloadUnit] = field(default=())
+    otherwise: Sequence[OffloadUnit] = field(default=())
+
+    @property
+    def first(self) -> OffloadUnit | None:
+        """Who is needed first when the model is called, as far as the ring goes."""
+        return next(iter((*self.streamed, *self.residents)), None)
+
+    @property
+    def units(self) -> tuple[OffloadUnit, ...]:
+        """All of them."""
+        return (*self.streamed, *self.residents)

@@ -9,7 +9,6 @@ import torch
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.roles import Role, role_of
 from fastvideo_lightning.offload.blocks import find_block_lists
-from fastvideo_lightning.offload.reading import find_source, source_spec
 from fastvideo_lightning.offload.tensors.bindings import (
     TensorBinding,
     find_bindings,
@@ -19,6 +18,7 @@ from fastvideo_lightning.offload.tensors.bindings import (
 from fastvideo_lightning.offload.tensors.embeddings import is_table
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.tensors.leaves import find_leaves, is_plain
+from fastvideo_lightning.offload.tensors.sources import find_source, source_spec
 
 MIB = 1 << 20
 _GPU = torch.device("cuda")

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.offload.state import UnitState
+from fastvideo_lightning.offload.unit import UnitState
 from tests.callbacks.conftest import engine_in
 from tests.toys import OnMeta, TensorSource, make_toy, put_on_meta, sample
 

@@ -3,8 +3,8 @@
 import torch
 
 from fastvideo_lightning.offload.host.slab import HostMaster
-from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.streams import CopyStream
+from fastvideo_lightning.offload.unit import DeviceSlot
 
 
 class PoisoningStream(CopyStream):

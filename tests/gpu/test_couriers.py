@@ -89,7 +89,7 @@ class SlowReader(file_reads.FileReader):
 @pytest.mark.parametrize("transport", [PoisoningStream, SleepingStream])
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 3, 0, 1, 4, 2], [2, 0, 2, 1, 2]])
 def test_no_slot_is_read_late_or_early(path, monkeypatch, transport, order):
-    monkeypatch.setattr("fastvideo_lightning.offload.mapped_file.FileReader", SlowReader)
+    monkeypatch.setattr("fastvideo_lightning.offload.host.mapped.FileReader", SlowReader)
     toy, callback, engine = attach(path)
     plain = make_toy(6, width=WIDTH).to(DEVICE)
     toy.order = plain.order = order
@@ -111,7 +111,7 @@ def test_the_launching_thread_waits_for_no_read(path, monkeypatch):
                 time.sleep(1e-3)
             super().read(*args, **options)
 
-    monkeypatch.setattr("fastvideo_lightning.offload.mapped_file.FileReader", Held)
+    monkeypatch.setattr("fastvideo_lightning.offload.host.mapped.FileReader", Held)
     toy, callback, _ = attach(path)
     inputs = x()
     toy(inputs)  # kernels are loaded at their first launch, which waits for the device
@@ -161,7 +161,7 @@ def test_where_registering_is_refused_the_file_is_read_on_its_way(
     def refuse(part, flags=0):
         raise RuntimeError("cudaHostRegister: 801")
 
-    monkeypatch.setattr("fastvideo_lightning.offload.mapped_file.register", refuse)
+    monkeypatch.setattr("fastvideo_lightning.offload.host.mapped.register", refuse)
     with pytest.warns(UserWarning, match="read anew for each pass") as warned:
         toy, callback, engine = attach(path, host_memory=host_memory)
     assert len(warned) == 1

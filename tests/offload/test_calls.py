@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
-from fastvideo_lightning.offload.state import UnitState
+from fastvideo_lightning.offload.unit import UnitState
 from tests.toys import Toy, make_toy, sample
 
 PLACEMENTS = {

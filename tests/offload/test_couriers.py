@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
-from fastvideo_lightning.offload import mapped_file
 from fastvideo_lightning.offload.blocks import deal
+from fastvideo_lightning.offload.host import mapped
 from fastvideo_lightning.offload.host.couriers import Couriers, WaitingCouriers
 from fastvideo_lightning.offload.host.file_reads import (
     DIRECT_BYTES,
@@ -25,9 +25,7 @@ from fastvideo_lightning.offload.host.slab import HostMemory
 from fastvideo_lightning.offload.tensors.layout import ALIGNMENT_BYTES
 from tests.toys import OnFile, make_toy, sample
 
-pytestmark = pytest.mark.skipif(
-    not mapped_file.IS_SUPPORTED, reason="couriers need /proc/self/pagemap"
-)
+pytestmark = pytest.mark.skipif(not mapped.IS_SUPPORTED, reason="couriers need /proc/self/pagemap")
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ def test_what_is_read_on_the_way_equals_plain_and_is_held_nowhere(path, kind, ta
     assert all(torch.equal(state[name], expected[name]) for name in expected)
     callback.detach()
     assert torch.equal(model(sample()), plain(sample()))
-    assert path not in {name for name, _ in mapped_file._OPEN}
+    assert path not in {name for name, _ in mapped._OPEN}
 
 
 def test_an_edit_gives_a_unit_memory_of_its_own_and_leaves_the_file_alone(path):

@@ -5,10 +5,8 @@ import pytest
 import torch
 
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.group import UnitGroup
-from fastvideo_lightning.offload.state import UnitState
 from fastvideo_lightning.offload.tensors.bindings import find_bindings, split_by_owner
-from fastvideo_lightning.offload.unit import OffloadUnit
+from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup, UnitState
 from tests.toys import OnMeta, TensorSource, Toy, make_toy, sample
 
 

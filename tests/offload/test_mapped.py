@@ -4,15 +4,13 @@ from safetensors.torch import load_file, save_file
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
 from fastvideo_lightning.checkpoint.weights import StoredWeight, read_header
-from fastvideo_lightning.offload import mapped_file
+from fastvideo_lightning.offload.host import mapped
 from fastvideo_lightning.offload.host.mapped import MappedSlab
 from fastvideo_lightning.offload.host.slab import Segment
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 from tests.toys import OnFile, Toy, make_toy, sample
 
-pytestmark = pytest.mark.skipif(
-    not mapped_file.IS_SUPPORTED, reason="mapped host memory needs Linux"
-)
+pytestmark = pytest.mark.skipif(not mapped.IS_SUPPORTED, reason="mapped host memory needs Linux")
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def test_streaming_from_the_file_equals_plain_and_holds_no_second_copy(path):
     model = OnFile(plain, path)
     callback, engine = attach(model)
     assert engine.store.size_bytes >= engine.store.mapped_bytes > 0
-    assert path in {name for name, _ in mapped_file._OPEN}
+    assert path in {name for name, _ in mapped._OPEN}
     assert all(isinstance(master, MappedSlab) for master in engine.store.masters)
     weights = sum(p.numel() * p.element_size() for p in plain.blocks.parameters())
     assert engine.store.size_bytes == weights
@@ -40,7 +38,7 @@ def test_streaming_from_the_file_equals_plain_and_holds_no_second_copy(path):
         engine.check()
     callback.detach()
     assert torch.equal(model(sample()), plain(sample()))
-    assert path not in {name for name, _ in mapped_file._OPEN}
+    assert path not in {name for name, _ in mapped._OPEN}
 
 
 def test_a_weight_that_needs_a_cast_lies_beside_the_file(path):
@@ -107,7 +105,7 @@ def test_neighbours_in_the_file_are_one_segment_up_to_the_end_of_a_registration(
     assert len(slab.segments) == 1
     slab.close()
     chunk = sources[2].offset + 512
-    monkeypatch.setattr(mapped_file, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(mapped, "CHUNK_BYTES", chunk)
     slab = MappedSlab(SlabLayout(specs), sources)
     assert len(slab.segments) > 1
     moved = torch.zeros(slab.layout.size_bytes, dtype=torch.uint8)
@@ -195,7 +193,7 @@ def test_within_a_batch_nobody_reads_the_page_table(path, monkeypatch):
     model = OnFile(make_toy(4), path)
     callback, _ = attach(model)
     callback.on_predict_batch_start()
-    monkeypatch.setattr(mapped_file.PrivateMapping, "is_written", lambda *_: pytest.fail("read it"))
+    monkeypatch.setattr(mapped.PrivateMapping, "is_written", lambda *_: pytest.fail("read it"))
     for _ in range(2):
         model(sample())
 
@@ -207,7 +205,7 @@ def test_what_is_computed_on_the_cpu_is_the_file_and_no_copy_of_it(path, cast):
     before = path.read_bytes()
     callback = CPUExecution("")
     callback.attach(model, "cpu")
-    in_file = {name for name, p in model.named_parameters() if mapped_file.find_in_file(p)}
+    in_file = {name for name, p in model.named_parameters() if mapped.find_in_file(p)}
     assert in_file == {name for name, _ in plain.named_parameters()} - set(cast)
     assert torch.equal(model(sample()), plain(sample()))
     model.head.bias.data.add_(1)
@@ -216,4 +214,4 @@ def test_what_is_computed_on_the_cpu_is_the_file_and_no_copy_of_it(path, cast):
     callback.detach()
     assert torch.equal(model(sample()), plain(sample()))
     assert path.read_bytes() == before
-    assert path not in {name for name, _ in mapped_file._OPEN}
+    assert path not in {name for name, _ in mapped._OPEN}

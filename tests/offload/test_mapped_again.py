@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
-from fastvideo_lightning.offload import mapped_file
+from fastvideo_lightning.offload.host import mapped
 from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.registry import engines_of
 from tests.toys import OnFile, make_toy, sample
 
-pytestmark = pytest.mark.skipif(not mapped_file.IS_SUPPORTED, reason="mapping needs Linux")
+pytestmark = pytest.mark.skipif(not mapped.IS_SUPPORTED, reason="mapping needs Linux")
 
 
 @pytest.fixture
@@ -131,10 +131,10 @@ def test_a_model_that_is_dropped_goes_with_all_that_was_registered(path, driver,
 def test_and_its_file_is_let_go_of(path):
     model = OnFile(make_toy(4), path)
     attach(model)
-    assert path in {name for name, _ in mapped_file._OPEN}
+    assert path in {name for name, _ in mapped._OPEN}
     del model
     gc.collect()
-    assert path not in {name for name, _ in mapped_file._OPEN}
+    assert path not in {name for name, _ in mapped._OPEN}
 
 
 def test_where_all_registration_is_refused_there_is_one_warning(path, driver):
@@ -163,6 +163,6 @@ def test_an_interrupt_while_a_callback_is_detached_waits_until_it_is(path, monke
     with pytest.raises(KeyboardInterrupt):
         callback.detach()
     assert not any(module._forward_pre_hooks for module in model.modules())
-    assert path not in {name for name, _ in mapped_file._OPEN}
+    assert path not in {name for name, _ in mapped._OPEN}
     callback.attach(model, "cpu")
     assert torch.equal(model(sample()), plain(sample()))

@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
-from fastvideo_lightning.offload import mapped_file, pagemap
+from fastvideo_lightning.offload.host import mapped
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the page table needs Linux")
 
 
 @linux
 def test_a_table_that_is_missing_empty_or_blank_is_not_readable(tmp_path):
-    assert not pagemap.is_readable(tmp_path / "pagemap")
-    assert not pagemap.is_readable(Path("/dev/null"))
-    assert not pagemap.is_readable(Path("/dev/zero")), "it says that a page in memory is not there"
+    assert not mapped.is_readable(tmp_path / "pagemap")
+    assert not mapped.is_readable(Path("/dev/null"))
+    assert not mapped.is_readable(Path("/dev/zero")), "it says that a page in memory is not there"
 
 
 @pytest.mark.parametrize("kind", [LayerwiseOffload, ModelOffload])
 def test_mapped_memory_is_refused_with_its_reason(kind, monkeypatch):
-    monkeypatch.setattr(mapped_file, "IS_SUPPORTED", False)
+    monkeypatch.setattr(mapped, "IS_SUPPORTED", False)
     with pytest.raises(ValueError, match="mapped' needs Linux and /proc/self/pagemap.*'auto'"):
         kind("blocks", host_memory="mapped")
     kind("blocks", host_memory="auto")

@@ -2,8 +2,8 @@ import mmap
 
 import pytest
 
-from fastvideo_lightning.offload import mapped_file
-from fastvideo_lightning.offload.registration import GAP_BYTES, merge
+from fastvideo_lightning.offload.host import mapped
+from fastvideo_lightning.offload.host.mapped import GAP_BYTES, merge
 
 PAGE = mmap.PAGESIZE
 FAR = GAP_BYTES + 3 * PAGE
@@ -23,12 +23,12 @@ def test_a_short_gap_is_taken_in_and_the_file_is_not_exceeded():
 
 
 def test_a_piece_ends_where_a_chunk_of_the_file_does(monkeypatch):
-    monkeypatch.setattr(mapped_file, "CHUNK_BYTES", 4 * PAGE)
+    monkeypatch.setattr(mapped, "CHUNK_BYTES", 4 * PAGE)
     ranges = [(PAGE, 4 * PAGE), (4 * PAGE, 5 * PAGE), (6 * PAGE + 1, 6 * PAGE + 2)]
     assert merge(ranges, SIZE) == [(PAGE, 4 * PAGE), (4 * PAGE, 7 * PAGE)]
 
 
 def test_a_range_that_crosses_a_chunk_is_a_mistake(monkeypatch):
-    monkeypatch.setattr(mapped_file, "CHUNK_BYTES", 4 * PAGE)
+    monkeypatch.setattr(mapped, "CHUNK_BYTES", 4 * PAGE)
     with pytest.raises(AssertionError, match="crosses"):
         merge([(0, 5 * PAGE), (4 * PAGE, 6 * PAGE)], SIZE)

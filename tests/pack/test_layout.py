@@ -7,7 +7,6 @@ from torch import nn
 
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.offload.blocks import find_block_lists
-from fastvideo_lightning.offload.reading import find_source, source_spec
 from fastvideo_lightning.offload.tensors import bindings as bindings_module
 from fastvideo_lightning.offload.tensors.bindings import (
     find_bindings,
@@ -15,6 +14,7 @@ from fastvideo_lightning.offload.tensors.bindings import (
     split_by_owner,
 )
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.offload.tensors.sources import find_source, source_spec
 from fastvideo_lightning.pack import pack
 from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
 

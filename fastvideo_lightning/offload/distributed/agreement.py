@@ -23,7 +23,7 @@ from fastvideo_lightning.offload.distributed.process_group import ShardGroup
 from fastvideo_lightning.offload.distributed.shard_plan import Chunk, Cut, cut
 from fastvideo_lightning.offload.host.slab import HostMaster, HostSlab
 from fastvideo_lightning.offload.host.store import HostStore
-from fastvideo_lightning.offload.phases import phase
+from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.unit import OffloadUnit
 

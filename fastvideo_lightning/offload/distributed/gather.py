@@ -17,10 +17,9 @@ from fastvideo_lightning.offload.distributed.process_group import ShardGroup
 from fastvideo_lightning.offload.distributed.shard_plan import Cut
 from fastvideo_lightning.offload.host.slab import HostMaster
 from fastvideo_lightning.offload.host.store import HostStore
-from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.streams import CopyStream, InlineCopyStream
 from fastvideo_lightning.offload.timing import DeviceClock
-from fastvideo_lightning.offload.unit import OffloadUnit
+from fastvideo_lightning.offload.unit import DeviceSlot, OffloadUnit
 
 
 class GatherStream(CopyStream):

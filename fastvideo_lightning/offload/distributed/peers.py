@@ -26,8 +26,8 @@ from fastvideo_lightning.offload.distributed.process_group import ShardGroup
 from fastvideo_lightning.offload.distributed.shard_plan import Chunk
 from fastvideo_lightning.offload.host.slab import Segment
 from fastvideo_lightning.offload.meetings import Meeting
-from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.stream_driver import StreamDriver
+from fastvideo_lightning.offload.unit import DeviceSlot
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import NamedTuple
 
-from fastvideo_lightning.offload.host.slab import HostMaster, Segment
-from fastvideo_lightning.offload.joined import JoinedMaster
+from fastvideo_lightning.offload.host.slab import HostMaster, JoinedMaster, Segment
 from fastvideo_lightning.offload.tensors.layout import ALIGNMENT_BYTES
 
 CHUNK_BYTES = 32 << 20

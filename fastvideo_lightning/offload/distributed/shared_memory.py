@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastvideo_lightning.offload.distributed.process_group import ShardGroup
-from fastvideo_lightning.offload.host.mapped import is_mappable
-from fastvideo_lightning.offload.mapped_file import MappedFile, close_file, open_file
-from fastvideo_lightning.offload.phases import phase
+from fastvideo_lightning.offload.host.mapped import MappedFile, close_file, is_mappable, open_file
+from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.tensors.leaves import find_leaves

@@ -10,9 +10,9 @@ from fastvideo_lightning.offload.distributed.gather import make_gather
 from fastvideo_lightning.offload.distributed.process_group import ShardGroup
 from fastvideo_lightning.offload.host.slab import HostSlab
 from fastvideo_lightning.offload.host.store import HostStore
-from fastvideo_lightning.offload.slots import DeviceSlot
 from fastvideo_lightning.offload.streams import Transport, make_transport
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
+from fastvideo_lightning.offload.unit import DeviceSlot
 
 REPEATS = 3
 
