@@ -7,13 +7,12 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload.adapters import rebind_units
-from fastvideo_lightning.offload.cuda_graphs import GraphedForward, graph_forward
+from fastvideo_lightning.offload.cuda_graphs import GraphedForward
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.handles import Handle, Undo, remove_all
-from fastvideo_lightning.offload.interrupts import interrupted_later
-from fastvideo_lightning.offload.keeping import Kept, forget_empty, kept_on
+from fastvideo_lightning.offload.handles import Handle, Undo, interrupted_later, remove_all
+from fastvideo_lightning.offload.hooks import graph_forward
 from fastvideo_lightning.offload.profiling import phase
-from fastvideo_lightning.offload.registry import forget_idle_engines
+from fastvideo_lightning.offload.registry import Kept, forget_empty, forget_idle_engines, kept_on
 from fastvideo_lightning.offload.residents import ResidentSet
 from fastvideo_lightning.offload.tensors.autograd import lasting
 from fastvideo_lightning.offload.tensors.bindings import (

@@ -15,16 +15,21 @@ from fastvideo_lightning.callbacks.attachment import (
 )
 from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streaming
-from fastvideo_lightning.callbacks.tables import hook_tables, split_tables
 from fastvideo_lightning.config.checks import check_count
 from fastvideo_lightning.offload.blocks import BlockList, deal, find_block_lists, split_list, spread
-from fastvideo_lightning.offload.forwards import wrap_unit
 from fastvideo_lightning.offload.handles import Undo
-from fastvideo_lightning.offload.hooks import hook_model, hook_unit, refuse_whole_compile
+from fastvideo_lightning.offload.hooks import (
+    hook_model,
+    hook_tables,
+    hook_unit,
+    refuse_whole_compile,
+    wrap_unit,
+)
 from fastvideo_lightning.offload.host.mapped import check_supported
 from fastvideo_lightning.offload.host.slab import HostMemory
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.offload.tensors.bindings import TensorBinding, split_staying
+from fastvideo_lightning.offload.tensors.embeddings import split_tables
 from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup
 
 _log = logging.getLogger(__name__)

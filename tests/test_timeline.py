@@ -7,7 +7,7 @@ from checkpoints import PROMPT, text_pipeline, transformer
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
-from fastvideo_lightning.offload.stats import OffloadStats
+from fastvideo_lightning.offload.engine import OffloadStats
 from fastvideo_lightning.offload.unit import UnitState
 
 BLOCKS = 6

@@ -155,3 +155,9 @@ def _each_once(lists: Iterable[BlockList]) -> list[BlockList]:
 
 def _count(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
+
+
+def resident_positions(num_blocks: int, resident_blocks: int, num_slots: int) -> set[int]:
+    """The blocks that stay on the device, as `LayerwiseOffload` chooses them."""
+    streamed = max(num_blocks - resident_blocks, 0)
+    return spread(num_blocks, num_blocks - streamed + streamed % num_slots)

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import update_wrapper
 
 import torch
-from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.handles import Call, Handle, Inseparable, MethodHandle, Undo
+from fastvideo_lightning.offload.handles import Call, Inseparable
 from fastvideo_lightning.offload.unit import DeviceSlot, UnitGroup
 
 MAX_GRAPHS = 4
@@ -214,15 +213,3 @@ def kind_of(
         else:
             return None
     return tuple(kind)
-
-
-def graph_forward(
-    model: nn.Module,
-    fqn: str,
-    device: torch.device,
-    engine: OffloadEngine | None = None,
-    group: UnitGroup | None = None,
-) -> tuple[GraphedForward, list[Handle]]:
-    """Let a model's forward be captured and replayed; returns what does it, and what undoes it."""
-    forward = GraphedForward(model.forward, fqn, device, engine, group)
-    return forward, [MethodHandle(model, "forward", forward), Undo(forward.end_run)]

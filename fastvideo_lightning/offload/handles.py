@@ -2,9 +2,15 @@
 
 Hooks are objects that refuse to be pickled or copied: a module that carries them has memory which
 only its engine knows.
+
+Ctrl-C at a moment that would leave things half done waits until they are done.
 """
 
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
 import torch
@@ -97,3 +103,20 @@ def remove_all(handles: Iterable[Handle]) -> None:
     """Undo registrations, the last first."""
     for handle in reversed(list(handles)):
         handle.remove()
+
+
+@contextmanager
+def interrupted_later() -> Iterator[None]:
+    """An interrupt (SIGINT) within takes effect at the end."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            before(*came[0])

@@ -1,23 +1,67 @@
-"""The hooks that tie an engine to modules: this file alone registers them.
+"""The hooks that tie an engine to modules: of the engine, this file alone registers them.
 
 Every function returns handles whose ``remove`` undoes what it did.
+
+Note [Skipped blocks]
+A step-skipping cache puts a forward of its own in the place of a block's and calls the block's only
+when it has to. Torch's hooks fire around the cache's forward, and the block would be brought for
+nothing. What surrounds the block's own forward, below the cache, is called when the block computes
+and only then. The wrap therefore has to be there before the cache is enabled.
 """
 
 import sys
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
-from fastvideo_lightning.offload.conversion import Conversion, check_unchanged
+from fastvideo_lightning.offload.cuda_graphs import GraphedForward
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.entrances import make_entrances
-from fastvideo_lightning.offload.handles import Call, Handle, Hook, MethodHandle
+from fastvideo_lightning.offload.handles import Call, Handle, Hook, MethodHandle, Undo
 from fastvideo_lightning.offload.tensors.autograd import outside_transforms
+from fastvideo_lightning.offload.tensors.bindings import TensorBinding
 from fastvideo_lightning.offload.tensors.embeddings import HostLookup
 from fastvideo_lightning.offload.tensors.transfers import move_inputs, move_tensors
 from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup
+
+Conversion = Callable[[torch.Tensor], torch.Tensor]
+"""What ``nn.Module._apply`` is called with."""
+
+
+def check_unchanged(
+    convert: Conversion, module: nn.Module, fqn: str, *, may_cast: bool = False
+) -> None:
+    """Raise RuntimeError if a conversion would change a weight of ``module``.
+
+    Pipelines cast a component to the dtype that it has already, for safety: that passes.
+
+    Args:
+        convert: what would be applied to every weight.
+        module: what it would be applied to.
+        fqn: its name, for the message.
+        may_cast: another dtype on the same device passes too.
+    """
+    for tensor in chain(module.parameters(), module.buffers()):
+        if _changes(convert, tensor, may_cast=may_cast):
+            raise RuntimeError(
+                f"{fqn or type(module).__name__} is being offloaded, so its weights cannot be "
+                f"moved{'' if may_cast else ' or cast'} (.to(), .half(), .cuda(), ...). Detach the "
+                "callback first (`callback.detach()`, or `generator.close()`), or choose the dtype "
+                "when the model is loaded."
+            )
+
+
+def _changes(convert: Conversion, tensor: torch.Tensor, *, may_cast: bool) -> bool:
+    """Whether a conversion would move, cast or share a tensor; tried on an empty one like it."""
+    like = torch.empty((0,) * tensor.dim(), dtype=tensor.dtype, device=tensor.device)
+    converted = convert(like)
+    if may_cast and converted.dtype != like.dtype and converted.device == like.device:
+        return False
+    return converted is not like or (not tensor.is_shared() and like.is_shared())
+
 
 CALLS = ("encode", "decode")
 """Methods through which a pipeline calls a component; forward hooks do not fire on them."""
@@ -272,3 +316,67 @@ def show_host_values(unit: OffloadUnit) -> Handle:
 
     handle: Handle = unit.module.register_state_dict_post_hook(Hook(show, unit.fqn))
     return handle
+
+
+def wrap_unit(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
+    """Let a block's own forward wait for its unit and release it, see Note [Skipped blocks].
+
+    A cache that is still there when the handles are removed keeps the wrap, which then only calls
+    the block.
+    """
+    call = ForwardCall(engine, unit, unit.module.forward)
+    return [
+        MethodHandle(unit.module, "forward", Hook(call.call_in_turn, unit.fqn)),
+        show_host_values(unit),
+        make_entrances(engine, unit),
+    ]
+
+
+class ForwardCall:
+    """Stands for a block's own forward.
+
+    Args:
+        engine: moves the unit.
+        unit: what the forward needs.
+        forward: what is called in the end.
+    """
+
+    def __init__(self, engine: OffloadEngine, unit: OffloadUnit, forward: Call) -> None:
+        self.engine = engine
+        self.unit = unit
+        self.forward = forward
+
+    def call_in_turn(self, *args: object, **kwargs: object) -> object:
+        """Bring the unit, call the forward, release the unit."""
+        if self.unit not in self.engine.units:
+            return self.forward(*args, **kwargs)
+        output = None
+        try:
+            self.engine.begin_unit(self.unit, self, args, kwargs)
+            output = self.forward(*args, **kwargs)
+        finally:
+            output = self.engine.finish_unit(self, output)
+        return output
+
+
+def graph_forward(
+    model: nn.Module,
+    fqn: str,
+    device: torch.device,
+    engine: OffloadEngine | None = None,
+    group: UnitGroup | None = None,
+) -> tuple[GraphedForward, list[Handle]]:
+    """Let a model's forward be captured and replayed; returns what does it, and what undoes it."""
+    forward = GraphedForward(model.forward, fqn, device, engine, group)
+    return forward, [MethodHandle(model, "forward", forward), Undo(forward.end_run)]
+
+
+def hook_tables(tables: list[TensorBinding], device: torch.device) -> list[Handle]:
+    """Let the tables' modules look up on the CPU and hand the rows to the device."""
+    names = {place.owner: table.fqn for table in tables for place in table.places}
+    return [
+        handle
+        for owner, fqn in names.items()
+        if isinstance(owner, nn.Embedding)
+        for handle in hook_lookup(owner, fqn, device)
+    ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
-from fastvideo_lightning.offload.blocks import spread
+from fastvideo_lightning.offload.blocks import resident_positions
 from fastvideo_lightning.plan.measure import ComponentSize, PartSize
 from fastvideo_lightning.plan.subject import Subject
 
@@ -108,12 +108,6 @@ def place_components(
 def denoiser_residents(size: ComponentSize, config: OffloadConfig) -> set[int]:
     """The blocks of a streamed denoiser that stay on the device."""
     return resident_positions(len(size.blocks), config.dit_resident_blocks, config.num_slots)
-
-
-def resident_positions(num_blocks: int, resident_blocks: int, num_slots: int) -> set[int]:
-    """The blocks that stay on the device, as `LayerwiseOffload` chooses them."""
-    streamed = max(num_blocks - resident_blocks, 0)
-    return spread(num_blocks, num_blocks - streamed + streamed % num_slots)
 
 
 def slot_size(subject: Subject, config: OffloadConfig) -> int:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.conversion import check_unchanged
+from fastvideo_lightning.offload.hooks import check_unchanged
 
 
 def converting(module: nn.Module, convert) -> None:

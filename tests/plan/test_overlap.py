@@ -3,9 +3,9 @@
 import pytest
 
 from fastvideo_lightning import OffloadConfig
+from fastvideo_lightning.offload.blocks import resident_positions
 from fastvideo_lightning.plan import make_plan
 from fastvideo_lightning.plan.overlap import BlockTime, step_time
-from fastvideo_lightning.plan.places import resident_positions
 from fastvideo_lightning.plan.show import plan_text
 from tests.plan.test_choose import VIDEO
 

@@ -1,4 +1,4 @@
-"""Embedding tables that stay on the host: the rows that are read go to the device.
+"""Embedding tables that stay on the host: a call reads a few rows of millions.
 
 An embedding of a class of its own computes more than a lookup, such as Gemma's, which scales the
 rows. That has to happen on the device, with the bits that it gives there and the buffers that lie
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from fastvideo_lightning.offload.handles import Call
 from fastvideo_lightning.offload.tensors.bindings import TensorBinding
 from fastvideo_lightning.offload.tensors.leaves import is_plain
+from fastvideo_lightning.offload.tensors.sources import WeightSource, find_source
 from fastvideo_lightning.offload.tensors.transfers import move_inputs, move_tensors
 
 _CPU = torch.device("cpu")
@@ -71,3 +72,35 @@ class HostLookup(TorchFunctionMode):
         whole = table.to(self.device)
         args = tuple(whole if value is table else value for value in args)
         return function(*args, **{k: whole if v is table else v for k, v in kwargs.items()})
+
+
+def split_tables(
+    bindings: list[TensorBinding],
+    sources: Mapping[str, WeightSource],
+    device: torch.device,
+    *,
+    larger_than: int,
+) -> tuple[list[TensorBinding], list[TensorBinding]]:
+    """Tell the tables of embeddings that are larger than so many bytes from all else.
+
+    A table that something else uses too, such as a tied output layer, is no table.
+
+    Returns:
+        The tables, and the rest.
+    """
+    tables = [
+        binding
+        for binding in bindings
+        if is_table(binding) and size_bytes(binding, sources, device) > larger_than
+    ]
+    return tables, [binding for binding in bindings if binding not in tables]
+
+
+def size_bytes(
+    binding: TensorBinding, sources: Mapping[str, WeightSource], device: torch.device
+) -> int:
+    """Bytes of a tensor in the dtype that it runs in."""
+    if not binding.tensor.is_meta:
+        return binding.tensor.numel() * binding.tensor.element_size()
+    source = find_source(binding, sources)
+    return source.shape.numel() * source.dtype_on(device).itemsize
