@@ -14,9 +14,9 @@ from fastvideo_lightning.callbacks.attachment import (
     weight_sources,
 )
 from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
-from fastvideo_lightning.callbacks.sharding import ShardTransport, share_streaming
 from fastvideo_lightning.config.checks import check_count
 from fastvideo_lightning.offload.blocks import BlockList, deal, find_block_lists, split_list, spread
+from fastvideo_lightning.offload.distributed.transport import ShardTransport, share_streaming
 from fastvideo_lightning.offload.handles import Undo
 from fastvideo_lightning.offload.hooks import (
     hook_model,

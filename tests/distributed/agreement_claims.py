@@ -17,8 +17,8 @@ from distributed.streaming_claims import (
     toy_of,
 )
 from fastvideo_lightning import PredictLoop
-from fastvideo_lightning.callbacks import LayerwiseOffload, MemoryReport, ModelOffload, sharding
-from fastvideo_lightning.offload.distributed import agreement, process_group
+from fastvideo_lightning.callbacks import LayerwiseOffload, MemoryReport, ModelOffload
+from fastvideo_lightning.offload.distributed import agreement, process_group, transport
 from fastvideo_lightning.offload.distributed.gather import GatherStream, InlineGather
 from fastvideo_lightning.offload.distributed.process_group import find_shard_group
 from fastvideo_lightning.offload.distributed.transport import LinkSpeeds
@@ -102,11 +102,11 @@ class Kept(logging.Handler):
 def auto_takes_the_faster(device, speeds):
     """Return what was chosen and said, with speeds that are given or measured."""
     kept = Kept()
-    sharding._log.addHandler(kept)
-    sharding._log.setLevel(logging.INFO)
-    measure = sharding.measure_links
+    transport._log.addHandler(kept)
+    transport._log.setLevel(logging.INFO)
+    measure = transport.measure_links
     if speeds is not None:
-        sharding.measure_links = lambda *_, **__: LinkSpeeds(*speeds)
+        transport.measure_links = lambda *_, **__: LinkSpeeds(*speeds)
     try:
         model, plain = toy_of(), toy_of()
         callback = attach(model, device, "auto")
@@ -114,8 +114,8 @@ def auto_takes_the_faster(device, speeds):
         chosen = isinstance(engine_in(callback).transport, GatherStream | InlineGather)
         callback.detach()
     finally:
-        sharding.measure_links = measure
-        sharding._log.removeHandler(kept)
+        transport.measure_links = measure
+        transport._log.removeHandler(kept)
     return chosen, kept.messages
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastvideo_lightning.callbacks import LayerwiseOffload, sharding
-from fastvideo_lightning.offload.distributed import shard_plan
+from fastvideo_lightning.callbacks import LayerwiseOffload
+from fastvideo_lightning.offload.distributed import shard_plan, transport
 from fastvideo_lightning.offload.distributed.gather import GatherStream, InlineGather
 from fastvideo_lightning.offload.distributed.transport import LinkSpeeds
 from tests.toys import OnFile, OnMeta, Toy, make_toy, sample
@@ -32,7 +32,7 @@ def attach(model: Toy, device: torch.device, how: str = "gather", **options) -> 
 @contextmanager
 def fast_links() -> Iterator[None]:
     """Parts are faster for `auto`, and links fast enough for whole blocks."""
-    with mock.patch.object(sharding, "measure_links", return_value=LinkSpeeds(1e-12, 1e-9)):
+    with mock.patch.object(transport, "measure_links", return_value=LinkSpeeds(1e-12, 1e-9)):
         yield
 
 

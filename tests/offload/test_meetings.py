@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from fastvideo_lightning.offload.meetings import Meeting
+from fastvideo_lightning.offload.distributed.peers import Meeting
 
 
 class Driver:

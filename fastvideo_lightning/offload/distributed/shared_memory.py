@@ -6,12 +6,19 @@ goes into a file in memory that all processes of the node map. Each fills a part
 they read each byte once. From there on it is a mapped file as any other, see Note [Two mappings]:
 every rank sees all host tensors, and what one rank writes is its own. The file has no name in any
 file system: it is gone with the last process, however that one ends.
+
+Note [Registered parts]
+Registering memory takes about as long as bringing it to the device once. So a rank that brings 1/N
+of each unit registers the pages of its parts alone. One process may not register a page twice, nor
+may a copy cross from one registration into the next: the parts of all units of a file are rounded
+to pages and merged before the first is registered. What is brought as a whole later on, as a unit
+that one rank was given an edit of, has its file registered anew, as a whole.
 """
 
 import hashlib
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +29,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastvideo_lightning.offload.distributed.process_group import ShardGroup
-from fastvideo_lightning.offload.host.mapped import MappedFile, close_file, is_mappable, open_file
+from fastvideo_lightning.offload.distributed.shard_plan import cut
+from fastvideo_lightning.offload.host.mapped import (
+    MappedFile,
+    MappedSlab,
+    close_file,
+    is_mappable,
+    merge,
+    open_file,
+)
 from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
@@ -31,6 +46,7 @@ from fastvideo_lightning.offload.tensors.sources import FileBytes, StoredBytes, 
 
 if TYPE_CHECKING:
     from fastvideo_lightning.offload.unit import OffloadUnit
+
 
 Places = dict[SlabLayout, list[StoredBytes | None]]
 """For each unit, known by its layout, where its tensors lie in files that all ranks map."""
@@ -169,3 +185,32 @@ def _check_alike(shards: ShardGroup, units: Sequence["OffloadUnit"], places: Pla
                 "stream together need the same checkpoint and the same callbacks, attached in the "
                 "same order."
             )
+
+
+MOST = 0.75
+"""Of a file: where a rank brings more of it, it registers all, in a few calls."""
+
+
+def register_parts(slabs: Iterable[MappedSlab], *, rank: int, num_ranks: int) -> None:
+    """Register what a rank brings of units, see Note [Registered parts].
+
+    Args:
+        slabs: their masters, with all bytes in files.
+        rank: the rank's place among those that share.
+        num_ranks: how many share.
+
+    Raises:
+        RuntimeError: the system refuses.
+    """
+    parts: dict[MappedFile, list[tuple[int, int]]] = {}
+    for slab in slabs:
+        chunks, rest = cut(slab, rank=rank, num_ranks=num_ranks)
+        for part, _ in [*(one for chunk in chunks for one in chunk.segments), *rest]:
+            file, begin = slab.locate(part)
+            parts.setdefault(file, []).append((begin, begin + part.numel()))
+    for file, ranges in parts.items():
+        pieces = merge(ranges, file.size_bytes)
+        if sum(end - begin for begin, end in pieces) > MOST * file.size_bytes:
+            file.register()
+        else:
+            file.register(pieces)

@@ -1,18 +1,27 @@
-"""Measures how fast a unit comes to the device, alone and together."""
+"""What several ranks that stream the same blocks do: each a part, or each everything.
 
+As asked for, or as measured: how fast each rank's link is, alone and in parts.
+"""
+
+import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from enum import StrEnum
+from typing import NamedTuple, NoReturn
 
 import torch
 
 from fastvideo_lightning.offload.distributed.gather import make_gather
-from fastvideo_lightning.offload.distributed.process_group import ShardGroup
+from fastvideo_lightning.offload.distributed.process_group import ShardGroup, find_shard_group
+from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.host import mapped
 from fastvideo_lightning.offload.host.slab import HostSlab
 from fastvideo_lightning.offload.host.store import HostStore
+from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.streams import Transport, make_transport
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
-from fastvideo_lightning.offload.unit import DeviceSlot
+from fastvideo_lightning.offload.unit import DeviceSlot, OffloadUnit
 
 REPEATS = 3
 
@@ -56,3 +65,108 @@ def _time(shards: ShardGroup, transport: Transport, slab: HostSlab, slot: Device
         transport.drain()
         times.append(time.perf_counter() - begin)
     return min(times[1:])
+
+
+_log = logging.getLogger(__name__)
+
+MAX_PROBE_BYTES = 64 << 20
+"""Enough to tell the links' speeds apart."""
+
+
+class ShardTransport(StrEnum):
+    """How blocks come to the devices of several ranks.
+
+    AUTO: the faster of the two, as measured when the first blocks are attached. Where that is in
+        parts, blocks that computed for longer in the last run than they take to come as a whole
+        come so, see Note [Brought alone].
+    GATHER: each rank brings a part over its own link, and the parts are joined on the devices. In a
+        run every rank must make the same calls.
+    LOCAL: each rank brings everything, and may work apart from the others.
+    """
+
+    AUTO = "auto"
+    GATHER = "gather"
+    LOCAL = "local"
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"shard_transport must be one of {', '.join(cls)}, got {value!r}")
+
+
+def share_streaming(
+    engine: OffloadEngine, choice: ShardTransport, units: Sequence[OffloadUnit]
+) -> None:
+    """Let an engine stream together with those of the other ranks, before it takes ``units`` over.
+
+    Host memory holds each weight once for all ranks of a node, whatever the choice. Where a process
+    is alone on its node, nothing changes. The first call of a process is collective over all ranks.
+
+    Raises:
+        ValueError: the engine streams already, by another choice, or the memory cannot be shared.
+    """
+    with phase("find the ranks of the node"):
+        shards = find_shard_group(engine.device)
+    if shards is None:
+        return
+    if not mapped.IS_SUPPORTED:
+        if choice is ShardTransport.GATHER:
+            raise ValueError(
+                "shard_transport='gather' needs memory that processes share, which is supported "
+                "on Linux only, where /proc/self/pagemap can be read. Pass shard_transport='local'."
+            )
+        return
+    if engine.store.shards is not None:
+        is_gathered = engine.transport.is_gathered
+        current = ShardTransport.GATHER if is_gathered else ShardTransport.LOCAL
+        if choice not in (ShardTransport.AUTO, current):
+            raise ValueError(
+                f"Callbacks on one module share their transport: got shard_transport='{choice}' "
+                f"beside '{current}'. Give all of them the same."
+            )
+        return
+    engine.drain()
+    engine.store.shards = shards
+    chosen, alone_bytes_per_s = _choose(engine, choice, units, shards)
+    if chosen is ShardTransport.GATHER:
+        engine.use_transport(
+            make_gather(engine.device, shards, engine.store, alone_bytes_per_s=alone_bytes_per_s)
+        )
+        engine.store.brings_parts = True
+
+
+def _choose(
+    engine: OffloadEngine, choice: ShardTransport, units: Sequence[OffloadUnit], shards: ShardGroup
+) -> tuple[ShardTransport, float | None]:
+    """The choice; and where it was left open, what links bring to each rank that brings all."""
+    alone_bytes_per_s = None
+    if choice is not ShardTransport.AUTO:
+        reason = "as asked for"
+    else:
+        largest = max((_size_of(unit) for unit in units), default=0)
+        probe = min(max(largest, 1), MAX_PROBE_BYTES)
+        with phase("measure the links"):
+            speeds = measure_links(shards, engine.device, size_bytes=probe)
+        alone_bytes_per_s = probe / speeds.local_s
+        is_faster = speeds.gather_s < speeds.local_s
+        choice = ShardTransport.GATHER if is_faster else ShardTransport.LOCAL
+        reason = (
+            f"{probe / 2**20:.3g} MiB take {1e3 * speeds.gather_s:.3g} ms in parts and "
+            f"{1e3 * speeds.local_s:.3g} ms as a whole"
+        )
+    if shards.rank == 0:
+        what = {
+            ShardTransport.GATHER: f"each brings 1/{shards.size} of a block to all",
+            ShardTransport.LOCAL: "each brings every block by itself",
+        }
+        _log.info(
+            "%d ranks stream together: %s (shard_transport=%r: %s).",
+            shards.size,
+            what[choice],
+            str(choice),
+            reason,
+        )
+    return choice, alone_bytes_per_s
+
+
+def _size_of(unit: OffloadUnit) -> int:
+    return sum(b.tensor.numel() * b.tensor.element_size() for b in unit.bindings)

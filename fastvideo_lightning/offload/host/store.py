@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastvideo_lightning.offload.distributed.process_group import ShardGroup
-from fastvideo_lightning.offload.distributed.shared_memory import Places, sharing
+from fastvideo_lightning.offload.distributed.shared_memory import Places, register_parts, sharing
 from fastvideo_lightning.offload.host.mapped import MappedSlab, is_mappable, register_ranges
 from fastvideo_lightning.offload.host.slab import HostMaster, HostMemory, HostSlab, JoinedMaster
 from fastvideo_lightning.offload.profiling import phase
-from fastvideo_lightning.offload.registration import register_parts
 from fastvideo_lightning.offload.tensors.layout import SlabLayout
 from fastvideo_lightning.offload.tensors.sources import StoredBytes
 
