@@ -20,7 +20,7 @@ from benchmarks.machine import (
 from benchmarks.shapes import CONFIGS, RandomWan, make_inputs, make_transformer, transformer_shapes
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
-from fastvideo_lightning.callbacks.budget import take_workspace
+from fastvideo_lightning.callbacks.memory_budget import take_workspace
 from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan import BudgetTooSmallError

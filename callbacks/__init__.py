@@ -13,12 +13,12 @@ if __name__ == "callbacks":
     )
 
 if TYPE_CHECKING:
-    from fastvideo_lightning.callbacks.budget import MemoryBudget
     from fastvideo_lightning.callbacks.cpu_execution import CPUExecution
     from fastvideo_lightning.callbacks.encode_ahead import EncodeAhead
     from fastvideo_lightning.callbacks.layerwise import LayerwiseOffload
     from fastvideo_lightning.callbacks.logger import VideoLogger
-    from fastvideo_lightning.callbacks.memory import MemoryReport
+    from fastvideo_lightning.callbacks.memory_budget import MemoryBudget
+    from fastvideo_lightning.callbacks.memory_report import MemoryReport
     from fastvideo_lightning.callbacks.model import ModelOffload
     from fastvideo_lightning.callbacks.progress import ProgressBar
     from fastvideo_lightning.callbacks.resident import Resident
@@ -29,8 +29,8 @@ _HOME = {
     "CPUExecution": "cpu_execution",
     "EncodeAhead": "encode_ahead",
     "LayerwiseOffload": "layerwise",
-    "MemoryBudget": "budget",
-    "MemoryReport": "memory",
+    "MemoryBudget": "memory_budget",
+    "MemoryReport": "memory_report",
     "ModelOffload": "model",
     "ProgressBar": "progress",
     "Resident": "resident",

@@ -5,7 +5,7 @@ import pytest
 from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
-from fastvideo_lightning.callbacks import MemoryReport, memory
+from fastvideo_lightning.callbacks import MemoryReport, memory_report
 from fastvideo_lightning.offload.registry import engines_of
 from fastvideo_lightning.offload.timing import TimedTransport
 from fastvideo_lightning.placing import Placing
@@ -122,8 +122,8 @@ def test_after_a_prompt_that_fails_the_others_are_measured_as_before(
 
 
 def test_samples_take_constant_memory_however_long_the_run(monkeypatch):
-    monkeypatch.setattr(memory, "_MAX_SAMPLES", 10)
-    sampler = memory._Sampler([], memory.torch.device("cpu"), 0.0)
+    monkeypatch.setattr(memory_report, "_MAX_SAMPLES", 10)
+    sampler = memory_report._Sampler([], memory_report.torch.device("cpu"), 0.0)
     for _ in range(500):
         sampler._take()
     assert len(sampler._samples) <= 10
