@@ -7,13 +7,14 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from fastvideo_lightning.callbacks.attachment import (
+from fastvideo_lightning.callbacks.placement import (
     Attachment,
+    Placement,
+    bindings_inside,
     claimed_by_others,
     is_within,
     weight_sources,
 )
-from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
 from fastvideo_lightning.config.checks import check_count
 from fastvideo_lightning.offload.blocks import BlockList, deal, find_block_lists, split_list, spread
 from fastvideo_lightning.offload.distributed.transport import ShardTransport, share_streaming

@@ -3,8 +3,12 @@
 import torch
 from torch import nn
 
-from fastvideo_lightning.callbacks.attachment import Attachment, weight_sources
-from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
+from fastvideo_lightning.callbacks.placement import (
+    Attachment,
+    Placement,
+    bindings_inside,
+    weight_sources,
+)
 from fastvideo_lightning.offload.handles import Undo
 from fastvideo_lightning.offload.hooks import hook_transient
 from fastvideo_lightning.offload.host.mapped import check_supported

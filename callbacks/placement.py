@@ -1,7 +1,11 @@
-"""Placement: what the callbacks that put weights somewhere have in common."""
+"""Placement: what the callbacks that put weights somewhere have in common.
+
+An attachment is one such callback on one module, with what undoes it.
+"""
 
 import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -9,12 +13,183 @@ from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricModule
 from torch import nn
 
-from fastvideo_lightning.callbacks.attachment import Attachment, claims_on, is_within
+from fastvideo_lightning.offload.adapters import rebind_units
+from fastvideo_lightning.offload.cuda_graphs import GraphedForward
+from fastvideo_lightning.offload.engine import OffloadEngine
+from fastvideo_lightning.offload.handles import Handle, Undo, interrupted_later, remove_all
+from fastvideo_lightning.offload.hooks import graph_forward
+from fastvideo_lightning.offload.profiling import phase
+from fastvideo_lightning.offload.registry import Kept, forget_empty, forget_idle_engines, kept_on
+from fastvideo_lightning.offload.residents import ResidentSet
+from fastvideo_lightning.offload.tensors.autograd import lasting
 from fastvideo_lightning.offload.tensors.bindings import (
     TensorBinding,
     find_bindings,
+    places_in,
     split_by_owner,
+    split_sharing,
 )
+from fastvideo_lightning.offload.tensors.sources import WeightSource
+from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup, is_lent
+
+_CLAIMS = "_offload_claims"
+
+
+def claims_on(root: nn.Module) -> dict[str, "Placement"]:
+    """Which callback places which FQN of a root module."""
+    empty: Kept[str, Placement] = Kept()
+    return kept_on(root, _CLAIMS, empty)
+
+
+class Attachment:
+    """One callback on one root module: what undoes it.
+
+    Attributes:
+        model: what the callback places, and what lies between its parts.
+        engine: the engine that moves the target's weights, where one does.
+        units: what the engine moves for this callback.
+        residents: weights that stay in one place.
+        graphed: the model's forward, where it is captured and replayed.
+        group: the units of the target, where units move.
+        places: where ``model`` had tensors when they were last looked at; see ``adapt``.
+    """
+
+    def __init__(self, callback: "Placement", root: nn.Module, model: nn.Module) -> None:
+        self.callback = callback
+        self.root = root
+        self.model = model
+        self.places: list[tuple[int, str]] | None = None
+        self.units: Sequence[OffloadUnit] = ()
+        self.engine: OffloadEngine | None = None
+        self.residents: list[ResidentSet] = []
+        self.graphed: GraphedForward | None = None
+        self.group: UnitGroup | None = None
+        self.handles: list[Handle] = []
+        self._passes_per_step = 1
+        self._passes_so_far = 0
+
+    @property
+    def first(self) -> OffloadUnit | None:
+        """The unit that the target's next call needs first, where units move."""
+        return None if self.group is None else self.group.first
+
+    def foresee(self, step: int, *, comes_next: bool) -> None:
+        """A denoising step begins: note how many passes the last one took, say what follows it.
+
+        Args:
+            step: number of the step.
+            comes_next: whether the target is called when this step is over, and not before.
+        """
+        if self.engine is None or self.first is None:
+            return
+        passes = self.engine.stats.passes - self._passes_so_far
+        self._passes_so_far += passes
+        if step > 0:
+            self._passes_per_step = max(passes, 1)
+        if comes_next:
+            self.engine.expect(self.first, after_passes=self._passes_per_step)
+
+    def remove(self) -> None:
+        """Take the callback off the module, which is left with ordinary host tensors."""
+        with interrupted_later():
+            self._remove()
+
+    def _remove(self) -> None:
+        if self not in self.callback.attachments:
+            return
+        self.callback.attachments.remove(self)
+        claims = claims_on(self.root)
+        if claims.get(self.callback.target) is self.callback:
+            del claims[self.callback.target]
+        forget_empty(self.root, _CLAIMS)
+        if self.engine is not None:
+            self.engine.end_run()
+        self.adapt()  # what came since then goes back to the host as well
+        remove_all(self.handles)
+        self.handles.clear()
+        forget_idle_engines(self.root)
+
+    def watch(self) -> None:
+        """Call ``adapt`` before the engine takes over edits, from now on."""
+        self.places = places_in(self.model)
+        if self.engine is not None:
+            listeners = self.engine.before_refresh
+            listeners.append(self.adapt)
+            self.handles.append(Undo(lambda: listeners.remove(self.adapt)))
+
+    def adapt(self) -> None:
+        """Take over tensors that the model was given since it was placed, and let go of others.
+
+        That is what an adapter (LoRA) does: it puts layers of its own around the model's.
+        """
+        if self.places is None or self.places == (places := places_in(self.model)) or is_lent():
+            return
+        if self.engine is not None:
+            if any(unit.uses for unit in self.engine.units):
+                return  # a component in its call calls this one: another time
+            inside, rest = split_by_owner(
+                find_bindings(self.root), [unit.module for unit in self.units], self.root
+            )
+            tensors, sharing = split_sharing(inside, rest)
+            rest += sharing
+            contents = {}
+            for unit, found in zip(self.units, tensors, strict=True):
+                contents[unit] = [b for b in found if not b.is_buffer or unit.has(b)]
+                rest += [b for b in found if b not in contents[unit]]
+            with lasting():
+                rebind_units(self.engine, contents)
+        else:
+            rest = find_bindings(self.root)
+        self.places = places
+        if self.residents:
+            self._adapt_residents(rest)
+
+    def _adapt_residents(self, bindings: list[TensorBinding]) -> None:
+        within = {id(module) for module in self.model.modules()}
+        others = claimed_by_others(self.root, self.callback)
+        mine = {
+            id(binding.tensor): binding
+            for binding in bindings
+            if any(id(place.owner) in within for place in binding.places)
+            and not any(is_within(binding.fqn, fqn) for fqn in others)
+        }
+        for residents in self.residents:
+            residents.keep_only(mine)
+        first = self.residents[0]
+        self.keep(list(mine.values()), first.device, run_device=first.run_device)
+
+    def graph(
+        self, model: nn.Module, fqn: str, device: torch.device, group: UnitGroup | None = None
+    ) -> None:
+        """Let calls of ``model`` be captured and replayed, with the copies of ``group``."""
+        self.graphed, handles = graph_forward(model, fqn, device, self.engine, group)
+        self.handles.extend(handles)
+
+    def keep(
+        self, bindings: list[TensorBinding], device: torch.device, *, run_device: torch.device
+    ) -> None:
+        """Let tensors stay on ``device`` until the callback is detached."""
+        residents = ResidentSet(bindings, device, run_device=run_device)
+        self.residents.append(residents)
+        self.handles.append(Undo(residents.unload))
+        with phase(f"place {len(bindings)} tensors on {device}"):
+            residents.load(weight_sources(self.root))
+
+
+def claimed_by_others(root: nn.Module, callback: "Placement") -> list[str]:
+    """FQNs of ``root`` that other callbacks place."""
+    return [fqn for fqn, other in claims_on(root).items() if other is not callback]
+
+
+def is_within(name: str, fqn: str) -> bool:
+    """Whether ``name`` is the module ``fqn`` or lies in it."""
+    return not fqn or name == fqn or name.startswith(f"{fqn}.")
+
+
+def weight_sources(root: nn.Module) -> Mapping[str, WeightSource]:
+    """Where the bytes of ``root``'s parameters on meta are, if it says so."""
+    sources: Mapping[str, WeightSource] = getattr(root, "weight_sources", {})
+    return sources
 
 
 @runtime_checkable

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from fastvideo_lightning.callbacks.attachment import Attachment
-from fastvideo_lightning.callbacks.placement import Placement, bindings_inside
+from fastvideo_lightning.callbacks.placement import Attachment, Placement, bindings_inside
 from fastvideo_lightning.offload.hooks import hook_calls
 
 

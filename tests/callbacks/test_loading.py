@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fastvideo_lightning.callbacks.loading import show_loading
+from fastvideo_lightning.callbacks.progress import show_loading
 from fastvideo_lightning.checkpoint.weights import READ, StoredTensor, StoredWeight
 
 
