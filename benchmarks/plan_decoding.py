@@ -10,12 +10,12 @@ from torch import nn
 from benchmarks.machine import Deadline, empty_caches, read_peak, reset_peak, time_steps
 from benchmarks.plan_steps import begin_stage
 from fastvideo_lightning import OffloadConfig, VideoModule
+from fastvideo_lightning.plan.cost import Request
 from fastvideo_lightning.plan.machine import Machine
-from fastvideo_lightning.plan.measure import measure_components
 from fastvideo_lightning.plan.predict import predict
-from fastvideo_lightning.plan.subject import Subject
-from fastvideo_lightning.plan.vae_work import Autoencoder
-from fastvideo_lightning.plan.work import Request
+from fastvideo_lightning.plan.sizes import measure_components
+from fastvideo_lightning.plan.vae_cost import Autoencoder
+from fastvideo_lightning.plan.workload import Subject
 
 
 @dataclass(frozen=True)

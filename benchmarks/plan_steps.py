@@ -28,7 +28,7 @@ from fastvideo_lightning.plan.choose import choose
 from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.predict import Prediction, StagePlan, predict
 from fastvideo_lightning.plan.probe import measure_launch
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.workload import Subject
 
 LONG_STEP_S = 1.0
 SETUP_S, READ_BYTES_PER_S = 2.0, 4e9  # of a placement, as seen on one H100

@@ -20,7 +20,7 @@ from fastvideo_lightning.plan.host_tiers import (
     find_moving,
 )
 from fastvideo_lightning.plan.machine import GIB
-from fastvideo_lightning.plan.measure import measure_components
+from fastvideo_lightning.plan.sizes import measure_components
 
 _log = logging.getLogger(__name__)
 _said: set[str] = set()

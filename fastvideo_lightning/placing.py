@@ -14,7 +14,7 @@ from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.placements import make_placements
 from fastvideo_lightning.plan import BudgetTooSmallError, Plan, make_plan
-from fastvideo_lightning.plan.planning import find_budget
+from fastvideo_lightning.plan.planner import find_budget
 from fastvideo_lightning.plan.predict import Prediction
 
 if TYPE_CHECKING:

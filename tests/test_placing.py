@@ -18,12 +18,12 @@ from fastvideo_lightning import (
 )
 from fastvideo_lightning.callbacks import MemoryBudget
 from fastvideo_lightning.placing import Placing
-from fastvideo_lightning.plan import BudgetTooSmallError, find_card, planning
+from fastvideo_lightning.plan import BudgetTooSmallError, find_card, planner
 
 
 @pytest.fixture(autouse=True)
 def _on_a_card(on_gpu, monkeypatch):
-    monkeypatch.setattr(planning, "find_machine", lambda: find_card("RTX 4090"))
+    monkeypatch.setattr(planner, "find_machine", lambda: find_card("RTX 4090"))
 
 
 def test_the_plan_is_what_is_placed_and_the_pixels_are_the_same(checkpoint, caplog):

@@ -12,7 +12,7 @@ from fastvideo_lightning import OffloadConfig, SamplingParams, VideoGenerator, V
 from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.placements import explain_memory
 from fastvideo_lightning.plan.choose import possible_configs
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.workload import Subject
 
 
 def make_generator(pipeline: Any, **flags: Any) -> VideoGenerator:

@@ -109,7 +109,7 @@ def _make(
     import torch
 
     from fastvideo_lightning.plan import make_plan
-    from fastvideo_lightning.plan.planning import open_headers
+    from fastvideo_lightning.plan.planner import open_headers
 
     dtype = typed.get("dtype", "auto")
     loading = {k: typed[k] for k in ("revision", "variant", "allow_pickle") if k in typed}

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from fastvideo_lightning.plan.choose import BudgetTooSmallError
     from fastvideo_lightning.plan.machine import Machine
     from fastvideo_lightning.plan.plan import Plan
-    from fastvideo_lightning.plan.planning import make_plan
+    from fastvideo_lightning.plan.planner import make_plan
 
 _HOME = {
     "BudgetTooSmallError": "choose",
     "Machine": "machine",
     "Plan": "plan",
     "find_card": "cards",
-    "make_plan": "planning",
+    "make_plan": "planner",
 }
 
 __all__ = ["BudgetTooSmallError", "Machine", "Plan", "find_card", "make_plan"]

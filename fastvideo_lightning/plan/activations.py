@@ -6,10 +6,10 @@ from math import prod
 import torch
 
 from fastvideo_lightning.modules import VideoModule
-from fastvideo_lightning.plan.allocations import Allocations
 from fastvideo_lightning.plan.denoiser_call import count_denoiser
-from fastvideo_lightning.plan.measure import ComponentSize
+from fastvideo_lightning.plan.memory_trace import Allocations
 from fastvideo_lightning.plan.shapes import config_of, count_tokens, patch_of, widths
+from fastvideo_lightning.plan.sizes import ComponentSize
 
 FRAGMENTATION = 1.5
 """The allocator keeps pieces that no later tensor fits into: 1.40 to 1.51 times in Wan's models."""

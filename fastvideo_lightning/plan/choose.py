@@ -11,7 +11,7 @@ from fastvideo_lightning.plan.cards import find_card
 from fastvideo_lightning.plan.host_tiers import HostBudgetTooSmallError
 from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.predict import Prediction, predict
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.workload import Subject
 
 CHOSEN = (
     "dit_layerwise_offload",

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastvideo_lightning.plan.allocations import Allocations, count_allocations
+from fastvideo_lightning.plan.memory_trace import Allocations, count_allocations
 from fastvideo_lightning.plan.shapes import arguments_of
 
 # From the second block on, and from the second call on, each meets the same blocks of memory.

@@ -23,7 +23,7 @@ from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.offload.blocks import resident_positions
 from fastvideo_lightning.plan.host_memory import budget_of, find_free_memory
 from fastvideo_lightning.plan.machine import GIB
-from fastvideo_lightning.plan.measure import ComponentSize, PartSize
+from fastvideo_lightning.plan.sizes import ComponentSize, PartSize
 
 COURIER_BYTES = 512 << 20
 """Pinned buffers of whatever is read on its way, see `offload.couriers`."""

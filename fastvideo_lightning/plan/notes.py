@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.plan.component_plan import ON_CPU
 from fastvideo_lightning.plan.machine import Machine
-from fastvideo_lightning.plan.places import ON_CPU
 from fastvideo_lightning.plan.predict import Prediction, predict
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.workload import Subject
 
 
 def make_notes(subject: Subject, prediction: Prediction, machine: Machine | None) -> list[str]:

@@ -9,7 +9,7 @@ from fastvideo_lightning.plan.choose import CHOSEN, round_up
 from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.notes import make_notes, notes_on_gpus
 from fastvideo_lightning.plan.predict import Prediction, predict
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.workload import Subject
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -13,11 +13,7 @@ from functools import cached_property
 
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
-from fastvideo_lightning.plan.host_tiers import HostTiers, plan_tiers
-from fastvideo_lightning.plan.machine import Machine
-from fastvideo_lightning.plan.measure import ComponentSize
-from fastvideo_lightning.plan.overlap import BlockTime, step_time
-from fastvideo_lightning.plan.places import (
+from fastvideo_lightning.plan.component_plan import (
     ON_CALL,
     ON_CPU,
     ComponentPlan,
@@ -25,9 +21,13 @@ from fastvideo_lightning.plan.places import (
     place_components,
     slot_size,
 )
+from fastvideo_lightning.plan.cost import Work
+from fastvideo_lightning.plan.host_tiers import HostTiers, plan_tiers
+from fastvideo_lightning.plan.machine import Machine
+from fastvideo_lightning.plan.overlap import BlockTime, step_time
+from fastvideo_lightning.plan.sizes import ComponentSize
 from fastvideo_lightning.plan.speedups import under_flags
-from fastvideo_lightning.plan.subject import Subject
-from fastvideo_lightning.plan.work import Work
+from fastvideo_lightning.plan.workload import Subject
 
 WORKSPACE_BYTES = 34 << 20  # of the matrix library, on the cards where it takes most
 # Where a small tensor splits a large free piece, a denoiser holds so much more than counted, which

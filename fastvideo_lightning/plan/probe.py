@@ -110,7 +110,7 @@ def measure_launch(device: torch.device, num_blocks: int = 8) -> float:
     """
     import diffusers as library
 
-    from fastvideo_lightning.plan.work import KERNELS_PER_BLOCK
+    from fastvideo_lightning.plan.cost import KERNELS_PER_BLOCK
 
     diffusers: Any = library
     narrow = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 32}

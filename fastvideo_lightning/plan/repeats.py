@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from fastvideo_lightning.plan.allocations import Notes
 from fastvideo_lightning.plan.allocator import Block
+from fastvideo_lightning.plan.memory_trace import Notes
 from fastvideo_lightning.plan.tape import Dropped, GivenBack, Taken, Tape
 
 

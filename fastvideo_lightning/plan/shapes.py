@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fastvideo_lightning.modules import VideoModule
-from fastvideo_lightning.plan.measure import ComponentSize
+from fastvideo_lightning.plan.sizes import ComponentSize
 
 _OF_TEXT = re.compile(r"\.attn2\.(to|add)_[kv](_proj)?\.weight$")
 

@@ -7,7 +7,7 @@ H200, see `benchmarks/results/streaming-wan-1.3b-compiled.md`.
 from dataclasses import replace
 
 from fastvideo_lightning.config import OffloadConfig
-from fastvideo_lightning.plan.work import Work
+from fastvideo_lightning.plan.cost import Work
 
 # A compiled block makes one kernel of several: so much of the traffic, of the launches and of what
 # is alive at once is left.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fastvideo_lightning.plan.allocations import Allocations, noting
+from fastvideo_lightning.plan.memory_trace import Allocations, noting
 from fastvideo_lightning.plan.repeats import Repeats
 
 

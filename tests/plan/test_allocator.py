@@ -5,10 +5,10 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from fastvideo_lightning import SamplingParams
-from fastvideo_lightning.plan.allocations import count_allocations
 from fastvideo_lightning.plan.allocator import MIB, CachingAllocator
 from fastvideo_lightning.plan.denoiser_call import count_denoiser
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.memory_trace import count_allocations
+from fastvideo_lightning.plan.workload import Subject
 
 
 def reserved_mib(*sizes_mib: float) -> float:

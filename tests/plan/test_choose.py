@@ -7,11 +7,11 @@ import pytest
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
 from fastvideo_lightning.modules.signature import CallSignature
-from fastvideo_lightning.plan import BudgetTooSmallError, find_card, make_plan, planning
+from fastvideo_lightning.plan import BudgetTooSmallError, find_card, make_plan, planner
 from fastvideo_lightning.plan.choose import CHOSEN, choose, possible_configs
 from fastvideo_lightning.plan.machine import GIB
 from fastvideo_lightning.plan.predict import predict
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.workload import Subject
 
 VIDEO = SamplingParams(height=480, width=832, num_frames=17, num_inference_steps=30)
 
@@ -139,9 +139,9 @@ def test_a_budget_is_refused_for_all_videos_only_where_the_smallest_does_not_fit
     wan, checkpoint, monkeypatch
 ):
     def check(module, budget, **flags):
-        planning.check_budget(module, OffloadConfig(gpu_memory_budget=budget, **flags))
+        planner.check_budget(module, OffloadConfig(gpu_memory_budget=budget, **flags))
 
-    monkeypatch.setattr(planning, "find_machine", lambda: find_card("RTX 3060"))
+    monkeypatch.setattr(planner, "find_machine", lambda: find_card("RTX 3060"))
     large = wan("wan-14b")
     check(large, None)
     with pytest.raises(BudgetTooSmallError):

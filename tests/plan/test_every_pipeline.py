@@ -11,7 +11,7 @@ from fastvideo_lightning.plan import find_card
 from fastvideo_lightning.plan.choose import choose
 from fastvideo_lightning.plan.machine import GIB
 from fastvideo_lightning.plan.predict import predict
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.workload import Subject
 
 
 @pytest.mark.parametrize("name", families(RECIPES.keys() - UNUSABLE.keys()))

@@ -9,8 +9,7 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.offload.registry import engine_of
 from fastvideo_lightning.placements import make_placements
 from fastvideo_lightning.plan import make_plan
-from fastvideo_lightning.plan.measure import measure_components, reserved_bytes
-from fastvideo_lightning.plan.places import (
+from fastvideo_lightning.plan.component_plan import (
     ON_CALL,
     ON_CPU,
     RESIDENT,
@@ -18,7 +17,8 @@ from fastvideo_lightning.plan.places import (
     place_components,
     slot_size,
 )
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.sizes import measure_components, reserved_bytes
+from fastvideo_lightning.plan.workload import Subject
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan import find_card
 from fastvideo_lightning.plan.machine import GIB
 from fastvideo_lightning.plan.predict import predict
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.workload import Subject
 from tests.plan.measured import (
     ALLOCATED,
     DECODINGS,

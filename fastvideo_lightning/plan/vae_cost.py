@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.modules import VideoModule
-from fastvideo_lightning.plan.measure import ComponentSize
+from fastvideo_lightning.plan.cost import Request, Work
 from fastvideo_lightning.plan.shapes import (
     arguments_of,
     config_of,
     dtype_of,
     frames_per_latent,
 )
+from fastvideo_lightning.plan.sizes import ComponentSize
 from fastvideo_lightning.plan.vae_call import count_vae
-from fastvideo_lightning.plan.work import Request, Work
 
 # A VAE's convolutions reach this share of the rate of matrix products, by bytes of a number; beside
 # them so many numbers are read and written for each pixel and channel of the first width; the first

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.offload.blocks import resident_positions
-from fastvideo_lightning.plan.measure import ComponentSize, PartSize
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.sizes import ComponentSize, PartSize
+from fastvideo_lightning.plan.workload import Subject
 
 RESIDENT, ON_CALL, ON_CPU = "resident", "on the GPU for each call", "computed on the CPU"
 

@@ -13,7 +13,6 @@ from math import prod
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.plan.activations import FRAGMENTATION, denoiser_activations
-from fastvideo_lightning.plan.measure import ComponentSize
 from fastvideo_lightning.plan.shapes import (
     config_of,
     count_tokens,
@@ -22,6 +21,7 @@ from fastvideo_lightning.plan.shapes import (
     patch_of,
     widths,
 )
+from fastvideo_lightning.plan.sizes import ComponentSize
 
 TEXT_TOKENS = 512
 # Elements per token and width beyond matrix products and attention, in bytes of memory traffic.

@@ -7,14 +7,9 @@ from functools import partial
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.roles import Role, models_that_decode_by
-from fastvideo_lightning.plan.measure import ComponentSize, measure_components
-from fastvideo_lightning.plan.vae_work import CONVOLUTION_BYTES, Autoencoder
-from fastvideo_lightning.plan.work import (
-    Request,
-    Work,
-    denoiser_work,
-    text_encoder_work,
-)
+from fastvideo_lightning.plan.cost import Request, Work, denoiser_work, text_encoder_work
+from fastvideo_lightning.plan.sizes import ComponentSize, measure_components
+from fastvideo_lightning.plan.vae_cost import CONVOLUTION_BYTES, Autoencoder
 
 
 class WorkOnDemand(Mapping[str, Work]):

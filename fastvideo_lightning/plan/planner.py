@@ -16,7 +16,7 @@ from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.plan import Plan
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.probe import load_probe
-from fastvideo_lightning.plan.subject import Subject
+from fastvideo_lightning.plan.workload import Subject
 
 # Left alone on a card: its driver's context and what else is drawn with it.
 _CONTEXT_BYTES = GIB
