@@ -23,7 +23,7 @@ from benchmarks.plan_decoding import measure_decoding
 from benchmarks.plan_report import make_table
 from benchmarks.plan_steps import Steps, count_bytes
 from fastvideo_lightning.plan import find_card
-from fastvideo_lightning.plan.cards import match_card
+from fastvideo_lightning.plan.machine import match_card
 from fastvideo_lightning.plan.probe import probe
 
 RESULTS = Path(__file__).parent / "results"

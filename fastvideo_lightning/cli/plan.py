@@ -95,7 +95,7 @@ def _make(
     gpu: str | None,
     hardware: dict[str, float],
 ) -> "Plan":
-    from fastvideo_lightning.plan.cards import find_card
+    from fastvideo_lightning.plan.machine import find_card
 
     if gpu is not None:
         find_card(gpu)  # before seconds of imports

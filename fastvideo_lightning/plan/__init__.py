@@ -8,9 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastvideo_lightning.plan.cards import find_card
     from fastvideo_lightning.plan.choose import BudgetTooSmallError
-    from fastvideo_lightning.plan.machine import Machine
+    from fastvideo_lightning.plan.machine import Machine, find_card
     from fastvideo_lightning.plan.plan import Plan
     from fastvideo_lightning.plan.planner import make_plan
 
@@ -18,7 +17,7 @@ _HOME = {
     "BudgetTooSmallError": "choose",
     "Machine": "machine",
     "Plan": "plan",
-    "find_card": "cards",
+    "find_card": "machine",
     "make_plan": "planner",
 }
 

@@ -7,9 +7,8 @@ from math import ceil, log
 
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
-from fastvideo_lightning.plan.cards import find_card
 from fastvideo_lightning.plan.host_tiers import HostBudgetTooSmallError
-from fastvideo_lightning.plan.machine import GIB, Machine
+from fastvideo_lightning.plan.machine import GIB, Machine, find_card
 from fastvideo_lightning.plan.predict import Prediction, predict
 from fastvideo_lightning.plan.workload import Subject
 

@@ -10,9 +10,8 @@ from fastvideo_lightning.checkpoint.hub import headers_folder
 from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
-from fastvideo_lightning.plan.cards import find_card, match_card
 from fastvideo_lightning.plan.choose import check_fits_any, choose, find_smallest
-from fastvideo_lightning.plan.machine import GIB, Machine
+from fastvideo_lightning.plan.machine import GIB, Machine, find_card, match_card
 from fastvideo_lightning.plan.plan import Plan
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.probe import load_probe

@@ -1,15 +1,24 @@
 """Memory and time of a set of flags: few terms, each explained in `docs/planning.md`.
 
+How far copies hide under computing is followed block by block.
+
 Note [Reserved memory]
 What decides whether a video fits is not what is allocated but what the caching allocator reserves.
 In each stage that is the weights that are there, as the allocator holds them, what it holds for
 the activations, and the workspaces of the libraries. Weights are known from the headers to the
 byte, so only what is computed has a margin. Between stages the allocator's cache is emptied where
 a budget is kept, so the stages do not add up.
+
+Note [Why a step may take longer than computing and copying do]
+A block's copy begins once a slot is free, so with two slots it is at most one block ahead of what
+computes. Where a block takes about as long to come as to compute, that is too little to keep what a
+resident block gains: the link waits for a slot while it computes, and the blocks behind it are late
+again. A third slot keeps the gain.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
@@ -21,13 +30,56 @@ from fastvideo_lightning.plan.component_plan import (
     place_components,
     slot_size,
 )
-from fastvideo_lightning.plan.cost import Work
+from fastvideo_lightning.plan.cost import Work, under_flags
 from fastvideo_lightning.plan.host_tiers import HostTiers, plan_tiers
 from fastvideo_lightning.plan.machine import Machine
-from fastvideo_lightning.plan.overlap import BlockTime, step_time
 from fastvideo_lightning.plan.sizes import ComponentSize
-from fastvideo_lightning.plan.speedups import under_flags
 from fastvideo_lightning.plan.workload import Subject
+
+PASSES = 3
+"""Until a pass begins as the one before it did: the first finds every slot free."""
+
+
+@dataclass(frozen=True)
+class BlockTime:
+    """What one block takes.
+
+    Attributes:
+        compute_s: To compute.
+        copy_s: To come in; 0 where it stays on the device.
+    """
+
+    compute_s: float
+    copy_s: float = 0.0
+
+
+def step_time(blocks: Sequence[BlockTime], num_slots: int) -> float:
+    """Seconds of one pass through the blocks, in the middle of many.
+
+    Args:
+        blocks: In the order in which they compute.
+        num_slots: Blocks that have device memory at the same time.
+    """
+    return _time_of_step(tuple(blocks), num_slots)
+
+
+@lru_cache(maxsize=4096)
+def _time_of_step(blocks: tuple[BlockTime, ...], num_slots: int) -> float:
+    computed = copied = began = 0.0
+    freed = [0.0] * num_slots  # when each slot was left last
+    place = 0
+    for _ in range(PASSES):
+        began = computed
+        for block in blocks:
+            if block.copy_s:
+                copied = max(copied, freed[place]) + block.copy_s
+                computed = max(computed, copied) + block.compute_s
+                freed[place] = computed
+                place = (place + 1) % num_slots
+            else:
+                computed += block.compute_s
+    return computed - began
+
 
 WORKSPACE_BYTES = 34 << 20  # of the matrix library, on the cards where it takes most
 # Where a small tensor splits a large free piece, a denoiser holds so much more than counted, which

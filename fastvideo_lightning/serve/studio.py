@@ -16,8 +16,8 @@ from fastvideo_lightning.modules.sampling import SamplingDefaults
 from fastvideo_lightning.modules.vocabulary import unread
 from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.plan import Plan, make_plan
+from fastvideo_lightning.plan.plan import plan_text
 from fastvideo_lightning.plan.planner import check_budget
-from fastvideo_lightning.plan.show import plan_text
 from fastvideo_lightning.prompts.dataset import check_prompt
 from fastvideo_lightning.report import write_report
 from fastvideo_lightning.serve.images import WantedImages

@@ -5,9 +5,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from fastvideo_lightning import SamplingParams
-from fastvideo_lightning.plan.allocator import MIB, CachingAllocator
-from fastvideo_lightning.plan.denoiser_call import count_denoiser
-from fastvideo_lightning.plan.memory_trace import count_allocations
+from fastvideo_lightning.plan.activations import count_denoiser
+from fastvideo_lightning.plan.memory_trace import MIB, CachingAllocator, count_allocations
 from fastvideo_lightning.plan.workload import Subject
 
 

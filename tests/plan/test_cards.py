@@ -1,6 +1,6 @@
 import pytest
 
-from fastvideo_lightning.plan.cards import CARDS, find_card, match_card
+from fastvideo_lightning.plan.machine import CARDS, find_card, match_card
 
 
 @pytest.mark.parametrize("name", ["RTX 4090", "rtx4090", "NVIDIA GeForce RTX 4090", "rtx-4090"])

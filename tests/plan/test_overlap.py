@@ -5,8 +5,8 @@ import pytest
 from fastvideo_lightning import OffloadConfig
 from fastvideo_lightning.offload.blocks import resident_positions
 from fastvideo_lightning.plan import make_plan
-from fastvideo_lightning.plan.overlap import BlockTime, step_time
-from fastvideo_lightning.plan.show import plan_text
+from fastvideo_lightning.plan.plan import plan_text
+from fastvideo_lightning.plan.predict import BlockTime, step_time
 from tests.plan.test_choose import VIDEO
 
 # 28.11 GB in 40 blocks over 55.4 GB/s; 489.6 ms to compute 17 frames, 88.9 to compute one. Frames,

@@ -7,12 +7,9 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
 from fastvideo_lightning import VideoModule
-from fastvideo_lightning.plan.memory_trace import noting
-from fastvideo_lightning.plan.repeats import Repeats
-from fastvideo_lightning.plan.shapes import arguments_of
-from fastvideo_lightning.plan.sizes import measure_components
-from fastvideo_lightning.plan.vae_call import count_vae
-from fastvideo_lightning.plan.vae_cost import Autoencoder
+from fastvideo_lightning.plan.memory_trace import Repeats, noting
+from fastvideo_lightning.plan.sizes import arguments_of, measure_components
+from fastvideo_lightning.plan.vae_cost import Autoencoder, count_vae
 
 SMALL = {"base_dim": 16, "z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
 

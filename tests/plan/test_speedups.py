@@ -12,9 +12,9 @@ from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
 from fastvideo_lightning.acceleration import accelerate
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan import find_card, make_plan
+from fastvideo_lightning.plan.cost import under_flags
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.sizes import measure_components
-from fastvideo_lightning.plan.speedups import under_flags
 from fastvideo_lightning.plan.workload import Subject
 from tests.plan.measured import COMPILED, HELD_BEFORE, RESIDENT
 

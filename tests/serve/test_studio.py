@@ -10,7 +10,7 @@ from waiting import wait_until
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.plan import make_plan
-from fastvideo_lightning.plan.show import plan_text
+from fastvideo_lightning.plan.plan import plan_text
 from fastvideo_lightning.serve.images import WantedImages
 from fastvideo_lightning.serve.jobs import Job, JobState, Request
 from fastvideo_lightning.serve.queue import FullQueueError
