@@ -64,8 +64,8 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         callbacks: Iterable[object] = (),
         progress: bool = True,
     ) -> None:
-        from fastvideo_lightning.acceleration import check_attention_backend
         from fastvideo_lightning.loop import check_callbacks
+        from fastvideo_lightning.modules.acceleration import check_attention_backend
         from fastvideo_lightning.placing import Placing
         from fastvideo_lightning.replanning import Replanning
         from fastvideo_lightning.strategies import check_context
@@ -248,7 +248,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
             OutOfGPUMemoryError: If memory runs out; names the stage and what would help.
         """
         from fastvideo_lightning.callbacks import VideoWriter
-        from fastvideo_lightning.modules.vocabulary import warn_of_unread
+        from fastvideo_lightning.modules.prompt_checks import warn_of_unread
 
         module = self.module
         check_keywords(sampling, known=_SAMPLING, others=_SAVING, where="generate_video()")

@@ -7,7 +7,7 @@ from recorders import read_errors, record_calls
 
 from fastvideo_lightning.cli.app import run
 from fastvideo_lightning.config import LoraChoice
-from fastvideo_lightning.modules.adapter_files import name_each
+from fastvideo_lightning.modules.lora_files import name_each
 
 
 @pytest.fixture

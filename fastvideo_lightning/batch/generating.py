@@ -109,7 +109,7 @@ class GeneratesBatches:
         check_switch("resume", resume)
         check_switch("fail_fast", fail_fast)
         from fastvideo_lightning.modules.content import model_keys
-        from fastvideo_lightning.modules.vocabulary import warn_of_unread
+        from fastvideo_lightning.modules.prompt_checks import warn_of_unread
 
         module, dataset = self.module, PromptDataset(prompts, **sampling)
         warn_of_unread(module.pipeline, dataset)

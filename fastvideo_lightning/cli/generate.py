@@ -189,7 +189,7 @@ def _say_all_made() -> None:
 def _load_loras(generator: "VideoGenerator", loras: Sequence[LoraChoice]) -> None:
     if not loras:
         return
-    from fastvideo_lightning.modules.adapter_files import name_each
+    from fastvideo_lightning.modules.lora_files import name_each
 
     for lora, name in zip(loras, name_each(loras), strict=True):
         generator.load_lora(lora.path, weight=lora.weight, name=name, denoiser=lora.denoiser)
@@ -201,7 +201,7 @@ def _open(request: Request) -> "VideoGenerator":
     # Seconds of imports from here on.
     from fastvideo_lightning import CheckpointError, VideoModule
     from fastvideo_lightning.config.devices import check_devices
-    from fastvideo_lightning.modules.vocabulary import warn_of_unread
+    from fastvideo_lightning.modules.prompt_checks import warn_of_unread
 
     with users_mistakes(CheckpointError):
         device_type = check_devices(choices["num_gpus"], choices["accelerator"])

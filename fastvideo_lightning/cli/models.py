@@ -9,7 +9,7 @@ import click
 from fastvideo_lightning.cli.options import StrictCommand
 
 if TYPE_CHECKING:
-    from fastvideo_lightning.inventory import Entry
+    from fastvideo_lightning.modules.inventory import Entry
 
 _EPILOG = """\b
 "family" knows the sizes, frames, steps and guidance that a model was published with, and checks
@@ -30,7 +30,7 @@ def models(context: click.Context, /, markdown: bool, debug: bool) -> None:
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
     with waiting("loading libraries"):  # seconds
-        from fastvideo_lightning.inventory import as_markdown, list_entries
+        from fastvideo_lightning.modules.inventory import as_markdown, list_entries
 
     if markdown:
         click.echo(as_markdown(list_entries()), nl=False)
@@ -41,14 +41,14 @@ def models(context: click.Context, /, markdown: bool, debug: bool) -> None:
 def _listed() -> "list[Entry]":
     from rich.console import Console
 
-    from fastvideo_lightning.inventory import list_entries
+    from fastvideo_lightning.modules.inventory import list_entries
 
     with Console(stderr=True).status("") as status:
         return list_entries(lambda name: status.update(name))
 
 
 def _show(entries: "list[Entry]") -> None:
-    from fastvideo_lightning.inventory import HEADER, as_cells, as_lines
+    from fastvideo_lightning.modules.inventory import HEADER, as_cells, as_lines
 
     if sys.stdout.isatty():
         lines = as_lines(entries, shutil.get_terminal_size().columns)

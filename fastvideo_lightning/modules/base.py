@@ -19,7 +19,7 @@ from fastvideo_lightning.modules.attention import attending
 from fastvideo_lightning.modules.batches import uncollated
 from fastvideo_lightning.modules.catalog import check_makes_frames
 from fastvideo_lightning.modules.content import file_key
-from fastvideo_lightning.modules.context import SplitsTokens
+from fastvideo_lightning.modules.context_parallel import SplitsTokens
 from fastvideo_lightning.modules.dtypes import stays_fp32
 from fastvideo_lightning.modules.guards import (
     guards_at_rest,
@@ -32,13 +32,13 @@ from fastvideo_lightning.modules.lora import TakesLora
 from fastvideo_lightning.modules.media import check_inputs
 from fastvideo_lightning.modules.peak_memory import PeakMemory
 from fastvideo_lightning.modules.pipelines import Pipeline, guided, place_pipeline
-from fastvideo_lightning.modules.placement import check_placement, read_in_place
 from fastvideo_lightning.modules.results import Result, read_output
 from fastvideo_lightning.modules.roles import PlaysRoles, Role, role_of
 from fastvideo_lightning.modules.sampling import SamplingDefaults
 from fastvideo_lightning.modules.schedulers import check_scheduler, chosen_scheduler
 from fastvideo_lightning.modules.steps import Stage, StepWatch
 from fastvideo_lightning.modules.unread import WaitsInFiles
+from fastvideo_lightning.modules.weights_check import check_placement, read_in_place
 from fastvideo_lightning.output.video import GeneratedVideo
 
 

@@ -13,21 +13,21 @@ from typing import Any
 from torch import nn
 
 from fastvideo_lightning.checkpoint.components import LOADING
-from fastvideo_lightning.modules.adapter_files import (
+from fastvideo_lightning.modules.adapter_tensors import all_placed, respelled
+from fastvideo_lightning.modules.fused import check_not_fused
+from fastvideo_lightning.modules.lora_files import (
     check_adapter_name,
     explained,
     find_adapter,
     name_of_adapter,
     read_adapter,
 )
-from fastvideo_lightning.modules.adapter_tensors import all_placed, respelled
-from fastvideo_lightning.modules.divided import (
+from fastvideo_lightning.modules.lora_fsdp import (
     check_can_fuse,
     passing_over,
     place_beside_shards,
     undivided,
 )
-from fastvideo_lightning.modules.fused import check_not_fused
 from fastvideo_lightning.modules.model_lora import LoadsByModel, denoisers_with_adapters
 
 

@@ -12,8 +12,8 @@ from fastvideo_lightning.config import MAX_FPS, OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_auto_budget
 from fastvideo_lightning.generator import VideoGenerator
 from fastvideo_lightning.modules import VideoModule
+from fastvideo_lightning.modules.prompt_checks import unread
 from fastvideo_lightning.modules.sampling import SamplingDefaults
-from fastvideo_lightning.modules.vocabulary import unread
 from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.plan import Plan, make_plan
 from fastvideo_lightning.plan.plan import plan_text

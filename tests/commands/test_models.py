@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fastvideo_lightning.cli.app import run
-from fastvideo_lightning.inventory import (
+from fastvideo_lightning.modules.catalog import UNUSABLE, find_video_pipelines
+from fastvideo_lightning.modules.inventory import (
     HEADER,
     Entry,
     as_cells,
@@ -15,7 +16,6 @@ from fastvideo_lightning.inventory import (
     as_markdown,
     list_entries,
 )
-from fastvideo_lightning.modules.catalog import UNUSABLE, find_video_pipelines
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 # They upsample or decode what another pipeline has denoised.

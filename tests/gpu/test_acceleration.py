@@ -16,8 +16,8 @@ from fastvideo_lightning import (
     VideoGenerator,
     VideoModule,
 )
-from fastvideo_lightning.acceleration import accelerate
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
+from fastvideo_lightning.modules.acceleration import accelerate
 from tests.gpu import requires_gpu
 from tests.test_acceleration import CACHES, SAMPLING, folder, low_threshold
 

@@ -96,7 +96,7 @@ def test_one_of_a_deeper_model_is_refused_and_leaves_no_layer(
 def test_a_file_of_which_no_weight_has_a_place_is_refused_in_a_short_line(
     module, lora, tmp_path, logged, monkeypatch
 ) -> None:
-    monkeypatch.setattr("fastvideo_lightning.modules.adapter_files._MOST_SHOWN", 60)
+    monkeypatch.setattr("fastvideo_lightning.modules.lora_files._MOST_SHOWN", 60)
     module.load_lora(lora)
     beyond = write_deeper(tmp_path / "beyond", only_beyond=True)
     with pytest.raises(ValueError, match=r"cannot load .*beyond into WanPipeline") as caught:

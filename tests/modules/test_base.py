@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from fastvideo_lightning import PromptDataset, VideoModule
 from fastvideo_lightning.modules import FamilyModule, GenericModule, find_family
-from fastvideo_lightning.modules.placement import check_placement
 from fastvideo_lightning.modules.steps import Stage, StepWatch
+from fastvideo_lightning.modules.weights_check import check_placement
 
 FindCheckpoint = Callable[[str], Path]
 BATCH = PromptDataset([PROMPT], seed=7, guidance_scale=3.0, **SIZE)[0]

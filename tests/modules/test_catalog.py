@@ -10,9 +10,9 @@ from diffusers.utils.outputs import BaseOutput
 from recipes import ltx
 
 from fastvideo_lightning import VideoModule
-from fastvideo_lightning.inventory import list_entries
 from fastvideo_lightning.modules import GenericModule
 from fastvideo_lightning.modules.catalog import find_image_pipelines, find_video_pipelines
+from fastvideo_lightning.modules.inventory import list_entries
 
 
 @dataclass

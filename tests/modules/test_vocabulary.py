@@ -2,8 +2,8 @@ import pytest
 from transformers import BatchEncoding
 
 from fastvideo_lightning import VideoGenerator, VideoModule
-from fastvideo_lightning.modules import vocabulary
-from fastvideo_lightning.modules.vocabulary import (
+from fastvideo_lightning.modules import prompt_checks
+from fastvideo_lightning.modules.prompt_checks import (
     describe_unknown,
     unknown_words,
     unread,
@@ -84,7 +84,7 @@ def test_where_one_of_two_tokenizers_reads_all_of_a_prompt_nothing_is_said(modul
             return BatchEncoding({"input_ids": [1]})
 
     both = [module.pipeline.tokenizer, OneToken()]
-    monkeypatch.setattr(vocabulary, "_tokenizers", lambda pipeline: iter(both))
+    monkeypatch.setattr(prompt_checks, "_tokenizers", lambda pipeline: iter(both))
     assert unread(module.pipeline, {"prompt": LONG}) == []
 
 
@@ -106,6 +106,6 @@ def test_what_a_model_of_few_words_knows_is_told_beside_what_it_does_not(module)
 
 
 def test_the_words_of_a_large_vocabulary_are_not_listed(module, monkeypatch):
-    monkeypatch.setattr(vocabulary, "_MOST_KNOWN", 10)
+    monkeypatch.setattr(prompt_checks, "_MOST_KNOWN", 10)
     (said,) = unread(module.pipeline, {"prompt": "a pink circle"})
     assert said.endswith("Use other words.")

@@ -9,7 +9,7 @@ import torch
 from checkpoints import SIZE
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
-from fastvideo_lightning.acceleration import accelerate
+from fastvideo_lightning.modules.acceleration import accelerate
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan import find_card, make_plan
 from fastvideo_lightning.plan.cost import under_flags
