@@ -10,7 +10,7 @@ from benchmarks.machine import pinned_by_torch
 from benchmarks.shapes import RandomWan, streamed_bytes, weight_bytes
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
-from fastvideo_lightning.compiling import compile_blocks
+from fastvideo_lightning.modules.acceleration import compile_blocks
 from fastvideo_lightning.offload.engine import OffloadEngine
 
 OURS_BYTES_PER_S, PEERS_BYTES_PER_S = 2e9, 5e8

@@ -38,7 +38,7 @@ from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.checkpoint.components import RunDtypes, build_component
 from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS, make_quantization
-from fastvideo_lightning.compiling import compile_blocks
+from fastvideo_lightning.modules.acceleration import compile_blocks
 
 KINDS = ("bf16", *QUANTIZATIONS)
 WAYS = {

@@ -196,7 +196,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         from fastvideo_lightning.callbacks import ProgressBar
         from fastvideo_lightning.callbacks.progress import show_loading
         from fastvideo_lightning.checkpoint.weights import READ
-        from fastvideo_lightning.compiling import compile_blocks
+        from fastvideo_lightning.modules.acceleration import compile_blocks
         from fastvideo_lightning.strategies import make_strategy
 
         bars = [ProgressBar()] if self._progress else []

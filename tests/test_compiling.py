@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 from fastvideo_lightning import PromptDataset, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.compiling import compile_blocks
+from fastvideo_lightning.modules.acceleration import compile_blocks
 
 BLOCKS = 6
 

@@ -106,7 +106,6 @@ ALLOWED = {
         "torch",
         "version",
     },
-    "compiling.py": {"offload.blocks", "torch"},
     "loop.py": {"lightning", "prompts.sampler", "torch"},
     "lora.py": set(),
     "cli": {
@@ -213,7 +212,6 @@ ALLOWED = {
         "batch",
         "callbacks",
         "checkpoint.weights",
-        "compiling",
         "config",
         "lightning",
         "loop",

@@ -5,18 +5,24 @@ JSON header and plain bytes (https://github.com/huggingface/safetensors#format).
 """
 
 import ctypes
+import hashlib
 import json
 import mmap
+import os
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fastvideo_lightning.checkpoint.folder import CheckpointError, check_regular
+
+if TYPE_CHECKING:
+    pass
 
 
 class ReadMeter:
@@ -372,3 +378,37 @@ def _shrunk(tensor: StoredTensor) -> CheckpointError:
         f"{tensor.path} ends before byte {tensor.offset + tensor.size_bytes}: "
         "it changed after its header was read. Load the model again."
     )
+
+
+READ_WHOLE_BYTES = 64 << 20
+
+
+def file_key(path: str | os.PathLike[str], *, whole: bool = False) -> str:
+    """Return what tells a file's content from others. See Note [Known by content].
+
+    Args:
+        path: The file.
+        whole: Read all of it, however large.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    real = Path(path).resolve()
+    found = real.stat()
+    if real.parent.name == "blobs" and real.parent.parent.name.startswith(
+        ("models--", "datasets--")
+    ):
+        return f"hub:{real.name}:{found.st_size}"
+    changes = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return _read_key(os.fspath(real), changes, whole or found.st_size <= READ_WHOLE_BYTES)
+
+
+@lru_cache(maxsize=4096)
+def _read_key(path: str, changes: tuple[int, ...], is_whole: bool) -> str:
+    with open(path, "rb") as file:
+        if is_whole:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(repr(changes).encode())
+        length = int.from_bytes(file.read(8), "little")
+        digest.update(file.read(length if length <= MAX_HEADER_BYTES else 0))
+    return f"changed:{digest.hexdigest()}"

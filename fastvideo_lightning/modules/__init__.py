@@ -4,8 +4,7 @@ from fastvideo_lightning.libraries import quiet_imports
 
 with quiet_imports():
     from fastvideo_lightning.modules.base import VideoModule
-    from fastvideo_lightning.modules.families import FAMILIES
-    from fastvideo_lightning.modules.family import FamilyModule
+    from fastvideo_lightning.modules.families import FAMILIES, FamilyModule
     from fastvideo_lightning.modules.generic import GenericModule
     from fastvideo_lightning.modules.wan import WanModule
 

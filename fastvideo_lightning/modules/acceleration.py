@@ -1,10 +1,18 @@
-"""Faster sampling by diffusers' own means: attention backends, step-skipping caches, slicing."""
+"""Faster sampling: diffusers' attention backends, caches and slicing, and compiled blocks.
+
+A list of alike blocks needs one compilation, and what is compiled runs with whichever weights the
+block has at that moment. A model compiled as a whole would take the hooks that bring weights in for
+part of its program.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from fastvideo_lightning.config import OffloadConfig, nearest_name
-from fastvideo_lightning.modules.roles import models_that_decode_by
+from fastvideo_lightning.modules.base import PlaysRoles
+from fastvideo_lightning.offload.blocks import find_block_lists
 
 if TYPE_CHECKING:
     from fastvideo_lightning.modules import VideoModule
@@ -149,3 +157,44 @@ def _cache_config(cache: str, module: "VideoModule") -> Any:
         spatial_attention_block_skip_range=2,
         current_timestep_callback=lambda: module.current_timestep,
     )
+
+
+def models_that_decode_by(means: str, module: PlaysRoles) -> list[nn.Module]:
+    """Return those of the VAEs, and of what else runs outside of the steps, that can save memory.
+
+    Args:
+        means: `tiling` or `slicing`.
+        module: diffusers gives the methods to models too that then refuse; those have no switch.
+    """
+    models = map(module.get_submodule, module.vaes)
+    return [m for m in models if hasattr(m, f"enable_{means}") and hasattr(m, f"use_{means}")]
+
+
+# Inductor would time several kernels for one reduction and keep the fastest. They add in different
+# orders: the bits would be those of whichever won, in this process and until it compiles again.
+OPTIONS = {"deterministic": True}
+
+
+def compile_blocks(root: nn.Module, fqn: str) -> int:
+    """Compile the blocks of one model in place (``nn.Module.compile``) and return their number.
+
+    Nothing is compiled yet: that happens at each kind of block's first call, and again for another
+    size of video. What was compiled before, here or in another process, does not change the bits.
+
+    Args:
+        root: holds the model.
+        fqn: name of the model.
+
+    Raises:
+        ValueError: the model has no list of blocks.
+    """
+    model = root.get_submodule(fqn)
+    blocks = [block for found in find_block_lists(model, fqn) for _, block in found.blocks]
+    if not blocks:
+        raise ValueError(
+            f"compile=True compiles block by block, and {fqn} ({type(model).__name__}) has no list "
+            "of blocks. Leave compile out."
+        )
+    for block in blocks:
+        block.compile(options=OPTIONS)
+    return len(blocks)

@@ -6,40 +6,105 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
 from torch import nn
 
 from fastvideo_lightning.checkpoint.pipeline import load_pipeline, open_checkpoint
-from fastvideo_lightning.checkpoint.weights import StoredWeight
+from fastvideo_lightning.checkpoint.weights import StoredWeight, file_key
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.modules.attention import attending
-from fastvideo_lightning.modules.batches import uncollated
 from fastvideo_lightning.modules.catalog import check_makes_frames
-from fastvideo_lightning.modules.content import file_key
 from fastvideo_lightning.modules.context_parallel import SplitsTokens
-from fastvideo_lightning.modules.dtypes import stays_fp32
-from fastvideo_lightning.modules.guards import (
-    guards_at_rest,
-    is_guard,
-    send_guards_back,
-    tell_of_guard,
-)
 from fastvideo_lightning.modules.guidance import guidance_of, is_guided
 from fastvideo_lightning.modules.lora import TakesLora
 from fastvideo_lightning.modules.media import check_inputs
-from fastvideo_lightning.modules.peak_memory import PeakMemory
-from fastvideo_lightning.modules.pipelines import Pipeline, guided, place_pipeline
+from fastvideo_lightning.modules.pipelines import (
+    Pipeline,
+    attending,
+    guards_at_rest,
+    guided,
+    is_guard,
+    place_pipeline,
+    send_guards_back,
+    tell_of_guard,
+)
 from fastvideo_lightning.modules.results import Result, read_output
-from fastvideo_lightning.modules.roles import PlaysRoles, Role, role_of
+from fastvideo_lightning.modules.roles import Role, Roles, read_roles, role_of, stays_fp32
 from fastvideo_lightning.modules.sampling import SamplingDefaults
 from fastvideo_lightning.modules.schedulers import check_scheduler, chosen_scheduler
 from fastvideo_lightning.modules.steps import Stage, StepWatch
-from fastvideo_lightning.modules.unread import WaitsInFiles
-from fastvideo_lightning.modules.weights_check import check_placement, read_in_place
+from fastvideo_lightning.modules.weights_check import WaitsInFiles, check_placement, read_in_place
 from fastvideo_lightning.output.video import GeneratedVideo
+
+
+class PeakMemory:
+    """Measures what a GPU reserves at most inside a context; None elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.reserved_gib: float | None = None
+        self._device = device
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            self.reserved_gib = torch.cuda.max_memory_reserved(self._device) / 2**30
+
+
+def uncollated(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the batch of one prompt with the lists and tensors of a collating loader taken apart.
+
+    Raises:
+        ValueError: If it holds several prompts.
+    """
+    return {name: _single(name, value) for name, value in batch.items()}
+
+
+def _single(name: str, value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) != 1:
+        raise ValueError(
+            f"A batch must hold one prompt, got {len(value)} values of {name!r}. "
+            "Pass batch_size=1 or batch_size=None to the DataLoader."
+        )
+    return value[0]
+
+
+class PlaysRoles(nn.Module):
+    """A module whose children are the models of a pipeline."""
+
+    @property
+    def roles(self) -> Roles:
+        """The components by role."""
+        return read_roles(dict(self.named_children()))
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """FQNs of the models called in every step."""
+        return self.roles.denoisers
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """FQNs of the models that read the prompt."""
+        return self.roles.text_encoders
+
+    @property
+    def image_encoders(self) -> tuple[str, ...]:
+        """FQNs of the models that look at an input image."""
+        return self.roles.image_encoders
+
+    @property
+    def vaes(self) -> tuple[str, ...]:
+        """FQNs of the models that turn latents into frames."""
+        return self.roles.vaes
 
 
 class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.LightningModule):

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from fastvideo_lightning.modules.modular import blocks_of, is_modular
+from fastvideo_lightning.modules.pipelines import blocks_of, is_modular
 from fastvideo_lightning.modules.signature import CallSignature
 
 VIDEO_FIELDS = ("frames", "video", "videos")

@@ -16,8 +16,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,47 +23,16 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.checkpoint.folder import CheckpointError
-from fastvideo_lightning.checkpoint.weights import MAX_HEADER_BYTES, StoredWeight
+from fastvideo_lightning.checkpoint.weights import StoredWeight, file_key
 from fastvideo_lightning.modules.media import media_path
 
 if TYPE_CHECKING:
     from fastvideo_lightning.modules.base import VideoModule
 
-READ_WHOLE_BYTES = 64 << 20
+
 _ROWS_BYTES = 1 << 16  # of a weight are held against its file, at each of three places
 _NOT_CONTENT = ("_name_or_path", "_diffusers_version", "transformers_version", "name_or_path")
 _MEDIA = ("image_path", "last_image_path", "video_path")
-
-
-def file_key(path: str | os.PathLike[str], *, whole: bool = False) -> str:
-    """Return what tells a file's content from others. See Note [Known by content].
-
-    Args:
-        path: The file.
-        whole: Read all of it, however large.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
-    real = Path(path).resolve()
-    found = real.stat()
-    if real.parent.name == "blobs" and real.parent.parent.name.startswith(
-        ("models--", "datasets--")
-    ):
-        return f"hub:{real.name}:{found.st_size}"
-    changes = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
-    return _read_key(os.fspath(real), changes, whole or found.st_size <= READ_WHOLE_BYTES)
-
-
-@lru_cache(maxsize=4096)
-def _read_key(path: str, changes: tuple[int, ...], is_whole: bool) -> str:
-    with open(path, "rb") as file:
-        if is_whole:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256(repr(changes).encode())
-        length = int.from_bytes(file.read(8), "little")
-        digest.update(file.read(length if length <= MAX_HEADER_BYTES else 0))
-    return f"changed:{digest.hexdigest()}"
 
 
 def value_key(value: Any) -> str:

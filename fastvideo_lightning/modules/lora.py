@@ -1,8 +1,18 @@
-"""LoRA adapters of a video module, by diffusers' own loaders and PEFT."""
+"""LoRA adapters of a video module, by diffusers' own loaders and PEFT.
+
+Adapters that were added to the weights: what cannot be done meanwhile.
+
+A layer whose weights hold adapters computes by its weights alone. One that is switched on beside
+them would not count; and what is switched off, PEFT takes out in the midst of a step, of the copy
+on the device, while the host's keeps it. So adapters are switched before they are fused, or after
+they were taken out.
+
+A LoRA loader for pipelines that diffusers has none for: that of their denoiser.
+"""
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import isfinite
 from numbers import Real
@@ -10,11 +20,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import nn
 
 from fastvideo_lightning.checkpoint.components import LOADING
-from fastvideo_lightning.modules.adapter_tensors import all_placed, respelled
-from fastvideo_lightning.modules.fused import check_not_fused
+from fastvideo_lightning.modules.adapter_tensors import (
+    AdapterTensors,
+    all_placed,
+    alphas_of,
+    respelled,
+    untraced,
+)
 from fastvideo_lightning.modules.lora_files import (
     check_adapter_name,
     explained,
@@ -28,7 +45,65 @@ from fastvideo_lightning.modules.lora_fsdp import (
     place_beside_shards,
     undivided,
 )
-from fastvideo_lightning.modules.model_lora import LoadsByModel, denoisers_with_adapters
+from fastvideo_lightning.modules.roles import read_roles
+
+
+def check_not_fused(layers: Iterable[nn.Module], verb: str) -> None:
+    """Raise RuntimeError where adapters are in the weights, so that `verb` would not count."""
+    fused = {name for layer in layers for name in getattr(layer, "merged_adapters", ())}
+    if fused:
+        raise RuntimeError(
+            f"{verb} cannot be called while adapters are fused into the weights (fused are: "
+            f"{', '.join(sorted(fused))}). Call unfuse_lora() first."
+        )
+
+
+def denoisers_with_adapters(components: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return those denoisers, by name, that diffusers can put layers into.
+
+    It can into some VAEs too; and not into control nets, which stand beside a denoiser that takes
+    adapters.
+    """
+    models = {name: each for name, each in components.items() if isinstance(each, nn.Module)}
+    takes = [n for n in read_roles(models).denoisers if hasattr(models[n], "load_lora_adapter")]
+    return tuple(sorted(takes, key=lambda name: name != "transformer"))
+
+
+class LoadsByModel(LoraBaseMixin):
+    """Mixed into a pipeline without a loader; diffusers' verbs for adapters then work on it.
+
+    Keys have to be as diffusers writes them: it knows no other spellings for these models.
+    """
+
+    components: dict[str, Any]
+
+    @property
+    def _lora_loadable_modules(self) -> list[str]:  # type: ignore[override]
+        return list(denoisers_with_adapters(self.components))
+
+    def load_lora_weights(  # type: ignore[override]
+        self,
+        weights: dict[str, torch.Tensor],
+        *,
+        adapter_name: str,
+        file: AdapterTensors,
+        denoiser: str,
+    ) -> None:
+        """Load a file's layers of a denoiser.
+
+        Args:
+            weights: By key.
+            adapter_name: What the adapter is called.
+            file: What they were read from.
+            denoiser: Which one they are for; keys begin with the first one's name.
+        """
+        plain = untraced(file, weights)
+        getattr(self, denoiser).load_lora_adapter(
+            plain,
+            prefix=self._lora_loadable_modules[0],
+            adapter_name=adapter_name,
+            metadata=file.metadata or alphas_of(file, plain),
+        )
 
 
 class TakesLora:

@@ -1,7 +1,13 @@
-"""A diffusers pipeline that computes where it is told, whatever device its weights wait on."""
+"""A diffusers pipeline that computes where it is told, whatever device its weights wait on.
+
+Beside it: modular pipelines, told as others are; safety checkers, which a pipeline brings to the
+device by itself; the attention backend of one module's videos, where diffusers has one for the
+whole process.
+"""
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -9,11 +15,12 @@ from operator import length_hint
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.adapter_tensors import ConvertsWhole
-from fastvideo_lightning.modules.model_lora import LoadsByModel
-from fastvideo_lightning.modules.modular import ReturnsOutputs, hide_bars, is_modular
+from fastvideo_lightning.modules.lora import LoadsByModel
+from fastvideo_lightning.modules.roles import Role, role_of
 
 # A diffusers pipeline. What one holds differs by class, so diffusers has no types for it.
 Pipeline = Any
@@ -103,3 +110,104 @@ def guided(pipeline: Pipeline, params: SamplingParams) -> Iterator[None]:
     finally:
         for name, guider in before.items():
             setattr(pipeline, name, guider)
+
+
+# A pipeline of diffusers or its class, modular or not.
+PipelineOrClass = Any
+
+
+def is_modular(pipeline: PipelineOrClass) -> bool:
+    """Whether a pipeline is put together from blocks."""
+    kind = pipeline if inspect.isclass(pipeline) else type(pipeline)
+    return any("default_blocks_name" in vars(base) for base in kind.__mro__)
+
+
+def blocks_of(pipeline: PipelineOrClass) -> Any:
+    """Return the blocks of a modular pipeline; those that its class has by default."""
+    made: Any = pipeline() if inspect.isclass(pipeline) else pipeline
+    return made.blocks
+
+
+def call_parameters(pipeline: PipelineOrClass) -> Mapping[str, inspect.Parameter]:
+    """Return what a pipeline's call takes; of a modular one, what its blocks take."""
+    if not is_modular(pipeline):
+        return inspect.signature(pipeline.__call__).parameters
+    blocks = blocks_of(pipeline)
+    made = {output.name for output in blocks.intermediate_outputs}
+    parameters = {}
+    for taken in blocks.inputs:
+        # What one block needs another may make: only the rest has to be given.
+        needed = taken.required and taken.default is None and taken.name not in made
+        default = inspect.Parameter.empty if needed else taken.default
+        if taken.name:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters[taken.name] = inspect.Parameter(taken.name, kind, default=default)
+    return parameters
+
+
+def hide_bars(blocks: Any) -> None:
+    """Turn the progress bars of blocks off, however deep they lie."""
+    if hasattr(blocks, "set_progress_bar_config"):
+        blocks.set_progress_bar_config(disable=True)
+    for block in blocks.sub_blocks.values():
+        hide_bars(block)
+
+
+class ReturnsOutputs:
+    """Mixed into a modular pipeline: its call returns what its last blocks make, by name."""
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Run the blocks."""
+        names = [output.name for output in blocks_of(self).outputs]
+        return super().__call__(output=names, **inputs)  # type: ignore[misc]
+
+
+_log = logging.getLogger(__name__)
+
+
+def is_guard(model: nn.Module) -> bool:
+    """Whether a model is one that its pipeline places."""
+    return role_of(type(model)) is Role.GUARD
+
+
+def send_guards_back(pipeline: Pipeline) -> None:
+    """Bring a pipeline's safety checkers to the host."""
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module) and is_guard(component):
+            component.to(torch.device("cpu"))
+
+
+@contextmanager
+def guards_at_rest(pipeline: Pipeline) -> Iterator[None]:
+    """Have the safety checkers on the host again when a call is over, whatever became of it."""
+    try:
+        yield
+    finally:
+        send_guards_back(pipeline)
+
+
+@cache
+def tell_of_guard(name: str, device: torch.device) -> None:
+    """Say once that no flag is for a safety checker, where that matters."""
+    if device.type != "cpu":
+        _log.info(
+            "%s comes to the GPU for its checks alone, by the pipeline itself: no offload flag is "
+            "for it, and no plan counts it.",
+            name,
+        )
+
+
+@contextmanager
+def attending(backend: str | None) -> Iterator[None]:
+    """Have layers without a backend of their own use this one, as after `set_attention_backend`.
+
+    Args:
+        backend: A name that diffusers knows; None leaves things as they are.
+    """
+    if backend is None:
+        yield
+        return
+    from diffusers.models.attention_dispatch import attention_backend
+
+    with attention_backend(backend):  # type: ignore[arg-type, unused-ignore]
+        yield

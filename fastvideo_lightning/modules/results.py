@@ -7,9 +7,20 @@ import numpy as np
 import torch
 
 from fastvideo_lightning.modules.catalog import IMAGE_FIELDS, VIDEO_FIELDS, no_frames
-from fastvideo_lightning.modules.finite import check_frames
 from fastvideo_lightning.modules.pipelines import Pipeline
+from fastvideo_lightning.modules.steps import NOT_FINITE
 from fastvideo_lightning.output.video import Audio, Frames
+
+
+def check_frames(frames: np.ndarray) -> None:
+    """Raise RuntimeError if a frame of `[frames, height, width, 3]` floats is not finite."""
+    for number, frame in enumerate(frames):
+        if not np.isfinite(frame).all():
+            raise RuntimeError(
+                f"Frame {number + 1} of {len(frames)} is not a number (NaN or infinity) after the "
+                f"decode stage, though the latents were. {NOT_FINITE}"
+            )
+
 
 _AUDIO_FIELDS = ("audio", "sound")
 

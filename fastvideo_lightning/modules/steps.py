@@ -1,4 +1,7 @@
-"""When each denoising step starts and ends, seen from outside the pipeline."""
+"""When each denoising step starts and ends, seen from outside the pipeline.
+
+A video of NaN is black, and says nothing of why: the latents are watched.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -8,9 +11,39 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastvideo_lightning.modules.finite import LatentsWatch
-from fastvideo_lightning.modules.modular import call_parameters
-from fastvideo_lightning.modules.pipelines import Pipeline
+from fastvideo_lightning.modules.pipelines import Pipeline, call_parameters
+
+NOT_FINITE = (
+    'Pass dtype="bf16" or dtype="fp32" if it was fp16, which overflows easily, or a lower '
+    "guidance_scale; else the weights are damaged."
+)
+
+
+class LatentsWatch:
+    """Notes after each denoising step whether the latents are finite, and reads the notes once.
+
+    A note stays on the device: reading each would make the host wait for every step.
+    """
+
+    def __init__(self) -> None:
+        self._notes: list[torch.Tensor] = []
+
+    def note(self, latents: object) -> None:
+        """Note the latents that a step has made."""
+        if isinstance(latents, torch.Tensor):
+            self._notes.append(torch.isfinite(latents).all())
+
+    def check(self, num_steps: int) -> None:
+        """Raise RuntimeError naming the first step whose latents were not finite."""
+        if not self._notes:
+            return
+        finite = torch.stack(self._notes).tolist()
+        if not all(finite):
+            raise RuntimeError(
+                f"The latents are not a number (NaN or infinity) from denoising step "
+                f"{finite.index(False) + 1} of {num_steps} on, so there is no video. {NOT_FINITE}"
+            )
+
 
 # Called with the name of a moment, the step and the number of steps.
 Announce = Callable[[str, int, int], None]

@@ -6,7 +6,8 @@ from functools import partial
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
-from fastvideo_lightning.modules.roles import Role, models_that_decode_by
+from fastvideo_lightning.modules.acceleration import models_that_decode_by
+from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.cost import Request, Work, denoiser_work, text_encoder_work
 from fastvideo_lightning.plan.sizes import ComponentSize, measure_components
 from fastvideo_lightning.plan.vae_cost import CONVOLUTION_BYTES, Autoencoder

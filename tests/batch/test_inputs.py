@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fastvideo_lightning import VideoGenerator, VideoModule
+from fastvideo_lightning.checkpoint.weights import file_key
 from fastvideo_lightning.modules import content
-from fastvideo_lightning.modules.content import file_key, media_keys, model_keys, value_key
+from fastvideo_lightning.modules.content import media_keys, model_keys, value_key
 from fastvideo_lightning.output.video import GeneratedVideo
 from tests.loras import write_lora
 

@@ -18,7 +18,7 @@ from torch import nn
 from fastvideo_lightning import VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
 from fastvideo_lightning.modules.catalog import UNUSABLE
-from fastvideo_lightning.modules.dtypes import PUBLISHED_WITH_FP32_VAE
+from fastvideo_lightning.modules.roles import PUBLISHED_WITH_FP32_VAE
 from fastvideo_lightning.offload.blocks import find_block_lists
 from tests.gpu import requires_gpu
 

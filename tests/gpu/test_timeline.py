@@ -9,7 +9,7 @@ from torch._inductor.utils import fresh_cache
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
-from fastvideo_lightning.compiling import compile_blocks
+from fastvideo_lightning.modules.acceleration import compile_blocks
 from tests.gpu import requires_gpu
 from tests.gpu.test_streaming import DEVICE, PoisoningStream, SleepingStream
 

@@ -14,7 +14,7 @@ from torch import nn
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.callbacks import ModelOffload
 from fastvideo_lightning.modules.catalog import find_video_pipelines
-from fastvideo_lightning.modules.dtypes import PUBLISHED_WITH_FP32_VAE, stays_fp32
+from fastvideo_lightning.modules.roles import PUBLISHED_WITH_FP32_VAE, stays_fp32
 
 # How an example loads the VAE in fp32, or casts it so.
 _LOADS_FP32 = re.compile(r"(AutoencoderKL\w+|vae)\.(from_pretrained|to)\([^)]*torch\.float32\b")

@@ -4,7 +4,8 @@ import torch
 from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
-from fastvideo_lightning.modules.finite import LatentsWatch, check_frames
+from fastvideo_lightning.modules.results import check_frames
+from fastvideo_lightning.modules.steps import LatentsWatch
 
 
 @pytest.fixture(scope="module")

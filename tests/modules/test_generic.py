@@ -18,8 +18,7 @@ from fastvideo_lightning.modules.catalog import (
     find_image_pipelines,
     find_video_pipelines,
 )
-from fastvideo_lightning.modules.inputs import _NEEDED
-from fastvideo_lightning.modules.signature import CallSignature
+from fastvideo_lightning.modules.signature import _NEEDED, CallSignature
 from fastvideo_lightning.output.video import GeneratedVideo
 
 

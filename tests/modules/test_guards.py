@@ -12,7 +12,7 @@ from torch import nn
 
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.checkpoint.folder import CheckpointError
-from fastvideo_lightning.modules.guards import tell_of_guard
+from fastvideo_lightning.modules.pipelines import tell_of_guard
 from fastvideo_lightning.modules.weights_check import check_placement
 
 

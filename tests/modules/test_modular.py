@@ -13,7 +13,7 @@ from recipes import RECIPES
 from fastvideo_lightning import PromptDataset, SamplingParams, VideoModule
 from fastvideo_lightning.checkpoint.folder import CheckpointError
 from fastvideo_lightning.checkpoint.pipeline import open_checkpoint
-from fastvideo_lightning.modules.modular import call_parameters
+from fastvideo_lightning.modules.pipelines import call_parameters
 
 FEW = {"num_inference_steps": 2, "height": 32, "width": 32, "num_frames": 5}
 

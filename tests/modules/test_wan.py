@@ -14,7 +14,7 @@ from PIL import Image
 from fastvideo_lightning import CheckpointError, GeneratedVideo, SamplingParams, VideoModule
 from fastvideo_lightning.modules import WanModule
 from fastvideo_lightning.modules.media import load_rgb
-from fastvideo_lightning.modules.wan_defaults import wan_defaults
+from fastvideo_lightning.modules.wan import wan_defaults
 
 FindCheckpoint = Callable[[str], Path]
 Build = Callable[[str], VideoModule]

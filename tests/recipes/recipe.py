@@ -10,7 +10,7 @@ import pytest
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
-from fastvideo_lightning.modules.dtypes import stays_fp32
+from fastvideo_lightning.modules.roles import stays_fp32
 
 PROMPT = "a red circle moves right"
 RECIPES: dict[str, "Recipe"] = {}
