@@ -45,7 +45,7 @@ from benchmarks.multi_gpu_modes import ALONE, MODES, Pipeline
 from benchmarks.row_table import Row, RowTable
 from benchmarks.setup_parts import Parts, connect
 from benchmarks.shapes import make_inputs, make_transformer, weight_bytes
-from fastvideo_lightning.strategies.context import ContextParallel
+from fastvideo_lightning.strategies.context_parallel import ContextParallel
 
 COLUMNS = (
     *("mode", "frames", "step_ms", "fastest_ms", "slowest_ms"),

@@ -141,7 +141,7 @@ ALLOWED = {
         "report",
         "rich",
         "serve",
-        "strategies.launching",
+        "strategies.launcher",
         "torch",
         "version",
         "yaml",

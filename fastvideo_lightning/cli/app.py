@@ -86,7 +86,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _is_cause(failure: BaseException, *, is_told: bool = False) -> bool:
     """Tell the others that this process fails; whether it is not for another's failure."""
-    launching = sys.modules.get("fastvideo_lightning.strategies.launching")
+    launching = sys.modules.get("fastvideo_lightning.strategies.launcher")
     return launching is None or launching.note_failure(failure, is_told=is_told)
 
 
@@ -111,7 +111,7 @@ def _open_closed_streams() -> None:
 
 def _note_exit(code: int) -> None:
     """Tell what ends the other processes by what code this one does."""
-    launching = sys.modules.get("fastvideo_lightning.strategies.launching")
+    launching = sys.modules.get("fastvideo_lightning.strategies.launcher")
     if launching is not None:
         launching.note_exit(code)
 

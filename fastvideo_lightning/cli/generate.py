@@ -181,7 +181,7 @@ def _make_video(request: Request) -> None:
 
 def _say_all_made() -> None:
     """From here on nothing that becomes of other processes is a failure."""
-    from fastvideo_lightning.strategies.launching import note_exit
+    from fastvideo_lightning.strategies.launcher import note_exit
 
     note_exit(0)
 

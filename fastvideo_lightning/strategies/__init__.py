@@ -1,7 +1,7 @@
 """How a model is spread over processes; only FSDP's strategy touches weights, the denoisers'."""
 
 from fastvideo_lightning.config import OffloadConfig
-from fastvideo_lightning.strategies.context import check_context
+from fastvideo_lightning.strategies.context_parallel import check_context
 from fastvideo_lightning.strategies.fsdp import FSDPInferenceStrategy
 from fastvideo_lightning.strategies.host_resident import HostResidentStrategy
 

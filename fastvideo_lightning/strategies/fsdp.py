@@ -10,14 +10,14 @@ from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fastvideo_lightning.prompts.sampler import Replica
-from fastvideo_lightning.strategies.context import ContextParallel, HasDenoisers
-from fastvideo_lightning.strategies.launching import (
+from fastvideo_lightning.strategies.base import check_precision
+from fastvideo_lightning.strategies.context_parallel import ContextParallel, HasDenoisers
+from fastvideo_lightning.strategies.launcher import (
     GuardedLauncher,
     leave_group_together,
     note_run,
     report_failures,
 )
-from fastvideo_lightning.strategies.precision import check_precision
 from fastvideo_lightning.strategies.sharding import shard_denoiser
 
 _log = logging.getLogger(__name__)

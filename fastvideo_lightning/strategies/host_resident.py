@@ -18,14 +18,14 @@ from torch.distributed import ReduceOp
 from torch.distributed.constants import default_pg_timeout
 
 from fastvideo_lightning.prompts.sampler import Replica
-from fastvideo_lightning.strategies.context import ContextParallel
-from fastvideo_lightning.strategies.launching import (
+from fastvideo_lightning.strategies.base import check_precision
+from fastvideo_lightning.strategies.context_parallel import ContextParallel
+from fastvideo_lightning.strategies.launcher import (
     GuardedLauncher,
     leave_group_together,
     note_run,
     report_failures,
 )
-from fastvideo_lightning.strategies.precision import check_precision
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 
 from fastvideo_lightning.strategies.failures import Failure
-from fastvideo_lightning.strategies.guard import Script, leave_at_once
+from fastvideo_lightning.strategies.watchdog import Script, leave_at_once
 from fastvideo_lightning.version import STARTED_BY
 
 _GONE_S = 1.0  # for who started the ranks to find the one that failed first, and end this one

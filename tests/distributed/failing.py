@@ -13,7 +13,7 @@ import lightning as L
 import torch
 
 from fastvideo_lightning import HostResidentStrategy
-from fastvideo_lightning.strategies import guard, host_resident, launching
+from fastvideo_lightning.strategies import host_resident, launcher, watchdog
 
 
 def main(num_processes: int, folder: Path) -> None:
@@ -22,14 +22,14 @@ def main(num_processes: int, folder: Path) -> None:
         (folder / "starting").write_text(str(os.getpid()))
         time.sleep(60)  # the first process waits for this one in the start of the process group
     if settings["rank"] == 0 and settings["others"] != "end":
-        guard._IN_RUN_S = 2.0  # else the others end soon, and a busy machine may take its time
+        watchdog._IN_RUN_S = 2.0  # else the others end soon, and a busy machine may take its time
     early = settings["how"] == "early-exit-0" and os.environ.get("LOCAL_RANK", "0") != "0"
     if early:
         host_resident.report_failures = lambda rank: leave_before_the_group(folder)
     accelerator = settings.get("accelerator", "cpu")
     if accelerator == "cpu":
-        close = launching._destroy_dist_connection
-        launching._destroy_dist_connection = partial(close_together, close, num_processes, folder)
+        close = launcher._destroy_dist_connection
+        launcher._destroy_dist_connection = partial(close_together, close, num_processes, folder)
     fabric = L.Fabric(
         accelerator=accelerator, devices=num_processes, strategy=HostResidentStrategy()
     )

@@ -22,8 +22,8 @@ from lightning.fabric.utilities.distributed import (
 
 from fastvideo_lightning.strategies import rank_start
 from fastvideo_lightning.strategies.failures import Ledger
-from fastvideo_lightning.strategies.guard import RankGuard
 from fastvideo_lightning.strategies.reporting import RankReporter
+from fastvideo_lightning.strategies.watchdog import RankGuard
 
 _STARTED = "FASTVIDEO_LIGHTNING_RANKS"
 """Environment variable of a process that another of this package has started: the other's id, and
