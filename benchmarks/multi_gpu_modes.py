@@ -12,7 +12,7 @@ from benchmarks.modes import attach_in_batch
 from benchmarks.shapes import RandomWan
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
-from fastvideo_lightning.strategies.sharding import shard_denoiser
+from fastvideo_lightning.strategies.fsdp import shard_denoiser
 
 ALONE = "streamed-one"
 """The first rank computes, and the others are idle."""

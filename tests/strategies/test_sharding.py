@@ -10,7 +10,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from toys import OnFile, make_toy, sample
 
-from fastvideo_lightning.strategies import FSDPInferenceStrategy, sharding
+from fastvideo_lightning.strategies import FSDPInferenceStrategy
+from fastvideo_lightning.strategies import fsdp as sharding
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import LTXVideoTransformer3DModel, WanTransformer3DModel
 from torch import nn
 
-from fastvideo_lightning.strategies.tokens import watch_tokens
+from fastvideo_lightning.strategies.context_parallel import watch_tokens
 
 
 def ltx(tokens, text_tokens=4):
