@@ -6,8 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from fastvideo_lightning.batch.describe import describe, dtypes_of, look_again
 from fastvideo_lightning.batch.folder import BatchFolder
+from fastvideo_lightning.batch.identity import describe, dtypes_of, look_again
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.videos import VideoBatch
 from fastvideo_lightning.config import SamplingParams, check_keywords, check_switch

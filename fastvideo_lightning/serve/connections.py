@@ -3,7 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from fastvideo_lightning.serve.guard import BodyLimit
+from fastvideo_lightning.serve.middleware import BodyLimit
 
 if TYPE_CHECKING:
     import uvicorn

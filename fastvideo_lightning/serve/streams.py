@@ -2,7 +2,7 @@
 
 import threading
 
-from fastvideo_lightning.serve.guard import App, Receive, Scope, Send
+from fastvideo_lightning.serve.middleware import App, Receive, Scope, Send
 
 _STREAM = "/gradio_api/queue/data"
 

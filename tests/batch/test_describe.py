@@ -1,6 +1,6 @@
 import torch
 
-from fastvideo_lightning.batch.describe import dtypes_of, name_model
+from fastvideo_lightning.batch.identity import dtypes_of, name_model
 from fastvideo_lightning.checkpoint.folder import ASSETS
 
 

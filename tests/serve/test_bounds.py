@@ -10,9 +10,9 @@ import pytest
 
 uvicorn = pytest.importorskip("uvicorn", reason="the page needs Gradio: pip install '.[serve]'")
 
-from fastvideo_lightning.serve import connections, guard  # noqa: E402
+from fastvideo_lightning.serve import connections, middleware  # noqa: E402
 from fastvideo_lightning.serve.connections import bound_connections  # noqa: E402
-from fastvideo_lightning.serve.guard import Guard  # noqa: E402
+from fastvideo_lightning.serve.middleware import Guard  # noqa: E402
 
 JOIN, UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
 READ = [JOIN, UPLOAD]
@@ -36,8 +36,8 @@ async def echo(scope, receive, send):
 def port(request, tmp_path, monkeypatch):
     """A server with the page's door, whose limits of time are short."""
     pytest.importorskip(request.param)
-    monkeypatch.setattr(guard, "_MAX_BODY_S", 1.0)
-    monkeypatch.setattr(guard, "_MAX_UPLOAD_S", 1.0)
+    monkeypatch.setattr(middleware, "_MAX_BODY_S", 1.0)
+    monkeypatch.setattr(middleware, "_MAX_UPLOAD_S", 1.0)
     monkeypatch.setattr(connections, "_MAX_HEAD_S", 1.0)
     monkeypatch.setattr(connections, "_LOOK_EVERY_S", 0.1)
     app = Guard(echo, folder=tmp_path, takes_uploads=True)
@@ -104,8 +104,8 @@ def test_a_body_is_read_up_to_its_limit_and_refused_by_413_above_it(port, path, 
 
 def test_a_body_is_read_in_time_that_grows_with_its_size(tmp_path, monkeypatch):
     """In pieces of 1 KiB, so that what copies all that came before would show."""
-    monkeypatch.setattr(guard, "_MAX_BODY_BYTES", 1 << 40)
-    monkeypatch.setattr(guard, "_MAX_BODY_S", 1e6)
+    monkeypatch.setattr(middleware, "_MAX_BODY_BYTES", 1 << 40)
+    monkeypatch.setattr(middleware, "_MAX_BODY_S", 1e6)
 
     def measure(num_pieces):
         left, piece = num_pieces, b" " * 1024
