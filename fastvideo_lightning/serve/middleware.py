@@ -1,8 +1,9 @@
-"""The door of the page: its routes, what may be read through them, and how much sent."""
+"""The door of the page: which routes there are, which files may be read, which streams are open."""
 
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,3 +206,51 @@ def _is_upload(value: dict[str, Any]) -> bool:
     path, meta = value.get("path"), value.get("meta")
     is_said = isinstance(meta, dict) and meta.get("_type") == "gradio.FileData"
     return path is None or (is_said and isinstance(path, str) and "://" not in path)
+
+
+_STREAM = "/gradio_api/queue/data"
+
+
+class Streams:
+    """Counts the open streams, so that the end of the page waits until everybody was told of it.
+
+    Gradio ends no stream by itself when it closes, and then waits seconds for them.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_open = 0
+
+    def wait_closed(self, *, timeout_s: float) -> None:
+        """Wait until there is none, or until the time is up."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_open == 0, timeout_s)
+
+    def count(self, change: int) -> None:
+        """Note that one was opened (1) or closed (-1)."""
+        with self._changed:
+            self._num_open += change
+            self._changed.notify_all()
+
+
+class CountStreams:
+    """An ASGI application before Gradio that counts the streams while they are open.
+
+    Args:
+        app: What is behind it.
+        streams: Where they are counted.
+    """
+
+    def __init__(self, app: App, *, streams: Streams) -> None:
+        self._app, self._streams = app, streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http" or scope["path"] != _STREAM:
+            await self._app(scope, receive, send)
+            return
+        self._streams.count(1)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._streams.count(-1)

@@ -6,11 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from fastvideo_lightning.serve.form import FIELDS
+from fastvideo_lightning.serve.form import FIELDS, LABELS
 from fastvideo_lightning.serve.session import Session, View
 from fastvideo_lightning.serve.studio import Studio
 from fastvideo_lightning.serve.view import show_idle
-from fastvideo_lightning.serve.words import LABELS
 
 _SHAPES = ("a red circle moves right", "a blue square moves up on a white background")
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

@@ -12,9 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fastvideo_lightning.serve.connections import bound_connections
-from fastvideo_lightning.serve.middleware import Guard
+from fastvideo_lightning.serve.middleware import CountStreams, Guard, Streams
 from fastvideo_lightning.serve.session import LOOK_EVERY_S
-from fastvideo_lightning.serve.streams import CountStreams, Streams
 from fastvideo_lightning.serve.studio import Studio
 from fastvideo_lightning.serve.view import CSS
 

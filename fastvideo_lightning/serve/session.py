@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastvideo_lightning.serve.form import read_form
+from fastvideo_lightning.serve.form import explain, read_form
 from fastvideo_lightning.serve.jobs import Job
 from fastvideo_lightning.serve.queue import FullQueueError
 from fastvideo_lightning.serve.studio import Studio
@@ -19,7 +19,6 @@ from fastvideo_lightning.serve.view import (
     show_report,
     show_text,
 )
-from fastvideo_lightning.serve.words import explain
 
 LOOK_EVERY_S = 0.3
 REFUSALS = (TypeError, ValueError, OSError, FullQueueError)

@@ -1,9 +1,13 @@
-"""The studio: one model, the queue before it and the folder behind it."""
+"""The studio: one model, the queue before it and the folder behind it.
+
+Which pictures a model wants is found by asking it.
+"""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fastvideo_lightning.callbacks import MemoryReport
@@ -20,12 +24,40 @@ from fastvideo_lightning.plan.plan import plan_text
 from fastvideo_lightning.plan.planner import check_budget
 from fastvideo_lightning.prompts.dataset import check_prompt
 from fastvideo_lightning.report import write_report
-from fastvideo_lightning.serve.images import WantedImages
-from fastvideo_lightning.serve.jobs import Job, Progress, Request
+from fastvideo_lightning.serve.form import explain
+from fastvideo_lightning.serve.jobs import Job, JobWatch, Progress, Request
 from fastvideo_lightning.serve.limits import Limits
 from fastvideo_lightning.serve.queue import JobQueue
-from fastvideo_lightning.serve.watch import JobWatch
-from fastvideo_lightning.serve.words import explain
+
+
+@dataclass(frozen=True)
+class WantedImages:
+    """Whether a model takes a first and a last frame."""
+
+    first: bool
+    last: bool
+
+    @classmethod
+    def of(cls, module: VideoModule) -> "WantedImages":
+        """Offer the model a small picture for each and see what it says; reads no weight."""
+        from PIL import Image
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "probe.png"
+            Image.new("RGB", (64, 64)).save(path)
+
+            def takes(**images: Any) -> bool:
+                try:
+                    module.resolve_sampling(SamplingParams(**images))
+                except ValueError:
+                    return False
+                return True
+
+            return cls(
+                first=takes(image_path=path),
+                last=takes(image_path=path, last_image_path=path),
+            )
+
 
 _FOR_A_GPU = (
     "A plan for a GPU. This machine has none: everything is computed on the CPU, where weights lie."

@@ -13,7 +13,7 @@ from fastvideo_lightning.report import (
     summary_lines,
     write_report,
 )
-from fastvideo_lightning.report.tables import make_stage_table, make_step_table
+from fastvideo_lightning.report.page import make_stage_table, make_step_table
 from tests.report.timelines import GIB, make_timeline
 
 

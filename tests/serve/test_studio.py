@@ -11,10 +11,10 @@ from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.plan import make_plan
 from fastvideo_lightning.plan.plan import plan_text
-from fastvideo_lightning.serve.images import WantedImages
+from fastvideo_lightning.serve.form import explain
 from fastvideo_lightning.serve.jobs import Job, JobState, Request
 from fastvideo_lightning.serve.queue import FullQueueError
-from fastvideo_lightning.serve.words import explain
+from fastvideo_lightning.serve.studio import WantedImages
 
 PROMPT = "a red circle moves right"
 

@@ -1,9 +1,8 @@
 import pytest
 
-from fastvideo_lightning.serve.form import FIELDS, read_form
+from fastvideo_lightning.serve.form import FIELDS, LABELS, explain, in_page_words, read_form
 from fastvideo_lightning.serve.jobs import JobState, Progress
 from fastvideo_lightning.serve.view import show_error, show_progress, show_report
-from fastvideo_lightning.serve.words import LABELS, explain, in_page_words
 
 
 def test_messages_speak_of_the_labels_on_the_page() -> None:
