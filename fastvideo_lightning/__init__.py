@@ -12,14 +12,14 @@ from fastvideo_lightning.version import __version__ as __version__
 if TYPE_CHECKING:
     from fastvideo_lightning.checkpoint.folder import CheckpointError
     from fastvideo_lightning.config import OffloadConfig, SamplingParams
-    from fastvideo_lightning.generator import VideoGenerator
+    from fastvideo_lightning.generator.generator import VideoGenerator
+    from fastvideo_lightning.generator.replan import OutOfGPUMemoryError
     from fastvideo_lightning.loop import PredictLoop
     from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.output.video import GeneratedVideo
     from fastvideo_lightning.plan import Plan, make_plan
     from fastvideo_lightning.prompts.datamodule import PromptDataModule
     from fastvideo_lightning.prompts.dataset import PromptDataset
-    from fastvideo_lightning.replanning import OutOfGPUMemoryError
     from fastvideo_lightning.strategies import (
         FSDPInferenceStrategy,
         HostResidentStrategy,
@@ -33,14 +33,14 @@ _HOME = {
     "GeneratedVideo": "output.video",
     "HostResidentStrategy": "strategies",
     "OffloadConfig": "config",
-    "OutOfGPUMemoryError": "replanning",
+    "OutOfGPUMemoryError": "generator.replan",
     "Plan": "plan",
     "PredictLoop": "loop",
     "PromptDataModule": "prompts.datamodule",
     "PromptDataset": "prompts.dataset",
     "SamplingParams": "config",
     "TrainerHostResidentStrategy": "strategies.trainer",
-    "VideoGenerator": "generator",
+    "VideoGenerator": "generator.generator",
     "VideoModule": "modules",
     "make_plan": "plan",
     "make_strategy": "strategies",

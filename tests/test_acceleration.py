@@ -17,7 +17,7 @@ from references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.placements import make_placements
+from fastvideo_lightning.generator.placements import make_placements
 
 SAMPLING = {**SIZE, "num_inference_steps": 8}
 NUM_BLOCKS = 6

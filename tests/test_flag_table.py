@@ -5,7 +5,6 @@ import logging
 import pytest
 
 from fastvideo_lightning import HostResidentStrategy, OffloadConfig, VideoModule, make_strategy
-from fastvideo_lightning import placements as placements_file
 from fastvideo_lightning.callbacks import (
     CPUExecution,
     LayerwiseOffload,
@@ -13,7 +12,8 @@ from fastvideo_lightning.callbacks import (
     Resident,
 )
 from fastvideo_lightning.callbacks.placement import Placement
-from fastvideo_lightning.placements import make_placements
+from fastvideo_lightning.generator import placements as placements_file
+from fastvideo_lightning.generator.placements import make_placements
 from fastvideo_lightning.strategies import FSDPInferenceStrategy
 
 FSDP = {"use_fsdp_inference": True, "dit_layerwise_offload": False}

@@ -10,8 +10,8 @@ from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks.placement import Placement
+from fastvideo_lightning.generator.placements import _said, explain_memory, make_placements
 from fastvideo_lightning.modules.steps import Stage
-from fastvideo_lightning.placements import _said, explain_memory, make_placements
 
 FindCheckpoint = Callable[[str], Path]
 

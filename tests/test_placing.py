@@ -9,15 +9,10 @@ import torch
 from checkpoints import PROMPT, SIZE
 from running_out import make, make_generator
 
-from fastvideo_lightning import (
-    OffloadConfig,
-    SamplingParams,
-    VideoModule,
-    make_plan,
-    placing,
-)
+from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule, make_plan
 from fastvideo_lightning.callbacks import MemoryBudget
-from fastvideo_lightning.placing import Placing
+from fastvideo_lightning.generator import placing
+from fastvideo_lightning.generator.placing import Placing
 from fastvideo_lightning.plan import BudgetTooSmallError, find_card, planner
 
 

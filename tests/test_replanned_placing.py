@@ -15,9 +15,9 @@ from fastvideo_lightning import (
     VideoGenerator,
     VideoModule,
     make_plan,
-    replanning,
 )
 from fastvideo_lightning.callbacks import Resident
+from fastvideo_lightning.generator import replan
 
 
 def run_out_loading(monkeypatch, *, times):
@@ -61,7 +61,7 @@ def test_loading_is_tried_again_twice_at_most_where_one_may_replan(
         expected = make(generator)
         whole = make_plan(generator.module, SamplingParams(**SIZE), flags=ALL_RESIDENT).prediction
     if times == 3:
-        monkeypatch.setattr(replanning, "choose_tighter", lambda *_: whole)
+        monkeypatch.setattr(replan, "choose_tighter", lambda *_: whole)
     tried = run_out_loading(monkeypatch, times=times)
     module = VideoModule.from_pretrained(checkpoint("t2v"), device_type="cpu")
     flags = OffloadConfig(gpu_memory_budget=1, on_oom="replan")

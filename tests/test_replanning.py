@@ -17,10 +17,10 @@ from fastvideo_lightning import (
     SamplingParams,
     VideoModule,
     make_plan,
-    replanning,
 )
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.placing import Placing
+from fastvideo_lightning.generator import replan
+from fastvideo_lightning.generator.placing import Placing
 
 PLACES = {"text_encoder": "encode", "transformer": "denoise", "vae.decoder": "decode"}
 
@@ -63,7 +63,7 @@ def test_a_replanned_video_is_the_same_and_so_is_the_next(place, checkpoint, on_
 def test_a_video_is_made_again_twice_at_most(times, checkpoint, on_gpu, monkeypatch):
     with make_generator(checkpoint, on_oom="replan") as generator:
         smaller = make_plan(generator.module, SamplingParams(**SIZE), flags={}).prediction
-        monkeypatch.setattr(replanning, "choose_tighter", lambda *_: smaller)
+        monkeypatch.setattr(replan, "choose_tighter", lambda *_: smaller)
         handle = run_out(generator, "transformer", times=times)
         if times == 2:
             assert make(generator).num_replans == 2

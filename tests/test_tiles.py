@@ -9,8 +9,8 @@ from recipes import PROMPT, RECIPES
 from recipes.runs import SEED, run_plain
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoGenerator, VideoModule
+from fastvideo_lightning.generator.placements import explain_memory
 from fastvideo_lightning.modules.steps import Stage
-from fastvideo_lightning.placements import explain_memory
 from fastvideo_lightning.plan.choose import possible_configs
 from fastvideo_lightning.plan.workload import Subject
 

@@ -38,7 +38,7 @@ from fastvideo_lightning.libraries import check_installed
 from fastvideo_lightning.prompts.dataset import check_prompt
 
 if TYPE_CHECKING:
-    from fastvideo_lightning.generator import VideoGenerator
+    from fastvideo_lightning.generator.generator import VideoGenerator
     from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.output.video import GeneratedVideo
 

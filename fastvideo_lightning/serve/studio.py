@@ -14,7 +14,7 @@ from fastvideo_lightning.callbacks import MemoryReport
 from fastvideo_lightning.checkpoint.pipeline import open_checkpoint
 from fastvideo_lightning.config import MAX_FPS, OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_auto_budget
-from fastvideo_lightning.generator import VideoGenerator
+from fastvideo_lightning.generator.generator import VideoGenerator
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.prompt_checks import unread
 from fastvideo_lightning.modules.sampling import SamplingDefaults

@@ -141,7 +141,7 @@ def test_what_is_more_than_texts_and_numbers_is_not_encoded_ahead(module):
 
 def test_the_generator_encodes_ahead_only_beside_a_gpu_and_on_the_cpu(module):
     from fastvideo_lightning import OffloadConfig
-    from fastvideo_lightning.placements import make_placements
+    from fastvideo_lightning.generator.placements import make_placements
 
     def encodes_ahead(*, on_gpu=True, **flags):
         made = make_placements(module, OffloadConfig(**flags), on_gpu=on_gpu)

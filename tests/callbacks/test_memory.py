@@ -6,9 +6,9 @@ from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import MemoryReport, memory_report
+from fastvideo_lightning.generator.placing import Placing
 from fastvideo_lightning.offload.registry import engines_of
 from fastvideo_lightning.offload.timing import TimedTransport
-from fastvideo_lightning.placing import Placing
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 from fastvideo_lightning import OffloadConfig, VideoModule
 from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.generator.placements import make_placements
 from fastvideo_lightning.offload.registry import engine_of
-from fastvideo_lightning.placements import make_placements
 from fastvideo_lightning.plan import make_plan
 from fastvideo_lightning.plan.component_plan import (
     ON_CALL,

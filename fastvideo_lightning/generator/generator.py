@@ -64,10 +64,10 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         callbacks: Iterable[object] = (),
         progress: bool = True,
     ) -> None:
+        from fastvideo_lightning.generator.placing import Placing
+        from fastvideo_lightning.generator.replan import Replanning
         from fastvideo_lightning.loop import check_callbacks
         from fastvideo_lightning.modules.acceleration import check_attention_backend
-        from fastvideo_lightning.placing import Placing
-        from fastvideo_lightning.replanning import Replanning
         from fastvideo_lightning.strategies import check_context
 
         config = config or OffloadConfig()

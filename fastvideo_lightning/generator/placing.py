@@ -10,9 +10,9 @@ import torch
 
 from fastvideo_lightning.callbacks import MemoryBudget
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.generator.placements import make_placements
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.acceleration import accelerate
-from fastvideo_lightning.placements import make_placements
 from fastvideo_lightning.plan import BudgetTooSmallError, Plan, make_plan
 from fastvideo_lightning.plan.planner import find_budget
 from fastvideo_lightning.plan.predict import Prediction
