@@ -125,7 +125,7 @@ def broken(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a generator place weights as on a GPU: the engine copies inline on a CPU."""
-    from fastvideo_lightning.generator.placing import Placing
+    from fastvideo_lightning.generator.placements import Placing
 
     begin = Placing.__init__
 

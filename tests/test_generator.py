@@ -10,7 +10,7 @@ from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks.placement import Placement
-from fastvideo_lightning.generator.placements import _said, explain_memory, make_placements
+from fastvideo_lightning.generator.placements import _told, explain_memory, make_placements
 from fastvideo_lightning.modules.steps import Stage
 
 FindCheckpoint = Callable[[str], Path]
@@ -138,7 +138,7 @@ def test_the_checkpoints_scheduler_is_back_after_a_flow_shift(generator: VideoGe
 def test_flags_without_effect_are_said_once(
     checkpoint: FindCheckpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _said.clear()
+    _told.clear()
     module = VideoModule.from_pretrained(checkpoint("t2v"))
     with caplog.at_level(logging.INFO, logger="fastvideo_lightning"):
         for _ in range(2):
@@ -163,7 +163,7 @@ def test_several_processes_on_a_cpu_stream_the_denoiser_together(
 def test_a_shard_transport_for_one_process_is_said_to_have_no_effect(
     checkpoint: FindCheckpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _said.clear()
+    _told.clear()
     module = VideoModule.from_pretrained(checkpoint("t2v"))
     with caplog.at_level(logging.INFO, logger="fastvideo_lightning"):
         make_placements(module, OffloadConfig(shard_transport="gather"), on_gpu=True)
@@ -189,7 +189,7 @@ def test_a_shard_transport_for_one_process_is_said_to_have_no_effect(
 def test_slots_without_effect_are_said(
     checkpoint: FindCheckpoint, caplog: pytest.LogCaptureFixture, flags, is_said: bool
 ) -> None:
-    _said.clear()
+    _told.clear()
     module = VideoModule.from_pretrained(checkpoint("t2v"))
     with caplog.at_level(logging.INFO, logger="fastvideo_lightning"):
         make_placements(module, OffloadConfig(**flags), on_gpu=True)

@@ -11,8 +11,8 @@ from running_out import make, make_generator
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule, make_plan
 from fastvideo_lightning.callbacks import MemoryBudget
-from fastvideo_lightning.generator import placing
-from fastvideo_lightning.generator.placing import Placing
+from fastvideo_lightning.generator import placements
+from fastvideo_lightning.generator.placements import Placing
 from fastvideo_lightning.plan import BudgetTooSmallError, find_card, planner
 
 
@@ -42,7 +42,7 @@ def test_several_ranks_plan_for_what_is_free_on_the_fullest_gpu(
     checkpoint, monkeypatch, free_elsewhere_gib
 ):
     gib = 1 << 30
-    monkeypatch.setattr(placing, "find_budget", lambda *_, **__: 4 * gib)
+    monkeypatch.setattr(placements, "find_budget", lambda *_, **__: 4 * gib)
     elsewhere = torch.tensor(free_elsewhere_gib * gib, dtype=torch.float64)
 
     def all_reduce(mine, *, reduce_op):

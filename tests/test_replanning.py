@@ -20,7 +20,7 @@ from fastvideo_lightning import (
 )
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.generator import replan
-from fastvideo_lightning.generator.placing import Placing
+from fastvideo_lightning.generator.placements import Placing
 
 PLACES = {"text_encoder": "encode", "transformer": "denoise", "vae.decoder": "decode"}
 

@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastvideo_lightning.generator.generator import VideoGenerator, check_devices
+    from fastvideo_lightning.config.devices import check_devices
+    from fastvideo_lightning.generator.generator import VideoGenerator
     from fastvideo_lightning.generator.replan import OutOfGPUMemoryError
 
 _HOME = {

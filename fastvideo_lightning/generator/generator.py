@@ -4,19 +4,22 @@ Nothing heavy is imported here before the choices of the user were checked.
 """
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
+from weakref import ref
 
-from fastvideo_lightning.batch.generating import GeneratesBatches
+from fastvideo_lightning.batch.folder import BatchFolder
+from fastvideo_lightning.batch.identity import describe, dtypes_of, look_again
+from fastvideo_lightning.batch.manifest import Entry
+from fastvideo_lightning.batch.videos import VideoBatch
 from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords, check_switch
 from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.config.devices import check_devices, count_nodes
-from fastvideo_lightning.lora import GeneratesWithLora
 from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.output.video import GeneratedVideo
-from fastvideo_lightning.prompts.dataset import PromptDataset, check_prompt
-from fastvideo_lightning.saving import Saving
+from fastvideo_lightning.prompts.dataset import PlacedPrompts, PromptDataset, check_prompt
 
 if TYPE_CHECKING:
     import lightning as L
@@ -25,10 +28,227 @@ if TYPE_CHECKING:
     from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.plan import Plan
 
+
 __all__ = ["VideoGenerator", "check_devices"]
 
-_FLAGS = tuple(OffloadConfig.__dataclass_fields__)
+
+class Saving:
+    """Stands among the callbacks for the writer of the current run, or for none.
+
+    The callbacks of a Fabric are fixed when it is made; the folder of a video is not.
+    """
+
+    def __init__(self) -> None:
+        self._writer: object | None = None
+        self._is_running = False
+
+    @contextmanager
+    def by(self, writer: object | None) -> Iterator[None]:
+        """Have `writer` hear the moments of the run inside the context; None: nothing is written.
+
+        Raises:
+            RuntimeError: If a run is going on, as a batch is that was not read to its end.
+        """
+        if self._is_running:
+            raise RuntimeError(
+                "This generator is in the middle of a batch. Read the videos of the batch to the "
+                "end, or close() it."
+            )
+        self._writer, self._is_running = writer, True
+        try:
+            yield
+        finally:
+            self._writer, self._is_running = None, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+
+class GeneratesWithLora:
+    """The LoRA verbs of a generator; each is the module's, which see for what they raise."""
+
+    module: Any
+
+    @property
+    def loras(self) -> dict[str, float]:
+        """Weight of each loaded adapter by its name; 0 where it is switched off."""
+        weights: dict[str, float] = self.module.loras
+        return weights
+
+    def load_lora(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        weight: float = 1.0,
+        name: str | None = None,
+        denoiser: str | None = None,
+    ) -> str:
+        """Load a LoRA (file, folder or hub id) beside those that are there; return its name."""
+        self._check_between_batches("load_lora")
+        self.module.check_takes_lora(denoiser)
+        self.setup()
+        loaded: str = self.module.load_lora(path, weight=weight, name=name, denoiser=denoiser)
+        return loaded
+
+    def set_loras(self, weights: Mapping[str, float]) -> None:
+        """Switch: the adapters given count with their weights, all others not at all."""
+        self._check_between_batches("set_loras")
+        self.module.set_loras(weights)
+
+    def fuse_lora(self, *, scale: float = 1.0) -> None:
+        """Add the active adapters to the model's weights."""
+        self._check_between_batches("fuse_lora")
+        self.module.fuse_lora(scale=scale)
+
+    def unfuse_lora(self) -> None:
+        """Take fused adapters out of the weights again."""
+        self._check_between_batches("unfuse_lora")
+        self.module.unfuse_lora()
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Remove an adapter, or all of them."""
+        self._check_between_batches("unload_lora")
+        self.module.unload_lora(name)
+
+    def _check_between_batches(self, verb: str) -> None:
+        """Raise RuntimeError in the middle of a batch; the generator knows of it."""
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        """Read and place the weights; the generator knows how."""
+        raise NotImplementedError
+
+
 _SAMPLING = tuple(SamplingParams.__dataclass_fields__)
+# Of the configuration: what makes it another video, and is no matter of where weights live.
+_OTHER_VIDEO = ("cache", "attention_backend")
+# What is chosen for memory or speed and changes pixels slightly: a run that goes on with another of
+# these, as one does that ran out of memory, keeps what is there.
+_OTHER_ROUNDING = ("vae_tiling", "compile", "context_parallel")
+_TAKEN = ("output_path", "resume", "fail_fast")
+
+
+class Unchanged:
+    """Holds a model against what it was when its batch was asked for.
+
+    Args:
+        module: The model.
+        is_set_up: Whether it is placed; else caches and backends are set before the first video.
+    """
+
+    def __init__(self, module: "VideoModule", is_set_up: bool) -> None:
+        from fastvideo_lightning.modules.content import live_state
+
+        self._module = module
+        self._before = live_state(module)
+        if not is_set_up:
+            for name in ("attention_backend", "cache"):
+                del self._before[name]
+
+    def look_again(self, entry: Entry, item: Mapping[str, Any]) -> Entry:
+        """Return the entry with what goes in as it is now.
+
+        Raises:
+            RuntimeError: If adapters, scheduler, backend or a part of the model was changed.
+        """
+        from fastvideo_lightning.modules.content import live_state
+
+        now = live_state(self._module)
+        changed = sorted(n for n in now.keys() & self._before if now[n] != self._before[n])
+        if changed or self._before.keys() - now.keys():
+            raise RuntimeError(
+                f"{', '.join(changed) or 'A part of the model'} was changed in the middle of a "
+                "batch: its other videos would not be what its manifest says. Read the videos of "
+                "a batch to the end, or close() it, before anything is changed."
+            )
+        self._before = now
+        return look_again(entry, item)
+
+
+class GeneratesBatches:
+    """The verb of a generator that makes many videos."""
+
+    module: Any
+    config: Any
+    device_type: Any
+
+    _fabric: Any = None
+    _batch: "ref[VideoBatch] | None" = None
+
+    def _launch(self) -> "L.Fabric":
+        raise NotImplementedError
+
+    def _iterate(self, prompts: Any, writer: Any) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def generate_videos(
+        self,
+        prompts: Iterable[str | Mapping[str, Any]],
+        *,
+        output_path: str | os.PathLike[str] = "output/",
+        resume: bool = True,
+        fail_fast: bool = False,
+        **sampling: Any,
+    ) -> VideoBatch:
+        """Make a video of each prompt, with a manifest from which a broken run goes on.
+
+        Args:
+            prompts: Texts, or mappings with `prompt` and `SamplingParams` fields that override.
+            output_path: Folder of the videos and of `manifest.jsonl`.
+            resume: Leave out what the manifest calls done and whose file is there unchanged.
+            fail_fast: End with the first prompt that fails; else it is noted and the next follows.
+            **sampling: As in `generate_video`; the n-th prompt gets `seed + n`.
+
+        Returns:
+            An iterator over the videos that it makes, each with its `video_path`.
+
+        Raises:
+            TypeError, ValueError, OSError: For what was passed, before any work is done.
+            RuntimeError: If another batch is being written into the folder.
+        """
+        check_keywords(sampling, known=_SAMPLING, others=_TAKEN, where="generate_videos()")
+        check_switch("resume", resume)
+        check_switch("fail_fast", fail_fast)
+        from fastvideo_lightning.modules.content import model_keys
+        from fastvideo_lightning.modules.prompt_checks import warn_of_unread
+
+        module, dataset = self.module, PromptDataset(prompts, **sampling)
+        warn_of_unread(module.pipeline, dataset)
+        batch = VideoBatch(
+            dataset,
+            BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4")),
+            describe=partial(
+                describe,
+                module=module,
+                settings=self._settings(_OTHER_VIDEO),
+                dtypes=dtypes_of(module, self.device_type),
+                model_inputs=model_keys(module),
+            ),
+            look_again=Unchanged(module, self._fabric is not None).look_again,
+            resume=resume,
+            fail_fast=fail_fast,
+            settings=partial(self._settings, _OTHER_ROUNDING),
+            setup=self._launch,
+            iterate=self._iterate,
+            places=prompts.places if isinstance(prompts, PlacedPrompts) else (),
+        )
+        self._batch = ref(batch)
+        return batch
+
+    def _check_between_batches(self, verb: str) -> None:
+        """Raise RuntimeError where a batch is read that a call of `verb` would change."""
+        batch = None if self._batch is None else self._batch()
+        if batch is not None and batch.is_open:
+            raise RuntimeError(
+                f"{verb} cannot be called in the middle of a batch: its other videos would not be "
+                "what its manifest says. Read the videos of the batch to the end, or close() it."
+            )
+
+    def _settings(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in names}
+
+
+_FLAGS = tuple(OffloadConfig.__dataclass_fields__)
 _SAVING = ("output_path", "save_video")
 _LOADING = (
     *("num_gpus", "accelerator", "dtype", "callbacks", "progress"),
@@ -64,7 +284,7 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         callbacks: Iterable[object] = (),
         progress: bool = True,
     ) -> None:
-        from fastvideo_lightning.generator.placing import Placing
+        from fastvideo_lightning.generator.placements import Placing
         from fastvideo_lightning.generator.replan import Replanning
         from fastvideo_lightning.loop import check_callbacks
         from fastvideo_lightning.modules.acceleration import check_attention_backend

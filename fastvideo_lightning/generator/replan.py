@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.generator.placements import explain_memory
-from fastvideo_lightning.generator.placing import Placing, params_of
+from fastvideo_lightning.generator.placements import Placing, explain_memory, params_of
 from fastvideo_lightning.modules.acceleration import models_that_decode_by
 from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.plan import Plan, make_plan

@@ -6,7 +6,7 @@ from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import MemoryReport, memory_report
-from fastvideo_lightning.generator.placing import Placing
+from fastvideo_lightning.generator.placements import Placing
 from fastvideo_lightning.offload.registry import engines_of
 from fastvideo_lightning.offload.timing import TimedTransport
 
