@@ -2,11 +2,11 @@
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import lightning as L
 import torch
@@ -107,6 +107,26 @@ class PlaysRoles(nn.Module):
         return self.roles.vaes
 
 
+_FAMILIES: dict[str, type["VideoModule"]] = {}
+_ANY = "any other"
+_Family = TypeVar("_Family", bound="type[VideoModule]")
+
+
+def family_of(*class_names: str) -> Callable[[_Family], _Family]:
+    """Say that a module is for these diffusers pipelines; without names, for any other."""
+
+    def register(module: _Family) -> _Family:
+        _FAMILIES.update(dict.fromkeys(class_names or (_ANY,), module))
+        return module
+
+    return register
+
+
+def find_family(class_name: str) -> type["VideoModule"]:
+    """Return the module for a diffusers pipeline class; the generic one where none knows it."""
+    return _FAMILIES.get(class_name, _FAMILIES[_ANY])
+
+
 class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.LightningModule):
     """One diffusers video pipeline as a LightningModule.
 
@@ -174,8 +194,6 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
             CheckpointError: If it is no pipeline, incomplete or damaged.
             ValueError: If `dtype` or `variant` is unknown.
         """
-        from fastvideo_lightning.modules import find_family
-
         where = {"revision": revision, "variant": variant}
         checkpoint = open_checkpoint(path, **where, allow_pickle=allow_pickle)
         family = find_family(checkpoint.class_name) if cls is VideoModule else cls
@@ -194,8 +212,6 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
     @classmethod
     def from_pipeline(cls, pipeline: Pipeline) -> "VideoModule":
         """Make the module of a pipeline that exists already; its models are shared with it."""
-        from fastvideo_lightning.modules import find_family
-
         family = find_family(type(pipeline).__name__) if cls is VideoModule else cls
         return family(pipeline)
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.modules.base import family_of
 from fastvideo_lightning.modules.generic import GenericModule
 from fastvideo_lightning.modules.pipelines import Pipeline
 from fastvideo_lightning.modules.sampling import check_grid, fit_image
@@ -147,6 +148,7 @@ _MOST_PIXELS, _MOST_FRAMES = 2**14, 2**14
 _COGVIDEO_FPS = 8
 
 
+@family_of(*FAMILIES)
 class FamilyModule(GenericModule):
     """Calls a pipeline as `GenericModule` does, with its family's defaults and checks.
 

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.modules.base import VideoModule
+from fastvideo_lightning.modules.base import VideoModule, family_of
 from fastvideo_lightning.modules.catalog import makes_video
 from fastvideo_lightning.modules.media import check_media, load_media
 from fastvideo_lightning.modules.pipelines import GUIDERS
@@ -17,6 +17,7 @@ _DEFAULT_FPS = 24
 _log = logging.getLogger(__name__)
 
 
+@family_of()
 class GenericModule(VideoModule):
     """Calls a pipeline with those settings that its signature takes.
 

@@ -13,7 +13,7 @@ from typing import Any
 from diffusers import WanImageToVideoPipeline
 
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.modules.base import VideoModule
+from fastvideo_lightning.modules.base import VideoModule, family_of
 from fastvideo_lightning.modules.media import check_media, load_media, load_rgb
 from fastvideo_lightning.modules.pipelines import Pipeline, place_pipeline
 from fastvideo_lightning.modules.sampling import check_grid, fit_image
@@ -80,6 +80,7 @@ class WanKind:
     has_two_experts: bool
 
 
+@family_of("WanPipeline", "WanImageToVideoPipeline")
 class WanModule(VideoModule):
     """Wan 2.1 and 2.2 over diffusers' `WanPipeline` and `WanImageToVideoPipeline`."""
 
