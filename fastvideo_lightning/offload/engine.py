@@ -6,6 +6,7 @@ slots, copy stream and order are shared. It is told what to move and never choos
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TypeVar, cast
@@ -66,6 +67,10 @@ class UnitMover:
         self.units: list[OffloadUnit] = []
         self.stats = OffloadStats()
         self.store = HostStore(self.device)
+        # Where ranks share memory, what surrounds the loading of units in all of them.
+        self.loading_together: Callable[[Sequence[OffloadUnit]], AbstractContextManager[object]] = (
+            self.store.holding_some
+        )
         self.memory = DeviceMemory(num_slots, self.device)
         self.transport = transport or make_transport(self.device)
         self.order = UnitOrder()
@@ -314,7 +319,7 @@ class OffloadEngine(UnitMover):
                     unit.plan(sources or {}, self.device)
             self.units.extend(new)
             loading = phase("load and register units")
-            with self.store.sharing(new), loading, ThreadPoolExecutor(READ_THREADS) as pool:
+            with self.loading_together(new), loading, ThreadPoolExecutor(READ_THREADS) as pool:
                 list(pool.map(lambda unit: unit.load(self.store), new))
             self.groups.append(group)
             streamed = [unit for unit in group.streamed if unit in new and not unit.transient]

@@ -21,6 +21,7 @@ import torch
 from fastvideo_lightning.offload.distributed.link_load import MOST_LOAD, MakeMark, Pace
 from fastvideo_lightning.offload.distributed.process_group import ShardGroup
 from fastvideo_lightning.offload.distributed.shard_plan import Chunk, Cut, cut
+from fastvideo_lightning.offload.distributed.shared_memory import load_together
 from fastvideo_lightning.offload.host.slab import HostMaster, HostSlab
 from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.profiling import phase
@@ -187,7 +188,7 @@ class SharedUnits:
                 self._apart.add(unit.slab)
                 continue
             unit.lay_out_anew(unit.bindings, self.store)
-            with self.store.sharing([unit]):
+            with load_together(self.shards, self.store, [unit]):
                 unit.load(self.store)
             self.add(unit.slab)
 

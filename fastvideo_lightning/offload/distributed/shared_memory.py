@@ -20,11 +20,10 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -38,18 +37,14 @@ from fastvideo_lightning.offload.host.mapped import (
     merge,
     open_file,
 )
+from fastvideo_lightning.offload.host.slab import HostMemory
+from fastvideo_lightning.offload.host.store import HostStore, Places
 from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.tensors.leaves import find_leaves
 from fastvideo_lightning.offload.tensors.sources import FileBytes, StoredBytes, WeightSource
-
-if TYPE_CHECKING:
-    from fastvideo_lightning.offload.unit import OffloadUnit
-
-
-Places = dict[SlabLayout, list[StoredBytes | None]]
-"""For each unit, known by its layout, where its tensors lie in files that all ranks map."""
+from fastvideo_lightning.offload.unit import OffloadUnit
 
 _numbers = count()
 
@@ -72,10 +67,49 @@ class _Job:
 
 
 @contextmanager
+def load_together(
+    shards: ShardGroup, store: HostStore, units: Sequence[OffloadUnit]
+) -> Iterator[None]:
+    """Surround the loading of units: the ranks fill the memory that they share; collective."""
+    streamed = [unit for unit in units if not unit.transient]
+    if not streamed:
+        yield
+        return
+
+    def maps(unit: OffloadUnit) -> bool:
+        return store.maps(unit.layout, unit.sources, unit.host_memory)
+
+    with sharing(shards, streamed, maps) as store.places:
+        try:
+            yield
+            store.places = {}
+            if store.brings_parts:
+                _pin_parts(shards, store, streamed)
+        finally:
+            store.places = {}
+
+
+def _pin_parts(shards: ShardGroup, store: HostStore, units: Sequence[OffloadUnit]) -> None:
+    """Pin what this rank brings of units that are loaded."""
+    fits = [unit for unit in units if unit.host_memory is not HostMemory.PAGEABLE]
+    slabs = [unit.slab for unit in fits if isinstance(unit.slab, MappedSlab)]
+    if store.registers_files:
+        with phase("register parts"), suppress(RuntimeError):  # the same is tried below
+            register_parts(
+                [slab for slab in slabs if slab.is_shared],
+                rank=shards.rank,
+                num_ranks=shards.size,
+            )
+    for unit in fits:
+        if unit.slab is not None and not unit.slab.pinned:
+            unit.pin(store)
+
+
+@contextmanager
 def sharing(
     shards: ShardGroup,
-    units: Sequence["OffloadUnit"],
-    maps: Callable[["OffloadUnit"], bool],
+    units: Sequence[OffloadUnit],
+    maps: Callable[[OffloadUnit], bool],
 ) -> Iterator[Places]:
     """Fill shared memory with units' bytes, each rank its part; a collective call.
 
@@ -109,7 +143,7 @@ def sharing(
 
 
 def _arrange(
-    unit: "OffloadUnit", name: Path, begin: int, places: Places, jobs: list[_Job], *, maps: bool
+    unit: OffloadUnit, name: Path, begin: int, places: Places, jobs: list[_Job], *, maps: bool
 ) -> int:
     """Find a place for every tensor of a unit, from ``begin`` of the file on; return the end."""
     leaves = [leaf for b in unit.bindings for leaf in find_leaves(b.tensor, b.fqn)]
@@ -168,7 +202,7 @@ def _share_of(shards: ShardGroup, jobs: Sequence[_Job]) -> list[_Job]:
     return mine
 
 
-def _check_alike(shards: ShardGroup, units: Sequence["OffloadUnit"], places: Places) -> None:
+def _check_alike(shards: ShardGroup, units: Sequence[OffloadUnit], places: Places) -> None:
     """RuntimeError where a rank has other units, or other files, than the first."""
     digest = hashlib.sha256()
     for unit in units:

@@ -8,12 +8,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 import torch
 
 from fastvideo_lightning.offload.distributed.gather import make_gather
 from fastvideo_lightning.offload.distributed.process_group import ShardGroup, find_shard_group
+from fastvideo_lightning.offload.distributed.shared_memory import load_together
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.host import mapped
 from fastvideo_lightning.offload.host.slab import HostSlab
@@ -115,7 +117,7 @@ def share_streaming(
                 "on Linux only, where /proc/self/pagemap can be read. Pass shard_transport='local'."
             )
         return
-    if engine.store.shards is not None:
+    if engine.store.is_shared:
         is_gathered = engine.transport.is_gathered
         current = ShardTransport.GATHER if is_gathered else ShardTransport.LOCAL
         if choice not in (ShardTransport.AUTO, current):
@@ -125,7 +127,8 @@ def share_streaming(
             )
         return
     engine.drain()
-    engine.store.shards = shards
+    engine.store.is_shared = True
+    engine.loading_together = partial(load_together, shards, engine.store)
     chosen, alone_bytes_per_s = _choose(engine, choice, units, shards)
     if chosen is ShardTransport.GATHER:
         engine.use_transport(

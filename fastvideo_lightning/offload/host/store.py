@@ -5,20 +5,30 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
-from fastvideo_lightning.offload.distributed.process_group import ShardGroup
-from fastvideo_lightning.offload.distributed.shared_memory import Places, register_parts, sharing
 from fastvideo_lightning.offload.host.mapped import MappedSlab, is_mappable, register_ranges
 from fastvideo_lightning.offload.host.slab import HostMaster, HostMemory, HostSlab, JoinedMaster
 from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.tensors.layout import SlabLayout
 from fastvideo_lightning.offload.tensors.sources import StoredBytes
 
-if TYPE_CHECKING:
-    from fastvideo_lightning.offload.unit import OffloadUnit
+Places = dict[SlabLayout, list[StoredBytes | None]]
+"""For each unit, known by its layout, where its tensors lie in files that all ranks map."""
+
+
+class Loaded(Protocol):
+    """What the store asks of a unit whose bytes are loaded."""
+
+    transient: bool
+    host_memory: HostMemory
+    slab: HostMaster | None
+
+    def pin(self, store: "HostStore") -> None:
+        """Pin its bytes, or move them where they can be."""
+        ...
 
 
 class HostStore:
@@ -29,7 +39,8 @@ class HostStore:
 
     Attributes:
         masters: what it has made and not freed.
-        shards: the ranks that share memory, or None.
+        places: of units that are being loaded, where their tensors lie in files that ranks share.
+        is_shared: whether the ranks of the node hold their weights together.
         brings_parts: whether of what they share this process copies its parts alone.
     """
 
@@ -37,10 +48,10 @@ class HostStore:
         self._has_driver = device.type == "cuda"
         self._refused: set[type] = set()
         self._lock = threading.Lock()
-        self._places: Places = {}
+        self.places: Places = {}
         self.masters: list[HostMaster] = []
         self._file_refusal: RuntimeError | None = None
-        self.shards: ShardGroup | None = None
+        self.is_shared = False
         self.brings_parts = False
         self._pins_later = False
         weakref.finalize(self, _let_go, self.masters, device).atexit = False
@@ -62,23 +73,9 @@ class HostStore:
         return sum(base.file_bytes for base in bases if isinstance(base, MappedSlab))
 
     @contextmanager
-    def sharing(self, units: Sequence["OffloadUnit"]) -> Iterator[None]:
-        """Surrounds the loading of units: ranks that share them fill their memory together."""
-        streamed = [unit for unit in units if not unit.transient]
-        if self.shards is None or not streamed:
-            with self._holding_some(streamed):
-                yield
-            return
-        with sharing(self.shards, streamed, self._maps_shared) as self._places:
-            try:
-                yield
-                self._pin_parts(streamed)
-            finally:
-                self._places = {}
-
-    @contextmanager
-    def _holding_some(self, units: Sequence["OffloadUnit"]) -> Iterator[None]:
+    def holding_some(self, units: Sequence[Loaded]) -> Iterator[None]:
         """Surrounds the loading of units; where some are read on their way, no others' are held."""
+        units = [unit for unit in units if not unit.transient]
         is_read = [unit.host_memory.is_read for unit in units]
         self._pins_later = self._has_driver and any(is_read) and not all(is_read)
         try:
@@ -105,9 +102,9 @@ class HostStore:
         Raises:
             ValueError: mapped memory is asked for and no weight can be.
         """
-        if layout in self._places and not kind.is_read:
-            master: HostMaster = MappedSlab(layout, self._places[layout])
-        elif self._maps(layout, sources, kind) and not self._must_copy:
+        if layout in self.places and not kind.is_read:
+            master: HostMaster = MappedSlab(layout, self.places[layout])
+        elif self.maps(layout, sources, kind) and not self._must_copy:
             master = self._map(layout, sources, kind)
         else:
             master = HostSlab(layout)
@@ -118,7 +115,7 @@ class HostStore:
     @property
     def _must_copy(self) -> bool:
         """Files cannot be registered, and are not read on the way where ranks share memory."""
-        return MappedSlab in self._refused and self.shards is not None
+        return MappedSlab in self._refused and self.is_shared
 
     def _map(
         self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
@@ -128,10 +125,7 @@ class HostStore:
             master.use_couriers(direct=kind is HostMemory.DISK)
         return master
 
-    def _maps_shared(self, unit: "OffloadUnit") -> bool:
-        return self._maps(unit.layout, unit.sources, unit.host_memory)
-
-    def _maps(
+    def maps(
         self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
     ) -> bool:
         """Whether what fits of a unit's file is its host copy; ValueError where nothing fits."""
@@ -144,7 +138,7 @@ class HostStore:
                 f"that they run in, and {_where(layout, sources)}. Write such a checkpoint with "
                 "`fastvideo-lightning pack MODEL OUT` and load it, or pass host_memory='auto'."
             )
-        if kind is HostMemory.AUTO and (self._has_driver or self.shards is not None):
+        if kind is HostMemory.AUTO and (self._has_driver or self.is_shared):
             maps = 2 * fitting >= layout.size_bytes > 0
         return maps
 
@@ -159,7 +153,7 @@ class HostStore:
         """
         if not self._has_driver or kind is HostMemory.PAGEABLE:
             return True
-        if self._pins_later or (self.brings_parts and master.layout in self._places):
+        if self._pins_later or (self.brings_parts and master.layout in self.places):
             return True  # with the other units, when all are there
         base = _base(master)
         kind_of_master = HostSlab if base.reads else type(base)  # of a file, what lies beside it
@@ -207,30 +201,16 @@ class HostStore:
             )
         warnings.warn(message, stacklevel=4)
 
+    @property
+    def registers_files(self) -> bool:
+        """Whether mapped files can be registered, as far as is known."""
+        return self._has_driver and MappedSlab not in self._refused
+
     def pin_again(self, master: HostMaster) -> None:
         """All of a master is copied from now on, not this rank's parts alone."""
         mapped = _base(master)
         if isinstance(mapped, MappedSlab):
             mapped.pin_again()
-
-    def _pin_parts(self, units: Sequence["OffloadUnit"]) -> None:
-        """Pin what this rank brings of units that are loaded."""
-        if not (self._has_driver and self.brings_parts):
-            return
-        assert self.shards is not None
-        self._places = {}
-        fits = [unit for unit in units if unit.host_memory is not HostMemory.PAGEABLE]
-        slabs = [unit.slab for unit in fits if isinstance(unit.slab, MappedSlab)]
-        if MappedSlab not in self._refused:
-            with phase("register parts"), suppress(RuntimeError):  # the same is tried below
-                register_parts(
-                    [slab for slab in slabs if slab.is_shared],
-                    rank=self.shards.rank,
-                    num_ranks=self.shards.size,
-                )
-        for unit in fits:
-            if unit.slab is not None and not unit.slab.pinned:
-                unit.pin(self)
 
     def join(self, base: HostMaster, added: HostMaster) -> JoinedMaster:
         """Let two masters be one from here on."""
