@@ -1,6 +1,7 @@
 """Callbacks: which weights go where and when, and what people watch and keep.
 
-The folder is installed as ``fastvideo_lightning.callbacks``; names load lazily (PEP 562).
+The folder is installed as ``fastvideo_lightning.callbacks``; names load lazily (PEP 562). Read
+`placement`, then `layerwise`, `model`, `cpu_execution` and `resident`, which place weights.
 """
 
 from importlib import import_module

@@ -1,4 +1,8 @@
-"""Many prompts into one folder, so that a run that breaks goes on where it stopped."""
+"""Many prompts into one folder, resumed where a run was left.
+
+Read `folder` (who may write into it), `manifest` (what is finished and how it came about), then
+`videos` (the loop) and `writer`. `identity` is what a video is known by.
+"""
 
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
 from fastvideo_lightning.batch.manifest import Entry, Manifest

@@ -1,7 +1,7 @@
 """What a user may choose: where weights live, and how a video is sampled.
 
 `OffloadConfig` and `SamplingParams` are frozen and check themselves once, when they are made, so
-nothing deeper has to.
+nothing deeper has to. Read `offload` and `sampling`, then `conflicts`; `checks` are what they ask.
 """
 
 from fastvideo_lightning.config.checks import (

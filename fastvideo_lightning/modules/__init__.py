@@ -1,4 +1,8 @@
-"""One module per model family; which one a checkpoint gets is told by its pipeline's class name."""
+"""A diffusers pipeline as a LightningModule; one file per model family.
+
+Read `base` (the contract), `generic` and `families` (which one a checkpoint gets), then `pipelines`
+and `steps` (how a call is watched). `lora` and `acceleration` are what may be added to a model.
+"""
 
 from fastvideo_lightning.libraries import quiet_imports
 

@@ -1,6 +1,6 @@
 """The plan: what goes where for a budget, how much memory and how long each stage takes.
 
-Read in this order: `measure` (what a model weighs), `work` (what a video asks of it), `machine`
+Read in this order: `sizes` (what a model weighs), `cost` (what a video asks of it), `machine`
 (what the hardware gives), `predict` (memory and time of a set of flags), `choose` (the best set).
 """
 

@@ -1,4 +1,7 @@
-"""What a run did: its timeline, and the picture, page and lines that show it."""
+"""What a run did, as a page and a picture.
+
+Read `timeline` (what is noted), `summary` and `draw`, then `page`.
+"""
 
 from fastvideo_lightning.report.files import check_report_path, write_report
 from fastvideo_lightning.report.summary import summary_lines

@@ -1,4 +1,8 @@
-"""How a model is spread over processes; only FSDP's strategy touches weights, the denoisers'."""
+"""How a model is spread over processes; only FSDP's strategy touches weights, the denoisers'.
+
+Read `host_resident`, then `fsdp` and `context_parallel`; `launcher`, `watchdog` and `failures`
+start processes, and end all of them where one fails.
+"""
 
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.strategies.context_parallel import check_context
