@@ -4,8 +4,9 @@ The folder is installed as ``fastvideo_lightning.callbacks``; names load lazily 
 `placement`, then `layerwise`, `model`, `cpu_execution` and `resident`, which place weights.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from fastvideo_lightning.libraries import hand_on
 
 if __name__ == "callbacks":
     raise ImportError(
@@ -14,17 +15,17 @@ if __name__ == "callbacks":
     )
 
 if TYPE_CHECKING:
-    from fastvideo_lightning.callbacks.cpu_execution import CPUExecution
-    from fastvideo_lightning.callbacks.encode_ahead import EncodeAhead
-    from fastvideo_lightning.callbacks.layerwise import LayerwiseOffload
-    from fastvideo_lightning.callbacks.logger import VideoLogger
-    from fastvideo_lightning.callbacks.memory_budget import MemoryBudget
-    from fastvideo_lightning.callbacks.memory_report import MemoryReport
-    from fastvideo_lightning.callbacks.model import ModelOffload
-    from fastvideo_lightning.callbacks.progress import ProgressBar
-    from fastvideo_lightning.callbacks.resident import Resident
-    from fastvideo_lightning.callbacks.trainer import TrainerCallback
-    from fastvideo_lightning.callbacks.writer import VideoWriter
+    from fastvideo_lightning.callbacks.cpu_execution import CPUExecution as CPUExecution
+    from fastvideo_lightning.callbacks.encode_ahead import EncodeAhead as EncodeAhead
+    from fastvideo_lightning.callbacks.layerwise import LayerwiseOffload as LayerwiseOffload
+    from fastvideo_lightning.callbacks.logger import VideoLogger as VideoLogger
+    from fastvideo_lightning.callbacks.memory_budget import MemoryBudget as MemoryBudget
+    from fastvideo_lightning.callbacks.memory_report import MemoryReport as MemoryReport
+    from fastvideo_lightning.callbacks.model import ModelOffload as ModelOffload
+    from fastvideo_lightning.callbacks.progress import ProgressBar as ProgressBar
+    from fastvideo_lightning.callbacks.resident import Resident as Resident
+    from fastvideo_lightning.callbacks.trainer import TrainerCallback as TrainerCallback
+    from fastvideo_lightning.callbacks.writer import VideoWriter as VideoWriter
 
 _HOME = {
     "CPUExecution": "cpu_execution",
@@ -40,22 +41,7 @@ _HOME = {
     "VideoWriter": "writer",
 }
 
-__all__ = [
-    "CPUExecution",
-    "EncodeAhead",
-    "LayerwiseOffload",
-    "MemoryBudget",
-    "MemoryReport",
-    "ModelOffload",
-    "ProgressBar",
-    "Resident",
-    "TrainerCallback",
-    "VideoLogger",
-    "VideoWriter",
-]
+__all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = hand_on(__name__, _HOME)

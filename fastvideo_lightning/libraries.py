@@ -8,8 +8,9 @@ Packages that only some choices need: whether they are there is known before any
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -76,3 +77,19 @@ def check_installed(package: str, *, extra: str, needed_by: str) -> None:
             f"{needed_by} needs {package}, which is not installed. "
             f'Install it: pip install "fastvideo-lightning[{extra}]"'
         )
+
+
+def hand_on(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """Return the `__getattr__` of a package, which imports a name when it is asked for (PEP 562).
+
+    Args:
+        package: What the package is called.
+        homes: In which of its files each name is.
+    """
+
+    def load(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return load

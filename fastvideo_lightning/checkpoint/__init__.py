@@ -4,13 +4,16 @@ Read `folder` (find it on this machine) and `hub` (or download it), `weights` an
 (where each weight lies), then `pipeline`. Only `folder` imports nothing slow.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from fastvideo_lightning.libraries import hand_on
+
 if TYPE_CHECKING:
-    from fastvideo_lightning.checkpoint.folder import CheckpointError
-    from fastvideo_lightning.checkpoint.pipeline import Checkpoint, load_pipeline, open_checkpoint
-    from fastvideo_lightning.checkpoint.weights import StoredWeight
+    from fastvideo_lightning.checkpoint.folder import CheckpointError as CheckpointError
+    from fastvideo_lightning.checkpoint.pipeline import Checkpoint as Checkpoint
+    from fastvideo_lightning.checkpoint.pipeline import load_pipeline as load_pipeline
+    from fastvideo_lightning.checkpoint.pipeline import open_checkpoint as open_checkpoint
+    from fastvideo_lightning.checkpoint.weights import StoredWeight as StoredWeight
 
 _HOME = {
     "Checkpoint": "pipeline",
@@ -20,16 +23,7 @@ _HOME = {
     "open_checkpoint": "pipeline",
 }
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "StoredWeight",
-    "load_pipeline",
-    "open_checkpoint",
-]
+__all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = hand_on(__name__, _HOME)

@@ -5,11 +5,14 @@ typed, `config_file` reads it from a file, `errors` and `console` say what is wr
 what is done.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from fastvideo_lightning.libraries import hand_on
+
 if TYPE_CHECKING:
-    from fastvideo_lightning.cli.app import cli, main, run
+    from fastvideo_lightning.cli.app import cli as cli
+    from fastvideo_lightning.cli.app import main as main
+    from fastvideo_lightning.cli.app import run as run
 
 _HOME = {
     "cli": "app",
@@ -17,14 +20,7 @@ _HOME = {
     "run": "app",
 }
 
-__all__ = [
-    "cli",
-    "main",
-    "run",
-]
+__all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = hand_on(__name__, _HOME)

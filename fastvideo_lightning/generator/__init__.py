@@ -4,13 +4,14 @@ Read `generator`, then `placements` (what the flags mean for a model) and `repla
 where the GPU's memory runs out).
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from fastvideo_lightning.libraries import hand_on
+
 if TYPE_CHECKING:
-    from fastvideo_lightning.config.devices import check_devices
-    from fastvideo_lightning.generator.generator import VideoGenerator
-    from fastvideo_lightning.generator.replan import OutOfGPUMemoryError
+    from fastvideo_lightning.config.devices import check_devices as check_devices
+    from fastvideo_lightning.generator.generator import VideoGenerator as VideoGenerator
+    from fastvideo_lightning.generator.replan import OutOfGPUMemoryError as OutOfGPUMemoryError
 
 _HOME = {
     "OutOfGPUMemoryError": "replan",
@@ -18,14 +19,7 @@ _HOME = {
     "check_devices": "generator",
 }
 
-__all__ = [
-    "OutOfGPUMemoryError",
-    "VideoGenerator",
-    "check_devices",
-]
+__all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = hand_on(__name__, _HOME)

@@ -4,12 +4,15 @@
 writes a file whole or not at all.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from fastvideo_lightning.libraries import hand_on
+
 if TYPE_CHECKING:
-    from fastvideo_lightning.output.files import check_output_folder
-    from fastvideo_lightning.output.video import Audio, Frames, GeneratedVideo
+    from fastvideo_lightning.output.files import check_output_folder as check_output_folder
+    from fastvideo_lightning.output.video import Audio as Audio
+    from fastvideo_lightning.output.video import Frames as Frames
+    from fastvideo_lightning.output.video import GeneratedVideo as GeneratedVideo
 
 _HOME = {
     "Audio": "video",
@@ -18,15 +21,7 @@ _HOME = {
     "check_output_folder": "files",
 }
 
-__all__ = [
-    "Audio",
-    "Frames",
-    "GeneratedVideo",
-    "check_output_folder",
-]
+__all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = hand_on(__name__, _HOME)

@@ -4,14 +4,16 @@ Read in this order: `sizes` (what a model weighs), `cost` (what a video asks of 
 (what the hardware gives), `predict` (memory and time of a set of flags), `choose` (the best set).
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from fastvideo_lightning.libraries import hand_on
+
 if TYPE_CHECKING:
-    from fastvideo_lightning.plan.choose import BudgetTooSmallError
-    from fastvideo_lightning.plan.machine import Machine, find_card
-    from fastvideo_lightning.plan.plan import Plan
-    from fastvideo_lightning.plan.planner import make_plan
+    from fastvideo_lightning.plan.choose import BudgetTooSmallError as BudgetTooSmallError
+    from fastvideo_lightning.plan.machine import Machine as Machine
+    from fastvideo_lightning.plan.machine import find_card as find_card
+    from fastvideo_lightning.plan.plan import Plan as Plan
+    from fastvideo_lightning.plan.planner import make_plan as make_plan
 
 _HOME = {
     "BudgetTooSmallError": "choose",
@@ -21,10 +23,7 @@ _HOME = {
     "make_plan": "planner",
 }
 
-__all__ = ["BudgetTooSmallError", "Machine", "Plan", "find_card", "make_plan"]
+__all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = hand_on(__name__, _HOME)

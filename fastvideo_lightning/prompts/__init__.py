@@ -4,13 +4,15 @@ Read `dataset`, then `files` (prompts in a file) and `sampler` (which process ma
 `datamodule` is the same for `lightning.Trainer`.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from fastvideo_lightning.libraries import hand_on
+
 if TYPE_CHECKING:
-    from fastvideo_lightning.prompts.datamodule import PromptDataModule
-    from fastvideo_lightning.prompts.dataset import PromptDataset, PromptFileError
-    from fastvideo_lightning.prompts.files import read_prompt_file
+    from fastvideo_lightning.prompts.datamodule import PromptDataModule as PromptDataModule
+    from fastvideo_lightning.prompts.dataset import PromptDataset as PromptDataset
+    from fastvideo_lightning.prompts.dataset import PromptFileError as PromptFileError
+    from fastvideo_lightning.prompts.files import read_prompt_file as read_prompt_file
 
 _HOME = {
     "PromptDataModule": "datamodule",
@@ -19,15 +21,7 @@ _HOME = {
     "read_prompt_file": "files",
 }
 
-__all__ = [
-    "PromptDataModule",
-    "PromptDataset",
-    "PromptFileError",
-    "read_prompt_file",
-]
+__all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = hand_on(__name__, _HOME)
