@@ -64,61 +64,6 @@ class Saving:
         return getattr(self._writer, name)
 
 
-class GeneratesWithLora:
-    """The LoRA verbs of a generator; each is the module's, which see for what they raise."""
-
-    module: Any
-
-    @property
-    def loras(self) -> dict[str, float]:
-        """Weight of each loaded adapter by its name; 0 where it is switched off."""
-        weights: dict[str, float] = self.module.loras
-        return weights
-
-    def load_lora(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        weight: float = 1.0,
-        name: str | None = None,
-        denoiser: str | None = None,
-    ) -> str:
-        """Load a LoRA (file, folder or hub id) beside those that are there; return its name."""
-        self._check_between_batches("load_lora")
-        self.module.check_takes_lora(denoiser)
-        self.setup()
-        loaded: str = self.module.load_lora(path, weight=weight, name=name, denoiser=denoiser)
-        return loaded
-
-    def set_loras(self, weights: Mapping[str, float]) -> None:
-        """Switch: the adapters given count with their weights, all others not at all."""
-        self._check_between_batches("set_loras")
-        self.module.set_loras(weights)
-
-    def fuse_lora(self, *, scale: float = 1.0) -> None:
-        """Add the active adapters to the model's weights."""
-        self._check_between_batches("fuse_lora")
-        self.module.fuse_lora(scale=scale)
-
-    def unfuse_lora(self) -> None:
-        """Take fused adapters out of the weights again."""
-        self._check_between_batches("unfuse_lora")
-        self.module.unfuse_lora()
-
-    def unload_lora(self, name: str | None = None) -> None:
-        """Remove an adapter, or all of them."""
-        self._check_between_batches("unload_lora")
-        self.module.unload_lora(name)
-
-    def _check_between_batches(self, verb: str) -> None:
-        """Raise RuntimeError in the middle of a batch; the generator knows of it."""
-        raise NotImplementedError
-
-    def setup(self) -> None:
-        """Read and place the weights; the generator knows how."""
-        raise NotImplementedError
-
-
 _SAMPLING = tuple(SamplingParams.__dataclass_fields__)
 # Of the configuration: what makes it another video, and is no matter of where weights live.
 _OTHER_VIDEO = ("cache", "attention_backend")
@@ -165,89 +110,6 @@ class Unchanged:
         return look_again(entry, item)
 
 
-class GeneratesBatches:
-    """The verb of a generator that makes many videos."""
-
-    module: Any
-    config: Any
-    device_type: Any
-
-    _fabric: Any = None
-    _batch: "ref[VideoBatch] | None" = None
-
-    def _launch(self) -> "L.Fabric":
-        raise NotImplementedError
-
-    def _iterate(self, prompts: Any, writer: Any) -> Iterator[Any]:
-        raise NotImplementedError
-
-    def generate_videos(
-        self,
-        prompts: Iterable[str | Mapping[str, Any]],
-        *,
-        output_path: str | os.PathLike[str] = "output/",
-        resume: bool = True,
-        fail_fast: bool = False,
-        **sampling: Any,
-    ) -> VideoBatch:
-        """Make a video of each prompt, with a manifest from which a broken run goes on.
-
-        Args:
-            prompts: Texts, or mappings with `prompt` and `SamplingParams` fields that override.
-            output_path: Folder of the videos and of `manifest.jsonl`.
-            resume: Leave out what the manifest calls done and whose file is there unchanged.
-            fail_fast: End with the first prompt that fails; else it is noted and the next follows.
-            **sampling: As in `generate_video`; the n-th prompt gets `seed + n`.
-
-        Returns:
-            An iterator over the videos that it makes, each with its `video_path`.
-
-        Raises:
-            TypeError, ValueError, OSError: For what was passed, before any work is done.
-            RuntimeError: If another batch is being written into the folder.
-        """
-        check_keywords(sampling, known=_SAMPLING, others=_TAKEN, where="generate_videos()")
-        check_switch("resume", resume)
-        check_switch("fail_fast", fail_fast)
-        from fastvideo_lightning.modules.content import model_keys
-        from fastvideo_lightning.modules.prompt_checks import warn_of_unread
-
-        module, dataset = self.module, PromptDataset(prompts, **sampling)
-        warn_of_unread(module.pipeline, dataset)
-        batch = VideoBatch(
-            dataset,
-            BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4")),
-            describe=partial(
-                describe,
-                module=module,
-                settings=self._settings(_OTHER_VIDEO),
-                dtypes=dtypes_of(module, self.device_type),
-                model_inputs=model_keys(module),
-            ),
-            look_again=Unchanged(module, self._fabric is not None).look_again,
-            resume=resume,
-            fail_fast=fail_fast,
-            settings=partial(self._settings, _OTHER_ROUNDING),
-            setup=self._launch,
-            iterate=self._iterate,
-            places=prompts.places if isinstance(prompts, PlacedPrompts) else (),
-        )
-        self._batch = ref(batch)
-        return batch
-
-    def _check_between_batches(self, verb: str) -> None:
-        """Raise RuntimeError where a batch is read that a call of `verb` would change."""
-        batch = None if self._batch is None else self._batch()
-        if batch is not None and batch.is_open:
-            raise RuntimeError(
-                f"{verb} cannot be called in the middle of a batch: its other videos would not be "
-                "what its manifest says. Read the videos of the batch to the end, or close() it."
-            )
-
-    def _settings(self, names: Iterable[str]) -> dict[str, Any]:
-        return {name: getattr(self.config, name) for name in names}
-
-
 _FLAGS = tuple(OffloadConfig.__dataclass_fields__)
 _SAVING = ("output_path", "save_video")
 _LOADING = (
@@ -256,7 +118,7 @@ _LOADING = (
 )
 
 
-class VideoGenerator(GeneratesBatches, GeneratesWithLora):
+class VideoGenerator:
     """Makes videos with one model, whose weights are where the flags say.
 
     Usually made by `from_pretrained`; the constructor takes the pieces, and `setup` reads weights.
@@ -273,6 +135,10 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         ValueError: If the machine has fewer GPUs, or no such attention backend.
         TypeError: If a callback has no method that is named after a moment.
     """
+
+    _fabric: Any = None
+
+    _batch: "ref[VideoBatch] | None" = None
 
     def __init__(
         self,
@@ -486,6 +352,111 @@ class VideoGenerator(GeneratesBatches, GeneratesWithLora):
         video: Any = self._launch().broadcast(videos[0] if videos else None)
         assert isinstance(video, GeneratedVideo)
         return video
+
+    def generate_videos(
+        self,
+        prompts: Iterable[str | Mapping[str, Any]],
+        *,
+        output_path: str | os.PathLike[str] = "output/",
+        resume: bool = True,
+        fail_fast: bool = False,
+        **sampling: Any,
+    ) -> VideoBatch:
+        """Make a video of each prompt, with a manifest from which a broken run goes on.
+
+        Args:
+            prompts: Texts, or mappings with `prompt` and `SamplingParams` fields that override.
+            output_path: Folder of the videos and of `manifest.jsonl`.
+            resume: Leave out what the manifest calls done and whose file is there unchanged.
+            fail_fast: End with the first prompt that fails; else it is noted and the next follows.
+            **sampling: As in `generate_video`; the n-th prompt gets `seed + n`.
+
+        Returns:
+            An iterator over the videos that it makes, each with its `video_path`.
+
+        Raises:
+            TypeError, ValueError, OSError: For what was passed, before any work is done.
+            RuntimeError: If another batch is being written into the folder.
+        """
+        check_keywords(sampling, known=_SAMPLING, others=_TAKEN, where="generate_videos()")
+        check_switch("resume", resume)
+        check_switch("fail_fast", fail_fast)
+        from fastvideo_lightning.modules.content import model_keys
+        from fastvideo_lightning.modules.prompt_checks import warn_of_unread
+
+        module, dataset = self.module, PromptDataset(prompts, **sampling)
+        warn_of_unread(module.pipeline, dataset)
+        batch = VideoBatch(
+            dataset,
+            BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4")),
+            describe=partial(
+                describe,
+                module=module,
+                settings=self._settings(_OTHER_VIDEO),
+                dtypes=dtypes_of(module, self.device_type),
+                model_inputs=model_keys(module),
+            ),
+            look_again=Unchanged(module, self._fabric is not None).look_again,
+            resume=resume,
+            fail_fast=fail_fast,
+            settings=partial(self._settings, _OTHER_ROUNDING),
+            setup=self._launch,
+            iterate=self._iterate,
+            places=prompts.places if isinstance(prompts, PlacedPrompts) else (),
+        )
+        self._batch = ref(batch)
+        return batch
+
+    def _check_between_batches(self, verb: str) -> None:
+        """Raise RuntimeError where a batch is read that a call of `verb` would change."""
+        batch = None if self._batch is None else self._batch()
+        if batch is not None and batch.is_open:
+            raise RuntimeError(
+                f"{verb} cannot be called in the middle of a batch: its other videos would not be "
+                "what its manifest says. Read the videos of the batch to the end, or close() it."
+            )
+
+    def _settings(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in names}
+
+    @property
+    def loras(self) -> dict[str, float]:
+        """Weight of each loaded adapter by its name; 0 where it is switched off."""
+        return self.module.loras
+
+    def load_lora(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        weight: float = 1.0,
+        name: str | None = None,
+        denoiser: str | None = None,
+    ) -> str:
+        """Load a LoRA (file, folder or hub id) beside those that are there; return its name."""
+        self._check_between_batches("load_lora")
+        self.module.check_takes_lora(denoiser)
+        self.setup()
+        return self.module.load_lora(path, weight=weight, name=name, denoiser=denoiser)
+
+    def set_loras(self, weights: Mapping[str, float]) -> None:
+        """Switch: the adapters given count with their weights, all others not at all."""
+        self._check_between_batches("set_loras")
+        self.module.set_loras(weights)
+
+    def fuse_lora(self, *, scale: float = 1.0) -> None:
+        """Add the active adapters to the model's weights."""
+        self._check_between_batches("fuse_lora")
+        self.module.fuse_lora(scale=scale)
+
+    def unfuse_lora(self) -> None:
+        """Take fused adapters out of the weights again."""
+        self._check_between_batches("unfuse_lora")
+        self.module.unfuse_lora()
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Remove an adapter, or all of them."""
+        self._check_between_batches("unload_lora")
+        self.module.unload_lora(name)
 
     def close(self) -> None:
         """Take the weights off the device and let go of the model; a second call does nothing."""
