@@ -51,17 +51,53 @@ class OffloadStats:
     passes: int = 0
 
 
-class UnitMover:
-    """Slots, a copy stream and three idempotent verbs: ``prefetch``, ``wait``, ``release``.
+Args = tuple[object, ...]
+
+
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def in_turn(method: Method) -> Method:
+    """Let a method of the engine take place while no other thread is in a call."""
+
+    @wraps(method)
+    def call(engine: "OffloadEngine", *args: object, **kwargs: object) -> None:
+        _Turn(engine).call_in_turn(partial(method, engine, *args, **kwargs))
+
+    return cast("Method", call)
+
+
+class _Turn:
+    """Stands for what is called in a turn of its own, see Note [Calls and threads]."""
+
+    def __init__(self, engine: "OffloadEngine") -> None:
+        self.engine = engine
+
+    def call_in_turn(self, work: Callable[[], None]) -> None:
+        try:
+            self.engine.begin_call(OpenCall(self))
+            work()
+        finally:
+            self.engine.end_call(self)
+
+
+class OffloadEngine:
+    """What moves units: ``prefetch``, ``wait``, ``release``, in runs and passes; all idempotent.
 
     Args:
+        units: what to stream, in the order of execution; more may follow through ``attach``.
         device: where the units compute.
         num_slots: units with device memory at once, 2 or more for copies to overlap.
         transport: how copies are made; by default a copy stream on CUDA, inline copies elsewhere.
     """
 
     def __init__(
-        self, device: torch.device | str, *, num_slots: int, transport: Transport | None
+        self,
+        units: Sequence[OffloadUnit] = (),
+        device: torch.device | str = "cpu",
+        *,
+        num_slots: int = 2,
+        transport: Transport | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.units: list[OffloadUnit] = []
@@ -76,6 +112,60 @@ class UnitMover:
         self.order = UnitOrder()
         self.running = False
         self.groups: list[UnitGroup] = []
+        self.before_refresh: list[Callable[[], None]] = []
+        self.calls = Calls()
+        if units:
+            self.attach(UnitGroup(units))
+
+    @in_turn
+    def attach(self, group: UnitGroup, sources: Mapping[str, WeightSource] | None = None) -> None:
+        """Take over units: read their bytes into host masters and make slots that fit the largest.
+
+        Those that stream follow each other in the order given, and around again.
+
+        Raises:
+            RuntimeError: a tensor on meta has no source. Nothing stays attached then.
+        """
+        self.drain()
+        new = [unit for unit in group.units if unit not in self.units]
+        try:
+            with phase("lay units out"):
+                for unit in new:
+                    unit.plan(sources or {}, self.device)
+            self.units.extend(new)
+            loading = phase("load and register units")
+            with self.loading_together(new), loading, ThreadPoolExecutor(READ_THREADS) as pool:
+                list(pool.map(lambda unit: unit.load(self.store), new))
+            self.groups.append(group)
+            streamed = [unit for unit in group.streamed if unit in new and not unit.transient]
+            self._give_slots(streamed)
+            self.order.add_cycle(streamed)
+            with phase("make slots"):
+                self.memory.take_in(group, self.units)
+        except BaseException:
+            self.detach(new)
+            raise
+
+    @in_turn
+    def detach(self, units: Sequence[OffloadUnit] | None = None) -> None:
+        """Leave ordinary host tensors in the units (all by default), give back what they held."""
+        self.release_all()
+        self.drain()
+        leaving = [unit for unit in (self.units if units is None else units) if unit in self.units]
+        for unit in leaving:
+            self.memory.let_go(unit)
+            unit.unload(self.store)
+            for binding in split_ties(unit.bindings):  # edits may lie elsewhere
+                move(binding, torch.device("cpu"))
+            self.units.remove(unit)
+            self.order.remove(unit)
+        self.groups = [g for g in self.groups if any(unit in self.units for unit in g.units)]
+        self.memory.fit(self.units)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no batch and no call of a model is in progress."""
+        return not self.running and not self.calls.keep_weights
 
     def prefetch(self, unit: OffloadUnit) -> None:
         """Start copying a unit into a slot, unless it is there, or no slot is idle."""
@@ -246,111 +336,6 @@ class UnitMover:
 
     def _residents_of(self, unit: OffloadUnit) -> Sequence[OffloadUnit]:
         return next((g.residents for g in self.groups if unit is g.first), ())
-
-
-Args = tuple[object, ...]
-
-
-Method = TypeVar("Method", bound=Callable[..., None])
-
-
-def in_turn(method: Method) -> Method:
-    """Let a method of the engine take place while no other thread is in a call."""
-
-    @wraps(method)
-    def call(engine: "OffloadEngine", *args: object, **kwargs: object) -> None:
-        _Turn(engine).call_in_turn(partial(method, engine, *args, **kwargs))
-
-    return cast("Method", call)
-
-
-class _Turn:
-    """Stands for what is called in a turn of its own, see Note [Calls and threads]."""
-
-    def __init__(self, engine: "OffloadEngine") -> None:
-        self.engine = engine
-
-    def call_in_turn(self, work: Callable[[], None]) -> None:
-        try:
-            self.engine.begin_call(OpenCall(self))
-            work()
-        finally:
-            self.engine.end_call(self)
-
-
-class OffloadEngine(UnitMover):
-    """What moves units, and when: which there are, when a batch and a model's call begin and end.
-
-    Args:
-        units: what to stream, in the order of execution; more may follow through ``attach``.
-        device: where the units compute.
-        num_slots: units with device memory at once, 2 or more for copies to overlap.
-        transport: how copies are made; by default a copy stream on CUDA, inline copies elsewhere.
-    """
-
-    def __init__(
-        self,
-        units: Sequence[OffloadUnit] = (),
-        device: torch.device | str = "cpu",
-        *,
-        num_slots: int = 2,
-        transport: Transport | None = None,
-    ) -> None:
-        super().__init__(device, num_slots=num_slots, transport=transport)
-        self.before_refresh: list[Callable[[], None]] = []
-        self.calls = Calls()
-        if units:
-            self.attach(UnitGroup(units))
-
-    @in_turn
-    def attach(self, group: UnitGroup, sources: Mapping[str, WeightSource] | None = None) -> None:
-        """Take over units: read their bytes into host masters and make slots that fit the largest.
-
-        Those that stream follow each other in the order given, and around again.
-
-        Raises:
-            RuntimeError: a tensor on meta has no source. Nothing stays attached then.
-        """
-        self.drain()
-        new = [unit for unit in group.units if unit not in self.units]
-        try:
-            with phase("lay units out"):
-                for unit in new:
-                    unit.plan(sources or {}, self.device)
-            self.units.extend(new)
-            loading = phase("load and register units")
-            with self.loading_together(new), loading, ThreadPoolExecutor(READ_THREADS) as pool:
-                list(pool.map(lambda unit: unit.load(self.store), new))
-            self.groups.append(group)
-            streamed = [unit for unit in group.streamed if unit in new and not unit.transient]
-            self._give_slots(streamed)
-            self.order.add_cycle(streamed)
-            with phase("make slots"):
-                self.memory.take_in(group, self.units)
-        except BaseException:
-            self.detach(new)
-            raise
-
-    @in_turn
-    def detach(self, units: Sequence[OffloadUnit] | None = None) -> None:
-        """Leave ordinary host tensors in the units (all by default), give back what they held."""
-        self.release_all()
-        self.drain()
-        leaving = [unit for unit in (self.units if units is None else units) if unit in self.units]
-        for unit in leaving:
-            self.memory.let_go(unit)
-            unit.unload(self.store)
-            for binding in split_ties(unit.bindings):  # edits may lie elsewhere
-                move(binding, torch.device("cpu"))
-            self.units.remove(unit)
-            self.order.remove(unit)
-        self.groups = [g for g in self.groups if any(unit in self.units for unit in g.units)]
-        self.memory.fit(self.units)
-
-    @property
-    def idle(self) -> bool:
-        """Whether no batch and no call of a model is in progress."""
-        return not self.running and not self.calls.keep_weights
 
     @in_turn
     def begin_run(self) -> None:
