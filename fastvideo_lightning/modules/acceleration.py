@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fastvideo_lightning.config import OffloadConfig, nearest_name
-from fastvideo_lightning.modules.base import PlaysRoles
+from fastvideo_lightning.modules.base import VideoModule
 from fastvideo_lightning.offload.blocks import find_block_lists
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _cache_config(cache: str, module: "VideoModule") -> Any:
     )
 
 
-def models_that_decode_by(means: str, module: PlaysRoles) -> list[nn.Module]:
+def models_that_decode_by(means: str, module: VideoModule) -> list[nn.Module]:
     """Return those of the VAEs, and of what else runs outside of the steps, that can save memory.
 
     Args:

@@ -16,7 +16,7 @@ from fastvideo_lightning.checkpoint.pipeline import load_pipeline, open_checkpoi
 from fastvideo_lightning.checkpoint.weights import StoredWeight, file_key
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.catalog import check_makes_frames
-from fastvideo_lightning.modules.context_parallel import SplitsTokens
+from fastvideo_lightning.modules.context_parallel import check_tokens
 from fastvideo_lightning.modules.guidance import guidance_of, is_guided
 from fastvideo_lightning.modules.lora import TakesLora
 from fastvideo_lightning.modules.media import check_inputs
@@ -35,7 +35,7 @@ from fastvideo_lightning.modules.roles import Role, Roles, read_roles, role_of, 
 from fastvideo_lightning.modules.sampling import SamplingDefaults
 from fastvideo_lightning.modules.schedulers import check_scheduler, chosen_scheduler
 from fastvideo_lightning.modules.steps import Stage, StepWatch
-from fastvideo_lightning.modules.weights_check import WaitsInFiles, check_placement, read_in_place
+from fastvideo_lightning.modules.weights_check import check_placement, find_unread, read_in_place
 from fastvideo_lightning.output.video import GeneratedVideo
 
 
@@ -78,35 +78,6 @@ def _single(name: str, value: Any) -> Any:
     return value[0]
 
 
-class PlaysRoles(nn.Module):
-    """A module whose children are the models of a pipeline."""
-
-    @property
-    def roles(self) -> Roles:
-        """The components by role."""
-        return read_roles(dict(self.named_children()))
-
-    @property
-    def denoisers(self) -> tuple[str, ...]:
-        """FQNs of the models called in every step."""
-        return self.roles.denoisers
-
-    @property
-    def text_encoders(self) -> tuple[str, ...]:
-        """FQNs of the models that read the prompt."""
-        return self.roles.text_encoders
-
-    @property
-    def image_encoders(self) -> tuple[str, ...]:
-        """FQNs of the models that look at an input image."""
-        return self.roles.image_encoders
-
-    @property
-    def vaes(self) -> tuple[str, ...]:
-        """FQNs of the models that turn latents into frames."""
-        return self.roles.vaes
-
-
 _FAMILIES: dict[str, type["VideoModule"]] = {}
 _ANY = "any other"
 _Family = TypeVar("_Family", bound="type[VideoModule]")
@@ -127,7 +98,7 @@ def find_family(class_name: str) -> type["VideoModule"]:
     return _FAMILIES.get(class_name, _FAMILIES[_ANY])
 
 
-class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.LightningModule):
+class VideoModule(TakesLora, L.LightningModule):
     """One diffusers video pipeline as a LightningModule.
 
     The pipeline's models are submodules under their own names, so a weight's FQN reads
@@ -140,8 +111,11 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
         sampling: What the checkpoint's `sampling.json` says.
 
     Attributes:
+        context_parallel: Processes that make each video together; set by who wires the module.
         attention_backend: What its videos are made with; None is diffusers' own choice.
     """
+
+    context_parallel: int = 1
 
     attention_backend: str | None = None
 
@@ -279,7 +253,7 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
         self.check_sampling(resolved)
         if is_complete:
             self.check_complete(resolved)
-        self.check_tokens(resolved)
+        check_tokens(self, resolved)
         if resolved != self._warned_of:  # a generator resolves before the loop does
             self._warned_of = resolved
             self._checkpoint_defaults.warn_outside(resolved)
@@ -337,6 +311,62 @@ class VideoModule(PlaysRoles, TakesLora, SplitsTokens, WaitsInFiles, L.Lightning
     def prompt_arguments(self, prompt: str) -> dict[str, Any]:
         """Return how the pipeline's call takes the prompt."""
         return {"prompt": prompt}
+
+    @property
+    def roles(self) -> Roles:
+        """The components by role."""
+        return read_roles(dict(self.named_children()))
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """FQNs of the models called in every step."""
+        return self.roles.denoisers
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """FQNs of the models that read the prompt."""
+        return self.roles.text_encoders
+
+    @property
+    def image_encoders(self) -> tuple[str, ...]:
+        """FQNs of the models that look at an input image."""
+        return self.roles.image_encoders
+
+    @property
+    def vaes(self) -> tuple[str, ...]:
+        """FQNs of the models that turn latents into frames."""
+        return self.roles.vaes
+
+    def num_tokens(self, params: SamplingParams) -> int | None:
+        """Return how many tokens a denoiser sees in such a video, where the family knows."""
+        return None
+
+    @property
+    def size_steps(self) -> Mapping[str, int]:
+        """Steps of `num_frames`, `height` and `width` by which a video's size can change."""
+        return {"num_frames": 1, "height": 1, "width": 1}
+
+    def cpu(self) -> Self:
+        """Move it to the CPU: what has not been read is read there."""
+        return self if find_unread(self) else super().cpu()
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move it.
+
+        Raises:
+            RuntimeError: If weights have not been read yet, and it is not to the CPU.
+        """
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        fqn = None if device is None else find_unread(self)
+        if fqn is None:
+            return super().to(*args, **kwargs)
+        if device.type == "cpu" and dtype is None:
+            return self
+        raise RuntimeError(
+            f"The weights of {fqn} have not been read yet, so they cannot be moved to {device}. "
+            "Placement callbacks read them; under lightning.Trainer pass "
+            "strategy=TrainerHostResidentStrategy(), which moves none."
+        )
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> GeneratedVideo:
         """Make one video.
