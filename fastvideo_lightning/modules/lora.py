@@ -12,6 +12,7 @@ A LoRA loader for pipelines that diffusers has none for: that of their denoiser.
 
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import isfinite
@@ -106,7 +107,7 @@ class LoadsByModel(LoraBaseMixin):
         )
 
 
-class TakesLora:
+class TakesLora(nn.Module):
     """What a video module can do with LoRA adapters.
 
     An adapter may come and go while the model is placed, between two videos: the placement
@@ -118,6 +119,10 @@ class TakesLora:
     denoisers: Any
     execution_device: Any
     _lora_weights: Mapping[str, float] = MappingProxyType({})
+
+    @abstractmethod
+    def check_placement(self) -> None:
+        """Raise RuntimeError naming a component that nothing has placed."""
 
     @property
     def loras(self) -> dict[str, float]:
@@ -146,7 +151,7 @@ class TakesLora:
         name = type(self.pipeline).__name__
         if not self.denoisers:
             raise ValueError(f"{name} takes no LoRA: it has no denoiser.")
-        kinds = [type(self.get_submodule(fqn)).__name__ for fqn in self.denoisers]  # type: ignore[attr-defined]
+        kinds = [type(self.get_submodule(fqn)).__name__ for fqn in self.denoisers]
         raise ValueError(
             f"{name} takes no LoRA: diffusers cannot put layers into its {' or '.join(kinds)}. "
             "Leave it out."
@@ -223,7 +228,7 @@ class TakesLora:
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
         with LOADING, explained(path, kind):  # PEFT makes its layers on meta, for all threads
             file = read_adapter(path, found)
-            model = self.get_submodule(denoiser or prefix)  # type: ignore[attr-defined]
+            model = self.get_submodule(denoiser or prefix)
             tensors = respelled(file, pipeline, prefix, model)
             further = self._expert_arguments(denoiser)
             if isinstance(pipeline, LoadsByModel):
@@ -312,7 +317,7 @@ class TakesLora:
             )
         with ExitStack() as passing:
             for fqn in self.denoisers:
-                denoiser = self.get_submodule(fqn)  # type: ignore[attr-defined]
+                denoiser = self.get_submodule(fqn)
                 check_can_fuse(fqn, denoiser)
                 passing.enter_context(passing_over(denoiser))
             self.pipeline.fuse_lora(components=list(_loaded(self.pipeline)), lora_scale=scale)
@@ -346,15 +351,14 @@ class TakesLora:
         """While layers are put around others, or taken away, have no denoiser divided."""
         with ExitStack() as divided:
             for fqn in self.denoisers:
-                denoiser = self.get_submodule(fqn)  # type: ignore[attr-defined]
+                denoiser = self.get_submodule(fqn)
                 divided.enter_context(undivided(denoiser))
             yield
             for fqn in self.denoisers:
-                denoiser = self.get_submodule(fqn)  # type: ignore[attr-defined]
+                denoiser = self.get_submodule(fqn)
                 place_beside_shards(denoiser, self.execution_device)
 
     def _check_not_fused(self, verb: str) -> None:
-        assert isinstance(self, nn.Module)
         check_not_fused(self.modules(), verb)
 
     def _check_loaded(self) -> None:
@@ -365,9 +369,8 @@ class TakesLora:
         """An adapter is put around weights: they have to be there."""
         fabric = getattr(self, "_fabric", None)
         if fabric is not None:
-            self.check_placement()  # type: ignore[attr-defined]
+            self.check_placement()
             return
-        assert isinstance(self, nn.Module)
         for fqn in self.denoisers:
             if any(weight.is_meta for weight in self.get_submodule(fqn).parameters()):
                 raise RuntimeError(
