@@ -27,7 +27,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests")]
-from shape_reader import Reading, read_video  # noqa: E402
+from support.shape_reader import Reading, read_video  # noqa: E402
 from tiny_shapes.captions import canonical_caption, paraphrase  # noqa: E402
 from tiny_shapes.scenes import HELD_OUT_SCENES, TRAINED_SCENES, Scene  # noqa: E402
 

@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
-import checkpoints  # noqa: E402
 import pytest  # noqa: E402
+from support import checkpoints  # noqa: E402
 
 LEFT_OUT = pytest.StashKey[int]()
 

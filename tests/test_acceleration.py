@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import checkpoints
 import numpy as np
 import pytest
-from checkpoints import PROMPT, SIZE
 from diffusers import (
     FirstBlockCacheConfig,
     PyramidAttentionBroadcastConfig,
@@ -13,7 +11,9 @@ from diffusers import (
 )
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.utils import load_image
-from references import SEED, frames_of, load_plain
+from support import checkpoints
+from support.checkpoints import PROMPT, SIZE
+from support.references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload

@@ -1,8 +1,8 @@
 """Weights of bitsandbytes: 4 bits stream with their scales, 8 bits are refused by name."""
 
-import checkpoints
 import pytest
 import torch
+from support import checkpoints
 from torch import nn
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import checkpoints
 import numpy as np
 import pytest
 import torch
-from checkpoints import weights_of
 from safetensors.torch import load_file
+from support import checkpoints
+from support.checkpoints import weights_of
 from torch import nn
 
 from fastvideo_lightning import VideoModule

@@ -7,12 +7,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT
 from diffusers import FasterCacheConfig, NucleusMoEImageTransformer2DModel, TaylorSeerCacheConfig
 from diffusers.hooks import MagCacheConfig, SeaCacheConfig, TextKVCacheConfig
-from recipes import RECIPES
-from recipes.runs import write_media
-from references import SEED
+from support.checkpoints import PROMPT
+from support.recipes import RECIPES
+from support.recipes.runs import write_media
+from support.references import SEED
 
 from fastvideo_lightning import (
     HostResidentStrategy,

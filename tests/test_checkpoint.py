@@ -3,13 +3,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import checkpoints
 import pytest
 import torch
-from checkpoints import weights_of
 from diffusers import DiffusionPipeline
-from references import load_plain
 from safetensors.torch import load_file
+from support import checkpoints
+from support.checkpoints import weights_of
+from support.references import load_plain
 from torch import nn
 
 from fastvideo_lightning import VideoModule

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import weights_of
-from recorders import read_errors
-from references import load_plain
 from safetensors.torch import load_file, save_file
+from support.checkpoints import weights_of
+from support.recorders import read_errors
+from support.references import load_plain
 
 from fastvideo_lightning import CheckpointError, VideoModule
 from fastvideo_lightning.checkpoint.pipeline import open_checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 import pytest
-from recorders import RecordedModule, record_calls
+from support.recorders import RecordedModule, record_calls
 
 import fastvideo_lightning
 from fastvideo_lightning.cli.app import cli, run

@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recorders import RecordedGenerator, RecordedModule, read_errors, record_calls
+from support.recorders import RecordedGenerator, RecordedModule, read_errors, record_calls
 
 import fastvideo_lightning
 from fastvideo_lightning import libraries

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE, transformer
-from references import load_plain
+from support.checkpoints import PROMPT, SIZE, transformer
+from support.references import load_plain
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from recorders import record_calls
+from support.recorders import record_calls
 
 import fastvideo_lightning
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError

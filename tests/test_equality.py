@@ -7,8 +7,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
-from checkpoints import PROMPT
-from references import CASES, SEED, kind_of, make_plain_frames, sampling_of
+from support.checkpoints import PROMPT
+from support.references import CASES, SEED, kind_of, make_plain_frames, sampling_of
 
 from fastvideo_lightning import (
     HostResidentStrategy,

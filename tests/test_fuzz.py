@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorders import record_calls
+from support.recorders import record_calls
 
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest
 from fastvideo_lightning.cli.app import cli, run

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
+from support.checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks.placement import Placement

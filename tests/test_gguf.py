@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import checkpoints
 import numpy as np
 import pytest
 import torch
-from checkpoints import SIZE
-from references import check_frames, frames_of, load_plain
+from support import checkpoints
+from support.checkpoints import SIZE
+from support.references import check_frames, frames_of, load_plain
 
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
@@ -92,7 +92,7 @@ def test_a_block_moves_as_the_bytes_of_its_file(file) -> None:
 
 def test_adapters_go_around_the_bytes_and_are_not_added_to_them(file, tmp_path) -> None:
     pytest.importorskip("peft", reason="needs peft")
-    from loras import write_lora
+    from support.loras import write_lora
 
     around = write_lora(file.parent, tmp_path / "around", seed=3)
     apart = write_lora(file.parent, tmp_path / "apart", seed=4, targets=["proj_out"])

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import weights_of
 from safetensors.torch import load_file, save_file
+from support.checkpoints import weights_of
 
 from fastvideo_lightning import CheckpointError, VideoModule
 from fastvideo_lightning.checkpoint.weights import read_header

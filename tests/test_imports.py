@@ -99,6 +99,7 @@ ALLOWED = {
     "callbacks": {
         "callbacks",
         "config",
+        "libraries",
         "lightning",
         "offload",
         "output.files",
@@ -170,6 +171,7 @@ ALLOWED = {
         "config",
         "diffusers",
         "huggingface_hub",
+        "libraries",
         "modules",
         "offload",
         "plan",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from recorders import read_errors, record_calls
+from support.recorders import read_errors, record_calls
 
 from fastvideo_lightning.cli.app import run
 from fastvideo_lightning.config import LoraChoice

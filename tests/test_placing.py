@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
-from running_out import make, make_generator
+from support.checkpoints import PROMPT, SIZE
+from support.running_out import make, make_generator
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule, make_plan
 from fastvideo_lightning.callbacks import MemoryBudget

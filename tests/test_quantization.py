@@ -1,11 +1,11 @@
 """Quantized weights: streamed and plain make the same, and half of the bytes move."""
 
-import checkpoints
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
-from references import SEED, frames_of, load_plain
+from support import checkpoints
+from support.checkpoints import PROMPT, SIZE
+from support.references import SEED, frames_of, load_plain
 from torch import nn
 
 from fastvideo_lightning import VideoGenerator, VideoModule
@@ -173,7 +173,7 @@ def test_a_step_copies_half_of_what_bf16_does(torchao, dtype, tmp_path) -> None:
 def test_loras_around_quantized_weights_are_those_of_plain_diffusers(
     torchao, dtype, checkpoint, tmp_path
 ) -> None:
-    from loras import write_lora
+    from support.loras import write_lora
 
     folder, whole = checkpoint("t2v"), ["transformer"]
     first = write_lora(folder, tmp_path / "first", seed=3)

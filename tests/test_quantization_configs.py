@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import pytest
 import torch
-from checkpoints import SIZE
-from references import check_frames, frames_of, load_plain
+from support import checkpoints
+from support.checkpoints import SIZE
+from support.references import check_frames, frames_of, load_plain
 
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
-from running_out import ALL_RESIDENT, make, make_generator, run_out
+from support.checkpoints import PROMPT, SIZE
+from support.running_out import ALL_RESIDENT, make, make_generator, run_out
 
 from fastvideo_lightning import (
     OffloadConfig,

@@ -1,8 +1,8 @@
 """What callbacks hear of a run in which a video was made again with less on the device."""
 
 import pytest
-from checkpoints import PROMPT, SIZE
-from running_out import ALL_RESIDENT, run_out_in_second_video
+from support.checkpoints import PROMPT, SIZE
+from support.running_out import ALL_RESIDENT, run_out_in_second_video
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator
 from fastvideo_lightning.callbacks import MemoryReport

@@ -8,8 +8,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
-from running_out import ALL_RESIDENT, make, make_generator, run_out, run_out_in_second_video
+from support.checkpoints import PROMPT, SIZE
+from support.running_out import ALL_RESIDENT, make, make_generator, run_out, run_out_in_second_video
 
 from fastvideo_lightning import (
     OffloadConfig,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shape_reader import Reading, read_video
+from support.shape_reader import Reading, read_video
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from tiny_shapes.drawing import draw_clips  # noqa: E402

@@ -1,7 +1,7 @@
 import av
 import numpy as np
 import pytest
-from recipes import PROMPT, RECIPES
+from support.recipes import PROMPT, RECIPES
 
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.output.video import Audio, GeneratedVideo

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recipes import PROMPT, RECIPES
-from recipes.runs import SEED, run_plain
+from support.recipes import PROMPT, RECIPES
+from support.recipes.runs import SEED, run_plain
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoGenerator, VideoModule
 from fastvideo_lightning.generator.placements import explain_memory

@@ -3,7 +3,7 @@
 import lightning as L
 import numpy as np
 import pytest
-from checkpoints import PROMPT, text_pipeline, transformer
+from support.checkpoints import PROMPT, text_pipeline, transformer
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
-from shape_reader import Reading, read_video
+from support.shape_reader import Reading, read_video
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "fastvideo_lightning" / "assets" / "tiny-shapes"

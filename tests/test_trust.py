@@ -2,7 +2,7 @@ import json
 import pickle
 
 import pytest
-from checkpoints import weights_of
+from support.checkpoints import weights_of
 
 from fastvideo_lightning import CheckpointError, VideoModule
 from fastvideo_lightning.cli.app import run

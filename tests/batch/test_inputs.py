@@ -18,7 +18,7 @@ from fastvideo_lightning.checkpoint.weights import file_key
 from fastvideo_lightning.modules import content
 from fastvideo_lightning.modules.content import media_keys, model_keys, value_key
 from fastvideo_lightning.output.video import GeneratedVideo
-from tests.loras import write_lora
+from tests.support.loras import write_lora
 
 SMALL = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 1}
 PROMPT = "a red circle"

@@ -4,7 +4,7 @@ import errno
 import json
 
 import pytest
-from checkpoints import PROMPT, SIZE
+from support.checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.batch.folder import StorageError

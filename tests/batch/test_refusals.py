@@ -1,7 +1,7 @@
 """What cannot be made is told before any work, with the prompt or the line that asks for it."""
 
 import pytest
-from checkpoints import PROMPT, SIZE
+from support.checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.prompts.dataset import PromptFileError

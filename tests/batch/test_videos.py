@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from checkpoints import PROMPT, SIZE
+from support.checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator, VideoModule
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError

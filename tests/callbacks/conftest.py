@@ -3,7 +3,7 @@
 import pytest
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from tests.toys import Toy, make_toy
+from tests.support.toys import Toy, make_toy
 
 
 def engine_in(callback: LayerwiseOffload):

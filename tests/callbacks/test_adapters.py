@@ -6,7 +6,7 @@ from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from tests.callbacks.conftest import engine_in
-from tests.toys import OnFile, make_toy, sample
+from tests.support.toys import OnFile, make_toy, sample
 
 
 class Adapted(nn.Module):

@@ -3,7 +3,7 @@
 import pytest
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
-from tests.toys import make_toy
+from tests.support.toys import make_toy
 
 
 @pytest.mark.parametrize("name", ["num_slots", "resident_blocks"])

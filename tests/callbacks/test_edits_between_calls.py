@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
-from tests.toys import make_toy, sample
+from tests.support.toys import make_toy, sample
 
 PLACEMENTS = {
     "one slot": lambda: LayerwiseOffload("", num_slots=1),

@@ -5,7 +5,7 @@ from torch import nn
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.unit import UnitState
 from tests.callbacks.conftest import engine_in
-from tests.toys import OnMeta, TensorSource, make_toy, put_on_meta, sample
+from tests.support.toys import OnMeta, TensorSource, make_toy, put_on_meta, sample
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 3, 4, 7])

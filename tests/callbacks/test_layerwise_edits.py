@@ -11,7 +11,7 @@ from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from tests.callbacks.conftest import engine_in
-from tests.toys import OnMeta, Toy, make_toy, sample
+from tests.support.toys import OnMeta, Toy, make_toy, sample
 
 EDITS = {
     "copy_": lambda w: w.copy_(w * 2),

@@ -9,9 +9,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
-from checkpoints import PROMPT, SIZE
 from lightning.fabric.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image, ImageSequence
+from support.checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import (
     GeneratedVideo,

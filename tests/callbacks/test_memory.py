@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from checkpoints import PROMPT, SIZE
+from support.checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import MemoryReport, memory_report

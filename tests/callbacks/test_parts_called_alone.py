@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
-from tests.toys import Toy, make_toy, sample
+from tests.support.toys import Toy, make_toy, sample
 
 PLACEMENTS = {
     "blocks": lambda: LayerwiseOffload("m"),

@@ -10,7 +10,7 @@ from torch import nn
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
 from fastvideo_lightning.offload import hooks
 from fastvideo_lightning.strategies import HostResidentStrategy
-from tests.toys import OnMeta, make_toy, sample
+from tests.support.toys import OnMeta, make_toy, sample
 
 
 @dataclass

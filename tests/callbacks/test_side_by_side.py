@@ -7,7 +7,7 @@ import threading
 import torch
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from tests.toys import OnFile, make_toy, sample
+from tests.support.toys import OnFile, make_toy, sample
 
 
 def test_two_models_stream_from_two_threads_at_the_same_time():

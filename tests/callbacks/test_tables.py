@@ -9,7 +9,7 @@ from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.hooks import hook_lookup
-from tests.recipes.texts import seeded
+from tests.support.recipes.texts import seeded
 
 META = torch.device("meta")
 IDS = torch.tensor([[3, 4999, 0, 17]])

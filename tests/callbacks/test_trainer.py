@@ -6,9 +6,9 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
 from lightning.pytorch.loggers import CSVLogger
-from references import make_plain_frames
+from support.checkpoints import PROMPT, SIZE
+from support.references import make_plain_frames
 
 from fastvideo_lightning import (
     HostResidentStrategy,

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
 from tests.callbacks.conftest import engine_in
 from tests.callbacks.test_adapters import adapt
-from tests.toys import OnFile, Toy, make_toy, sample
+from tests.support.toys import OnFile, Toy, make_toy, sample
 
 CHECKPOINTS = {
     "all_kept": None,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recorders import RecordedBatch, read_errors, record_calls
+from support.recorders import RecordedBatch, read_errors, record_calls
 
 import fastvideo_lightning
 from fastvideo_lightning.batch import Entry, Manifest, StorageError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from recorders import read_errors
 from safetensors.torch import load_file
+from support.recorders import read_errors
 
 from fastvideo_lightning.cli.app import run
 from fastvideo_lightning.cli.console import LIBRARY_LOGGERS

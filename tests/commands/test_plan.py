@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from recorders import read_errors
+from support.recorders import read_errors
 
 from fastvideo_lightning.cli.app import run
 

@@ -7,7 +7,7 @@ import sys
 import urllib.request
 
 import pytest
-from recorders import read_errors
+from support.recorders import read_errors
 
 from fastvideo_lightning.cli.app import run
 

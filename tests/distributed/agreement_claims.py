@@ -22,7 +22,7 @@ from fastvideo_lightning.offload.distributed import agreement, process_group, tr
 from fastvideo_lightning.offload.distributed.gather import GatherStream, InlineGather
 from fastvideo_lightning.offload.distributed.process_group import find_shard_group
 from fastvideo_lightning.offload.distributed.transport import LinkSpeeds
-from tests.toys import OnMeta, TensorSource, make_toy, sample
+from tests.support.toys import OnMeta, TensorSource, make_toy, sample
 
 
 def other_blocks_on_one_rank_are_refused_on_all(device):

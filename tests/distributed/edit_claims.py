@@ -18,7 +18,7 @@ from distributed.streaming_claims import (
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from tests.callbacks.test_adapters import adapt, strip
 from tests.offload.test_leaves import Scaled, make_chain
-from tests.toys import sample
+from tests.support.toys import sample
 
 EDITS: dict[str, Callable[[nn.Parameter, float], object]] = {
     "copy_": lambda w, by: w.copy_(w * by),

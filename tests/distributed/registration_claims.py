@@ -14,7 +14,7 @@ from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.distributed import shard_plan, shared_memory
 from fastvideo_lightning.offload.host.mapped import MappedSlab
 from fastvideo_lightning.offload.host.store import HostStore
-from tests.toys import make_toy, sample
+from tests.support.toys import make_toy, sample
 
 PAGE = mmap.PAGESIZE
 WIDTH = 160

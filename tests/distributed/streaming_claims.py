@@ -13,7 +13,7 @@ from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.distributed import shard_plan, transport
 from fastvideo_lightning.offload.distributed.gather import GatherStream, InlineGather
 from fastvideo_lightning.offload.distributed.transport import LinkSpeeds
-from tests.toys import OnFile, OnMeta, Toy, make_toy, sample
+from tests.support.toys import OnFile, OnMeta, Toy, make_toy, sample
 
 WIDTH = 48
 

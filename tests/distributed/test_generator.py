@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from checkpoints import PROMPT
-from loras import write_lora
-from references import SEED, kind_of, make_plain_frames, sampling_of
+from support.checkpoints import PROMPT
+from support.loras import write_lora
+from support.references import SEED, kind_of, make_plain_frames, sampling_of
 
 from distributed.scripts import run_script
 from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator

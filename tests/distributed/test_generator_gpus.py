@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT
-from references import SEED, sampling_of
+from support.checkpoints import PROMPT
+from support.references import SEED, sampling_of
 
 from distributed.scripts import run_script
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from references import sampling_of
+from support.references import sampling_of
 
 from distributed import video_claims as claims
 from distributed.ranks import World

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from checkpoints import PROMPT
+from support.checkpoints import PROMPT
 
 from fastvideo_lightning import PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident

@@ -4,9 +4,9 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from references import SEED, frames_of, load_plain
+from support.checkpoints import PROMPT
+from support.references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import (
     HostResidentStrategy,

@@ -4,16 +4,16 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
-from loras import write_lora
-from references import SEED, frames_of, load_plain
+from support.checkpoints import PROMPT, SIZE
+from support.loras import write_lora
+from support.references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
 from tests.callbacks.test_adapters import adapt, strip
 from tests.gpu import requires_gpu
 from tests.modules.test_lora import STEPS
-from tests.toys import OnFile, make_toy, sample
+from tests.support.toys import OnFile, make_toy, sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 DEVICE = torch.device("cuda", 0)

@@ -9,7 +9,7 @@ from torch import nn
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
 from tests.callbacks.test_tables import gemma2
 from tests.gpu import requires_gpu
-from tests.toys import Toy, make_toy, sample
+from tests.support.toys import Toy, make_toy, sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 DEVICE = torch.device("cuda", 0)

@@ -17,7 +17,7 @@ from fastvideo_lightning.offload.host.mapped import MappedSlab
 from fastvideo_lightning.offload.stream_driver import StreamDriver
 from tests.gpu import requires_gpu
 from tests.gpu.streams import PoisoningStream, SleepingStream
-from tests.toys import OnFile, make_toy, sample
+from tests.support.toys import OnFile, make_toy, sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 DEVICE = torch.device("cuda", 0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from checkpoints import SIZE
+from support.checkpoints import SIZE
 
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import EncodeAhead

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from recipes import PICTURES, PROMPT, RECIPES, as_on_gpu
-from recipes.runs import SEED, Media, placed, run_ours, run_plain, write_media
+from support.recipes import PICTURES, PROMPT, RECIPES, as_on_gpu
+from support.recipes.runs import SEED, Media, placed, run_ours, run_plain, write_media
 from torch import nn
 
 from fastvideo_lightning import VideoGenerator, VideoModule

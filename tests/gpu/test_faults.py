@@ -15,8 +15,8 @@ import torch
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from tests.gpu import requires_gpu
 from tests.gpu.streams import PoisoningStream, SleepingStream
-from tests.interrupter import Interrupter
-from tests.toys import OnFile, Toy, make_toy, sample
+from tests.support.interrupter import Interrupter
+from tests.support.toys import OnFile, Toy, make_toy, sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 DEVICE = torch.device("cuda", 0)

@@ -14,7 +14,7 @@ from fastvideo_lightning.offload.distributed.gather import GatherStream
 from fastvideo_lightning.offload.distributed.shard_plan import Cut, cut
 from tests.gpu import requires_gpu
 from tests.gpu.streams import PoisoningStream, SleepingStream
-from tests.toys import make_toy, sample
+from tests.support.toys import make_toy, sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 DEVICE = torch.device("cuda", 0)

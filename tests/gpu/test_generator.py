@@ -5,8 +5,8 @@ import gc
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT
-from references import CASES, SEED, kind_of, load_plain, make_plain_frames, sampling_of
+from support.checkpoints import PROMPT
+from support.references import CASES, SEED, kind_of, load_plain, make_plain_frames, sampling_of
 
 from fastvideo_lightning import PromptDataset, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident

@@ -1,7 +1,7 @@
 """On a GPU, too: a GGUF file makes what it makes in plain diffusers, and streams."""
 
 import pytest
-from references import check_frames, frames_of
+from support.references import check_frames, frames_of
 
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident

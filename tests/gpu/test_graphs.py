@@ -5,8 +5,8 @@ import gc
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT
-from references import SEED, kind_of, make_plain_frames, sampling_of
+from support.checkpoints import PROMPT
+from support.references import SEED, kind_of, make_plain_frames, sampling_of
 from torch import nn
 
 from fastvideo_lightning import VideoGenerator
@@ -15,7 +15,7 @@ from tests.gpu import requires_gpu
 from tests.gpu.streams import PoisoningStream, SleepingStream
 from tests.gpu.test_generator import DTYPES
 from tests.gpu.test_streaming import DEVICE, WIDTH, engine_in, wide
-from tests.toys import sample
+from tests.support.toys import sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu, pytest.mark.usefixtures("no_grad")]
 

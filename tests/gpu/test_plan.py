@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
+from support.checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import OutOfGPUMemoryError, VideoGenerator
 from fastvideo_lightning.callbacks import MemoryReport

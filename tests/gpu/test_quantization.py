@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from checkpoints import SIZE
-from references import check_frames, frames_of, load_plain
+from support.checkpoints import SIZE
+from support.references import check_frames, frames_of, load_plain
 
 from fastvideo_lightning import (
     VideoModule,

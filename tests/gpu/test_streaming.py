@@ -8,7 +8,7 @@ import torch
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from tests.gpu import requires_gpu
 from tests.gpu.streams import PoisoningStream, SleepingStream
-from tests.toys import OnFile, OnMeta, Toy, make_toy, sample
+from tests.support.toys import OnFile, OnMeta, Toy, make_toy, sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 DEVICE = torch.device("cuda", 0)

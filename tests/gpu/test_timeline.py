@@ -4,7 +4,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, text_pipeline, transformer
+from support.checkpoints import PROMPT, text_pipeline, transformer
 from torch._inductor.utils import fresh_cache
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule

@@ -8,7 +8,7 @@ import torch
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from tests.callbacks.test_training import Trained, add_adapters, take_steps
 from tests.gpu import requires_gpu
-from tests.toys import sample
+from tests.support.toys import sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 DEVICE = torch.device("cuda", 0)

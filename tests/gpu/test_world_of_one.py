@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from checkpoints import PROMPT
-from references import SEED, make_plain_frames, sampling_of
+from support.checkpoints import PROMPT
+from support.references import SEED, make_plain_frames, sampling_of
 from torch.distributed.tensor import DTensor
 
 from fastvideo_lightning import VideoGenerator
@@ -80,7 +80,7 @@ def test_one_process_makes_the_frames_of_plain_diffusers(
 @pytest.mark.parametrize("way", ["fsdp", "fsdp-host"])
 def test_adapters_come_and_go_around_shards(way, device, checkpoint, tmp_path):
     pytest.importorskip("peft", reason="needs PEFT")
-    from loras import write_lora
+    from support.loras import write_lora
 
     folder, on_gpu = checkpoint("t2v"), device == "cuda"
     lora = write_lora(folder, tmp_path / "lora", seed=3)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import transformer, weights_of
 from diffusers import WanPipeline
-from loras import TARGETS, write_lora
 from peft import LoraConfig, get_peft_model_state_dict
+from support.checkpoints import transformer, weights_of
+from support.loras import TARGETS, write_lora
 
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.cli.app import run

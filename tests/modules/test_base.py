@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
-from references import load_plain
+from support.checkpoints import PROMPT, SIZE
+from support.references import load_plain
 from torch.utils.data import DataLoader
 
 from fastvideo_lightning import PromptDataset, VideoModule

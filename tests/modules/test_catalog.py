@@ -7,7 +7,7 @@ import diffusers
 import pytest
 from diffusers import DiffusionPipeline, LTXPipeline
 from diffusers.utils.outputs import BaseOutput
-from recipes import ltx
+from support.recipes import ltx
 
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.modules import GenericModule

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
-from recipes import RECIPES
-from recipes.runs import run_ours, write_media
+from support.recipes import RECIPES
+from support.recipes.runs import run_ours, write_media
 from torch import nn
 
 from fastvideo_lightning import VideoModule

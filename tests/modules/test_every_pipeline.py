@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recipes import PICTURES, RECIPES, as_on_gpu, families
-from recipes.runs import Media, place, placed, run_ours, run_plain, write_media
+from support.recipes import PICTURES, RECIPES, as_on_gpu, families
+from support.recipes.runs import Media, place, placed, run_ours, run_plain, write_media
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

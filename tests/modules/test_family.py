@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import RECIPES
+from support.recipes import RECIPES
 
 from fastvideo_lightning import SamplingParams, VideoModule
 from fastvideo_lightning.modules.catalog import find_video_pipelines

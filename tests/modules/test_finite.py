@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
+from support.checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.modules.results import check_frames

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from diffusers import AnimateDiffControlNetPipeline, DiffusionPipeline
 from PIL import Image
-from recipes import RECIPES
-from recipes.recipe import Recipe
-from recipes.runs import place, placed, run_ours, run_plain, write_media
-from recipes.unets import animate_parts, controlnet
+from support.recipes import RECIPES
+from support.recipes.recipe import Recipe
+from support.recipes.runs import place, placed, run_ours, run_plain, write_media
+from support.recipes.unets import animate_parts, controlnet
 
 from fastvideo_lightning import CheckpointError, VideoModule
 from fastvideo_lightning.pack import plan_packing

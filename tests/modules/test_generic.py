@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
 from diffusers.utils import BaseOutput
-from recipes import RECIPES
+from support.recipes import RECIPES
 
 from fastvideo_lightning import SamplingParams, VideoModule
 from fastvideo_lightning.modules.catalog import (

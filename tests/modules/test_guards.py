@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import RECIPES
-from recipes.runs import run_ours, write_media
+from support.recipes import RECIPES
+from support.recipes.runs import run_ours, write_media
 from torch import nn
 
 from fastvideo_lightning import VideoModule

@@ -6,9 +6,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from recipes import RECIPES
-from recipes.recipe import PROMPT
-from recipes.runs import SEED, write_media
+from support.recipes import RECIPES
+from support.recipes.recipe import PROMPT
+from support.recipes.runs import SEED, write_media
 
 from fastvideo_lightning import PromptDataset, SamplingParams, VideoGenerator, VideoModule
 from fastvideo_lightning.modules.catalog import UNUSABLE

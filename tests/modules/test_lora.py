@@ -9,9 +9,9 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
-from loras import write_lora
-from references import SEED, frames_of, load_plain
+from support.checkpoints import PROMPT, SIZE
+from support.loras import write_lora
+from support.references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident

@@ -7,10 +7,10 @@ from typing import Any
 import diffusers as df
 import pytest
 from diffusers.loaders.peft import PeftAdapterMixin
-from loras import write_lora_of
-from recipes import PICTURES, RECIPES, families
-from recipes.runs import Media, place, placed, run_ours, run_plain, write_media
-from recipes.unets import animate_parts, controlnet, unet_2d
+from support.loras import write_lora_of
+from support.recipes import PICTURES, RECIPES, families
+from support.recipes.runs import Media, place, placed, run_ours, run_plain, write_media
+from support.recipes.unets import animate_parts, controlnet, unet_2d
 from torch import nn
 
 from fastvideo_lightning import VideoModule

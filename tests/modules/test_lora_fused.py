@@ -7,9 +7,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
-from checkpoints import PROMPT, SIZE
-from loras import write_lora
-from references import SEED
+from support.checkpoints import PROMPT, SIZE
+from support.loras import write_lora
+from support.references import SEED
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload

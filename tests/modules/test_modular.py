@@ -8,7 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 from diffusers import WanModularPipeline
-from recipes import RECIPES
+from support.recipes import RECIPES
 
 from fastvideo_lightning import PromptDataset, SamplingParams, VideoModule
 from fastvideo_lightning.checkpoint.folder import CheckpointError

@@ -6,7 +6,7 @@ import lightning as L
 import numpy as np
 import pytest
 from PIL import Image
-from recipes import PICTURES, PROMPT, RECIPES
+from support.recipes import PICTURES, PROMPT, RECIPES
 
 from fastvideo_lightning import (
     HostResidentStrategy,

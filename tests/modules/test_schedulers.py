@@ -4,10 +4,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT, SIZE
-from recipes import RECIPES
-from recipes.runs import run_plain
-from references import SEED, frames_of, load_plain
+from support.checkpoints import PROMPT, SIZE
+from support.recipes import RECIPES
+from support.recipes.runs import run_plain
+from support.references import SEED, frames_of, load_plain
 
 from fastvideo_lightning import SamplingParams, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from recipes import RECIPES
-from recipes.runs import run_ours, write_media
+from support.recipes import RECIPES
+from support.recipes.runs import run_ours, write_media
 
 from fastvideo_lightning import VideoModule
 

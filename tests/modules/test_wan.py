@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import checkpoints
 
 from fastvideo_lightning import CheckpointError, GeneratedVideo, SamplingParams, VideoModule
 from fastvideo_lightning.modules import WanModule

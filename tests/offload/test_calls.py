@@ -11,7 +11,7 @@ from torch import nn
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
 from fastvideo_lightning.offload.unit import UnitState
-from tests.toys import Toy, make_toy, sample
+from tests.support.toys import Toy, make_toy, sample
 
 PLACEMENTS = {
     "blocks": LayerwiseOffload,

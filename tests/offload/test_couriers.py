@@ -23,7 +23,7 @@ from fastvideo_lightning.offload.host.file_reads import (
 )
 from fastvideo_lightning.offload.host.slab import HostMemory
 from fastvideo_lightning.offload.tensors.layout import ALIGNMENT_BYTES
-from tests.toys import OnFile, make_toy, sample
+from tests.support.toys import OnFile, make_toy, sample
 
 pytestmark = pytest.mark.skipif(not mapped.IS_SUPPORTED, reason="couriers need /proc/self/pagemap")
 

@@ -7,7 +7,7 @@ import torch
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.tensors.bindings import find_bindings, split_by_owner
 from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup, UnitState
-from tests.toys import OnMeta, TensorSource, Toy, make_toy, sample
+from tests.support.toys import OnMeta, TensorSource, Toy, make_toy, sample
 
 
 def make_units(toy: Toy) -> list[OffloadUnit]:

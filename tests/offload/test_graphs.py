@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_flatten
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.cuda_graphs import GraphedForward, kind_of
-from tests.toys import make_toy, sample
+from tests.support.toys import make_toy, sample
 
 
 def kind(*args, **kwargs):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload
-from tests.interrupter import Interrupter
-from tests.toys import Toy, make_toy, sample
+from tests.support.interrupter import Interrupter
+from tests.support.toys import Toy, make_toy, sample
 
 
 def attach(toy: Toy) -> list:

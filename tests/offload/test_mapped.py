@@ -8,7 +8,7 @@ from fastvideo_lightning.offload.host import mapped
 from fastvideo_lightning.offload.host.mapped import MappedSlab
 from fastvideo_lightning.offload.host.slab import Segment
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
-from tests.toys import OnFile, Toy, make_toy, sample
+from tests.support.toys import OnFile, Toy, make_toy, sample
 
 pytestmark = pytest.mark.skipif(not mapped.IS_SUPPORTED, reason="mapped host memory needs Linux")
 

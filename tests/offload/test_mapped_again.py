@@ -13,7 +13,7 @@ from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelO
 from fastvideo_lightning.offload.host import mapped
 from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.registry import engines_of
-from tests.toys import OnFile, make_toy, sample
+from tests.support.toys import OnFile, make_toy, sample
 
 pytestmark = pytest.mark.skipif(not mapped.IS_SUPPORTED, reason="mapping needs Linux")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from tests.toys import make_toy, sample
+from tests.support.toys import make_toy, sample
 
 
 @pytest.mark.parametrize("num_slots", [2, 3])

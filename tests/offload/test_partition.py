@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload.blocks import find_block_lists, spread
-from tests.toys import Block, make_toy
+from tests.support.toys import Block, make_toy
 
 
 def fqns(model: nn.Module) -> list[str]:

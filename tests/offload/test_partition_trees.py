@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload.blocks import find_block_lists, split_list
-from tests.toys import Block
+from tests.support.toys import Block
 
 
 def names(model: nn.Module) -> list[str]:

@@ -3,7 +3,7 @@ from torch import nn
 
 from fastvideo_lightning.offload.residents import ResidentSet
 from fastvideo_lightning.offload.tensors.bindings import find_bindings
-from tests.toys import make_toy
+from tests.support.toys import make_toy
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from toys import make_toy, sample
+from support.toys import make_toy, sample
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.distributed.gather import InlineGather

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import PROMPT
 from diffusers import DiffusionPipeline, WanTransformer3DModel
-from references import SEED, kind_of, load_plain, make_plain_frames, sampling_of
 from safetensors.torch import load_file, save_file
+from support.checkpoints import PROMPT
+from support.references import SEED, kind_of, load_plain, make_plain_frames, sampling_of
 from torch import nn
 from transformers import UMT5EncoderModel
 

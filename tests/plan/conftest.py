@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from functools import cache
 
-import checkpoints
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from support import checkpoints
 from transformers import UMT5Config, UMT5EncoderModel
 
 from fastvideo_lightning import VideoModule

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from recipes import RECIPES, families
+from support.recipes import RECIPES, families
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
 from fastvideo_lightning.modules.catalog import UNUSABLE

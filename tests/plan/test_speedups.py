@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoints import SIZE
+from support.checkpoints import SIZE
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
 from fastvideo_lightning.modules.acceleration import accelerate

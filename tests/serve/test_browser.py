@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av
 import pytest
-from waiting import wait_until
+from support.waiting import wait_until
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[serve]'")
 pytest.importorskip("selenium", reason="the browser is driven by selenium: pip install '.[test]'")

@@ -3,7 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from waiting import wait_until
+from support.waiting import wait_until
 
 from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.serve import queue as queue_module

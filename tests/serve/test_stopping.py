@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 from rich.console import Console
-from waiting import wait_until
+from support.waiting import wait_until
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[serve]'")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import av
 import pytest
 import torch
-from waiting import wait_until
+from support.waiting import wait_until
 
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule

@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 import torch.distributed as dist
+from support.toys import OnFile, make_toy, sample
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from toys import OnFile, make_toy, sample
 
 from fastvideo_lightning.strategies import FSDPInferenceStrategy
 from fastvideo_lightning.strategies import fsdp as sharding

@@ -1,9 +1,9 @@
 """Generators whose device runs out of memory: a hook raises what its allocator would."""
 
 import torch
-from checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
+from support.checkpoints import PROMPT, SIZE
 
 # All on the device: every stage has something to give up.
 ALL_RESIDENT = {

@@ -4,10 +4,10 @@ from typing import Any
 
 import diffusers as df
 
-from recipes import texts
-from recipes.others import image_vae
-from recipes.recipe import PICTURES, recipe
-from recipes.texts import CLIP_WIDTH, WIDTH, seeded
+from support.recipes import texts
+from support.recipes.others import image_vae
+from support.recipes.recipe import PICTURES, recipe
+from support.recipes.texts import CLIP_WIDTH, WIDTH, seeded
 
 _CALL: dict[str, Any] = {"num_frames": None, "max_sequence_length": 16, "into": PICTURES}
 _LATENTS = 4

@@ -4,9 +4,9 @@ from typing import Any
 
 import diffusers as df
 
-from recipes import texts
-from recipes.recipe import recipe
-from recipes.texts import WIDTH, seeded
+from support.recipes import texts
+from support.recipes.recipe import recipe
+from support.recipes.texts import WIDTH, seeded
 
 
 @recipe("MochiPipeline", num_frames=7, guidance_scale=4.5, max_sequence_length=16)

@@ -7,10 +7,10 @@ import diffusers as df
 import torch
 import transformers as tf
 
-from recipes import ltx2, texts, wan
-from recipes.modular import joined
-from recipes.recipe import recipe
-from recipes.texts import VOCABULARY, WIDTH, seeded
+from support.recipes import ltx2, texts, wan
+from support.recipes.modular import joined
+from support.recipes.recipe import recipe
+from support.recipes.texts import VOCABULARY, WIDTH, seeded
 
 _ANIMATE: dict[str, Any] = {
     "num_frames": None,

@@ -7,9 +7,9 @@ import diffusers as df
 import torch
 from diffusers.pipelines import ltx2
 
-from recipes import texts
-from recipes.recipe import recipe
-from recipes.texts import WIDTH, seeded
+from support.recipes import texts
+from support.recipes.recipe import recipe
+from support.recipes.texts import WIDTH, seeded
 
 # Without these, a tiny model would be asked to skip its block 28.
 _GUIDANCE = {"spatio_temporal_guidance_blocks": None, "stg_scale": 0.0}

@@ -5,9 +5,9 @@ from typing import Any
 
 import diffusers as df
 
-from recipes import texts
-from recipes.recipe import recipe
-from recipes.texts import WIDTH, seeded
+from support.recipes import texts
+from support.recipes.recipe import recipe
+from support.recipes.texts import WIDTH, seeded
 
 _CALL: dict[str, Any] = {"num_frames": 9, "guidance_scale": 3.0, "max_sequence_length": 16}
 _RATE = {"fps": "frame_rate"}

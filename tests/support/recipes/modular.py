@@ -5,8 +5,8 @@ from typing import Any
 import diffusers as df
 from diffusers.guiders import ClassifierFreeGuidance
 
-from recipes import cosmos, hunyuan, ltx, ltx2, wan
-from recipes.recipe import recipe
+from support.recipes import cosmos, hunyuan, ltx, ltx2, wan
+from support.recipes.recipe import recipe
 
 _UNSAID = {"guidance_scale": None}  # it is the guider's, which has it already
 _GUIDED: dict[str, Any] = {"guidance_scale": 3.0, "spelling": _UNSAID}

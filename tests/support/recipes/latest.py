@@ -5,10 +5,10 @@ from typing import Any
 import diffusers as df
 from diffusers.guiders import AdaptiveProjectedGuidance
 
-from recipes import hunyuan, ltx2, texts
-from recipes.recipe import recipe
-from recipes.texts import CLIP_WIDTH, WIDTH, seeded
-from recipes.wan import vae as wan_vae
+from support.recipes import hunyuan, ltx2, texts
+from support.recipes.recipe import recipe
+from support.recipes.texts import CLIP_WIDTH, WIDTH, seeded
+from support.recipes.wan import vae as wan_vae
 
 _LATENTS = 4
 

@@ -6,9 +6,9 @@ from typing import Any
 import diffusers as df
 import torch
 
-from recipes import texts
-from recipes.recipe import recipe
-from recipes.texts import WIDTH, seeded
+from support.recipes import texts
+from support.recipes.recipe import recipe
+from support.recipes.texts import WIDTH, seeded
 
 _DOWN, _UP = ("CogVideoXDownBlock3D",) * 4, ("CogVideoXUpBlock3D",) * 4
 _CALL: dict[str, Any] = {"guidance_scale": 6.0, "max_sequence_length": 16}

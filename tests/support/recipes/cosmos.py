@@ -11,10 +11,10 @@ from diffusers.models.transformers import transformer_cosmos
 from diffusers.utils import is_torchvision_available
 from torch import nn
 
-from recipes import texts
-from recipes.recipe import recipe
-from recipes.texts import WIDTH, seeded
-from recipes.wan import vae as wan_vae
+from support.recipes import texts
+from support.recipes.recipe import recipe
+from support.recipes.texts import WIDTH, seeded
+from support.recipes.wan import vae as wan_vae
 
 _CALL: dict[str, Any] = {"guidance_scale": 3.0, "max_sequence_length": 16}
 _FPS = {"fps": "fps"}

@@ -6,9 +6,9 @@ from typing import Any
 import diffusers as df
 from diffusers.guiders import ClassifierFreeGuidance
 
-from recipes import texts
-from recipes.recipe import recipe
-from recipes.texts import CLIP_WIDTH, WIDTH, seeded
+from support.recipes import texts
+from support.recipes.recipe import recipe
+from support.recipes.texts import CLIP_WIDTH, WIDTH, seeded
 
 _TEMPLATE = {"template": "{}", "crop_start": 0}
 _DOWN, _UP = ["HunyuanVideoDownBlock3D"] * 4, ["HunyuanVideoUpBlock3D"] * 4

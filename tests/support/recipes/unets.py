@@ -4,10 +4,10 @@ from typing import Any
 
 import diffusers as df
 
-from recipes import texts
-from recipes.others import image_vae
-from recipes.recipe import recipe
-from recipes.texts import CLIP_WIDTH, seeded
+from support.recipes import texts
+from support.recipes.others import image_vae
+from support.recipes.recipe import recipe
+from support.recipes.texts import CLIP_WIDTH, seeded
 
 _CHANNELS = (8, 8)
 _CALL: dict[str, Any] = {"guidance_scale": 7.5, "num_frames": 4}

@@ -6,10 +6,10 @@ from typing import Any
 import diffusers as df
 import torch
 
-from recipes import hunyuan, texts
-from recipes.recipe import recipe
-from recipes.texts import CLIP_WIDTH, WIDTH, seeded
-from recipes.wan import vae as wan_vae
+from support.recipes import hunyuan, texts
+from support.recipes.recipe import recipe
+from support.recipes.texts import CLIP_WIDTH, WIDTH, seeded
+from support.recipes.wan import vae as wan_vae
 
 _LATENTS = 4
 

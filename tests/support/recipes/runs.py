@@ -10,7 +10,6 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from checkpoints import write_image
 from diffusers.utils import load_image
 from torch import nn
 
@@ -18,7 +17,8 @@ from fastvideo_lightning import PromptDataset, VideoModule
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
 from fastvideo_lightning.modules.results import read_output
 from fastvideo_lightning.output.video import Audio, GeneratedVideo
-from recipes.recipe import PROMPT, Recipe
+from support.checkpoints import write_image
+from support.recipes.recipe import PROMPT, Recipe
 
 SEED = 7
 Media = dict[str, Path]

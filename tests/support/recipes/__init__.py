@@ -4,7 +4,7 @@ The proportions (which width must equal which) are facts of the models; the size
 the models allow.
 """
 
-from recipes import (  # noqa: F401  (each enters its recipes)
+from support.recipes import (  # noqa: F401  (each enters its recipes)
     cogvideo,
     cosmos,
     hunyuan,
@@ -19,6 +19,6 @@ from recipes import (  # noqa: F401  (each enters its recipes)
     unets,
     wan,
 )
-from recipes.recipe import PICTURES, PROMPT, RECIPES, Recipe, as_on_gpu, families
+from support.recipes.recipe import PICTURES, PROMPT, RECIPES, Recipe, as_on_gpu, families
 
 __all__ = ["PICTURES", "PROMPT", "RECIPES", "Recipe", "as_on_gpu", "families"]

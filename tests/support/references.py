@@ -6,11 +6,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from checkpoints import PROMPT, SIZE
 from diffusers import DiffusionPipeline, WanImageToVideoPipeline
 from diffusers.utils import load_image
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, VideoModule
+from support.checkpoints import PROMPT, SIZE
 
 SEED = 7
 # What each kind of checkpoint needs beyond `SIZE`; its images by their argument's name.

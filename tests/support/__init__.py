@@ -1,0 +1,1 @@
+"""What tests are made of: small checkpoints, references, recorders, recipes of pipelines."""
