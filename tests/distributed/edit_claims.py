@@ -17,7 +17,7 @@ from distributed.streaming_claims import (
 )
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from tests.callbacks.test_adapters import adapt, strip
-from tests.offload.test_leaves import Scaled, make_chain
+from tests.offload.tensors.test_leaves import Scaled, make_chain
 from tests.support.toys import sample
 
 EDITS: dict[str, Callable[[nn.Parameter, float], object]] = {

@@ -19,7 +19,7 @@ from fastvideo_lightning import (
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.modules.acceleration import accelerate
 from tests.gpu import requires_gpu
-from tests.test_acceleration import CACHES, SAMPLING, folder, low_threshold
+from tests.modules.test_acceleration import CACHES, SAMPLING, folder, low_threshold
 
 __all__ = ["folder", "low_threshold"]
 pytestmark = [pytest.mark.gpu, requires_gpu]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
-from tests.callbacks.test_tables import gemma2
 from tests.gpu import requires_gpu
+from tests.offload.tensors.test_embeddings import gemma2
 from tests.support.toys import Toy, make_toy, sample
 
 pytestmark = [pytest.mark.gpu, requires_gpu]

@@ -5,8 +5,8 @@ from support.references import check_frames, frames_of
 
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, ModelOffload, Resident
+from tests.checkpoint.test_gguf import SAMPLING, file, load
 from tests.gpu import requires_gpu
-from tests.test_gguf import SAMPLING, file, load
 
 __all__ = ["file"]
 pytestmark = [pytest.mark.gpu, requires_gpu]

@@ -23,7 +23,7 @@ from fastvideo_lightning import (
     VideoModule,
 )
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from tests.test_acceleration import (
+from tests.modules.test_acceleration import (
     NUM_BLOCKS,
     SAMPLING,
     folder,
