@@ -25,16 +25,16 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from benchmarks import options
 from benchmarks.checkpoints import write_transformer
-from benchmarks.machine import (
+from benchmarks.harness import (
     Deadline,
     describe_machine,
     find_device,
     measure_link_rate,
     synchronize,
 )
+from benchmarks.models import make_inputs, make_transformer
 from benchmarks.options import Names
 from benchmarks.row_table import Row, RowTable
-from benchmarks.shapes import make_inputs, make_transformer
 from fastvideo_lightning.callbacks import LayerwiseOffload
 
 PLACEMENTS = ("plain", "streamed", "skippable")

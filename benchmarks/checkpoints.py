@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from benchmarks import options
+from benchmarks.models import CONFIGS, transformer_shapes
 from benchmarks.random_weights import Shape, write_random_weights
-from benchmarks.shapes import CONFIGS, transformer_shapes
 
 WORDS = ("a", "red", "green", "blue", "circle", "square", "moves", "left", "right", "up", "down")
 PROMPT = "a red circle moves right"

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import (
-    empty_caches,
-    read_peak,
-    reset_peak,
-    synchronize,
-    time_steps,
-)
+from benchmarks.harness import empty_caches, read_peak, reset_peak, synchronize, time_steps
+from benchmarks.models import RandomWan, make_inputs, make_transformer
 from benchmarks.modes import MODES, Placed
-from benchmarks.shapes import RandomWan, make_inputs, make_transformer
 
 LONG_STEP_S = 1.0  # of a step so long, one is timed at a time
 

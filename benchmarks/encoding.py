@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.machine import empty_caches, read_peak, reset_peak, synchronize, time_steps
+from benchmarks.harness import empty_caches, read_peak, reset_peak, synchronize, time_steps
 from fastvideo_lightning import VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement

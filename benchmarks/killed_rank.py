@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import options
 from benchmarks.checkpoints import PROMPT, write_pipeline
-from benchmarks.machine import describe_machine, find_device
+from benchmarks.harness import describe_machine, find_device
 from benchmarks.row_table import Row, RowTable
 from fastvideo_lightning import VideoGenerator
 

@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from benchmarks.machine import LinkProbe
+from benchmarks.harness import LinkProbe
 
 REPEATS = 5
 

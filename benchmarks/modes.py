@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from benchmarks.machine import pinned_by_torch
-from benchmarks.shapes import RandomWan, streamed_bytes, weight_bytes
+from benchmarks.harness import pinned_by_torch
+from benchmarks.models import RandomWan, streamed_bytes, weight_bytes
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.modules.acceleration import compile_blocks

@@ -31,8 +31,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks import options
-from benchmarks.links import measure_links
-from benchmarks.machine import (
+from benchmarks.harness import (
     Deadline,
     describe_machine,
     empty_caches,
@@ -41,10 +40,11 @@ from benchmarks.machine import (
     synchronize,
     time_steps,
 )
+from benchmarks.links import measure_links
+from benchmarks.models import make_inputs, make_transformer, weight_bytes
 from benchmarks.multi_gpu_modes import ALONE, MODES, Pipeline
 from benchmarks.row_table import Row, RowTable
 from benchmarks.setup_parts import Parts, connect
-from benchmarks.shapes import make_inputs, make_transformer, weight_bytes
 from fastvideo_lightning.strategies.context_parallel import ContextParallel
 
 COLUMNS = (

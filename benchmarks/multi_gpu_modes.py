@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from benchmarks.models import RandomWan
 from benchmarks.modes import attach_in_batch
-from benchmarks.shapes import RandomWan
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.strategies.fsdp import shard_denoiser

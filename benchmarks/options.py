@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from benchmarks.machine import find_device
-from benchmarks.shapes import CONFIGS, ON_CPU
+from benchmarks.harness import find_device
+from benchmarks.models import CONFIGS, ON_CPU
 
 RESULTS = Path(__file__).parent / "results"
 PATH = click.Path(path_type=Path)

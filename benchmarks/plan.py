@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from benchmarks import options
-from benchmarks.machine import Deadline, describe_machine, find_device
+from benchmarks.harness import Deadline, describe_machine, find_device
 from benchmarks.plan_decoding import measure_decoding
 from benchmarks.plan_report import make_table
 from benchmarks.plan_steps import Steps, count_bytes

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 from torch import nn
 
-from benchmarks.machine import Deadline, empty_caches, read_peak, reset_peak, time_steps
+from benchmarks.harness import Deadline, empty_caches, read_peak, reset_peak, time_steps
 from benchmarks.plan_steps import begin_stage
 from fastvideo_lightning import OffloadConfig, VideoModule
 from fastvideo_lightning.plan.cost import Request

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
-from benchmarks.machine import (
+from benchmarks.harness import (
     Deadline,
     DeviceMemory,
     empty_caches,
@@ -17,7 +17,7 @@ from benchmarks.machine import (
     reset_peak,
     time_steps,
 )
-from benchmarks.shapes import CONFIGS, RandomWan, make_inputs, make_transformer, transformer_shapes
+from benchmarks.models import CONFIGS, RandomWan, make_inputs, make_transformer, transformer_shapes
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.callbacks.memory_budget import take_workspace

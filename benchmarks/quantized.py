@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks import options
 from benchmarks.checkpoints import write_transformer
-from benchmarks.machine import (
+from benchmarks.harness import (
     Deadline,
     describe_machine,
     empty_caches,
@@ -31,9 +31,9 @@ from benchmarks.machine import (
     synchronize,
     time_steps,
 )
+from benchmarks.models import make_inputs
 from benchmarks.options import Names
 from benchmarks.row_table import Row, RowTable
-from benchmarks.shapes import make_inputs
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.checkpoint.components import RunDtypes, build_component

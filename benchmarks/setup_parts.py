@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from benchmarks.machine import synchronize
+from benchmarks.harness import synchronize
 from fastvideo_lightning.offload.distributed.process_group import find_shard_group
 
 

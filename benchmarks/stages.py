@@ -17,9 +17,9 @@ import click
 from benchmarks import options
 from benchmarks.checkpoints import BOUNDARY_RATIO, write_pipeline
 from benchmarks.encoding import measure_encoding
-from benchmarks.machine import Deadline, describe_machine, find_device, measure_link_rate
+from benchmarks.harness import Deadline, describe_machine, find_device, measure_link_rate
+from benchmarks.models import CONFIGS
 from benchmarks.moments import measure_moments
-from benchmarks.shapes import CONFIGS
 from benchmarks.stage_report import make_page
 from benchmarks.whole_videos import measure_caps, measure_flatness
 

@@ -19,16 +19,10 @@ import torch
 
 from benchmarks import options
 from benchmarks.contenders import Contender
-from benchmarks.machine import (
-    Deadline,
-    LinkProbe,
-    describe_machine,
-    find_device,
-    measure_link_rate,
-)
+from benchmarks.harness import Deadline, LinkProbe, describe_machine, find_device, measure_link_rate
+from benchmarks.models import make_transformer, streamed_bytes, weight_bytes
 from benchmarks.modes import MODES
 from benchmarks.report import check_drawing, write_report
-from benchmarks.shapes import make_transformer, streamed_bytes, weight_bytes
 
 
 class Race:

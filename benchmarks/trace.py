@@ -17,9 +17,9 @@ import torch
 
 from benchmarks import options
 from benchmarks.contenders import Contender
-from benchmarks.machine import find_device
+from benchmarks.harness import find_device
+from benchmarks.models import make_inputs
 from benchmarks.report import check_drawing
-from benchmarks.shapes import make_inputs
 
 JOIN_US = 20.0  # kernels closer than this are drawn as one bar
 

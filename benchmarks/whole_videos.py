@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.checkpoints import PROMPT
-from benchmarks.machine import GIB, empty_caches, find_device, host_rss_bytes
+from benchmarks.harness import GIB, empty_caches, find_device, host_rss_bytes
 from fastvideo_lightning import GeneratedVideo, VideoGenerator
 
 FLAGS = {"text_encoder_layerwise_offload": True, "text_encoder_cpu_offload": False}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.machine import describe_machine
+from benchmarks.harness import describe_machine
 
 
 def test_the_commit_is_that_of_the_benchmark_wherever_it_is_started(tmp_path, monkeypatch):

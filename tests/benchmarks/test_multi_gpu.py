@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from distributed.ranks import World
 
 from benchmarks import multi_gpu
+from benchmarks.models import make_transformer
 from benchmarks.multi_gpu import Contender, main, set_up
 from benchmarks.multi_gpu_modes import ALONE
 from benchmarks.setup_parts import Parts
-from benchmarks.shapes import make_transformer
 
 MODES = [
     "streamed-one",

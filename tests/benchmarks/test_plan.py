@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import plan as benchmark
-from benchmarks.machine import Deadline
+from benchmarks.harness import Deadline
 from benchmarks.plan_report import make_table
 from benchmarks.plan_steps import Steps
 from fastvideo_lightning.plan import find_card
