@@ -23,18 +23,18 @@ from diffusers import (
 )
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-from benchmarks import options
+from benchmarks import harness
 from benchmarks.checkpoints import write_transformer
 from benchmarks.harness import (
     Deadline,
+    Names,
     describe_machine,
     find_device,
     measure_link_rate,
     synchronize,
 )
 from benchmarks.models import make_inputs, make_transformer
-from benchmarks.options import Names
-from benchmarks.row_table import Row, RowTable
+from benchmarks.report import Row, RowTable
 from fastvideo_lightning.callbacks import LayerwiseOffload
 
 PLACEMENTS = ("plain", "streamed", "skippable")
@@ -202,13 +202,13 @@ def measure_all(
 
 
 @click.command()
-@options.model()
-@options.frames("1,17")
-@options.size()
-@options.limit(75.0)
-@options.folder
-@options.output
-@options.name()
+@harness.model()
+@harness.frames("1,17")
+@harness.size()
+@harness.limit(75.0)
+@harness.folder
+@harness.output
+@harness.name()
 @click.option("--steps", default=10, help="Of one video.")
 @click.option(
     "--settings",
@@ -228,7 +228,7 @@ def main(
     settings: tuple[str, ...],
 ) -> None:
     """Measure setting after setting and write JSON and a Markdown page after each row."""
-    options.check_models(model)
+    harness.check_models(model)
     deadline, device = Deadline(limit_s), find_device()
     denoisings = make_denoisings(model, folder, steps, device)
     facts = {

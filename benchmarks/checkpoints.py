@@ -19,9 +19,8 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from benchmarks import options
-from benchmarks.models import CONFIGS, transformer_shapes
-from benchmarks.random_weights import Shape, write_random_weights
+from benchmarks import harness
+from benchmarks.models import CONFIGS, Shape, transformer_shapes, write_random_weights
 
 WORDS = ("a", "red", "green", "blue", "circle", "square", "moves", "left", "right", "up", "down")
 PROMPT = "a red circle moves right"
@@ -137,9 +136,9 @@ def _link(source: Path, target: Path) -> None:
 
 
 @click.command()
-@options.model()
+@harness.model()
 @click.option("--experts", is_flag=True, help="Two of them, with a boundary between.")
-@options.folder
+@harness.folder
 def main(model: str, experts: bool, folder: Path) -> None:
     """Write a checkpoint and say how fast it went."""
     started = time.monotonic()

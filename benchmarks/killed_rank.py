@@ -21,10 +21,10 @@ import click
 import psutil
 import torch
 
-from benchmarks import options
+from benchmarks import harness
 from benchmarks.checkpoints import PROMPT, write_pipeline
 from benchmarks.harness import describe_machine, find_device
-from benchmarks.row_table import Row, RowTable
+from benchmarks.report import Row, RowTable
 from fastvideo_lightning import VideoGenerator
 
 KILLED_AT_STEP = 2
@@ -114,11 +114,11 @@ def is_past(note: Path, seconds: float) -> bool:
 
 @click.command()
 @click.option("--processes", default=2, show_default=True)
-@options.model("wan-14b")
+@harness.model("wan-14b")
 @click.option("--frames", default=17, show_default=True)
-@options.size()
-@options.folder
-@options.output
+@harness.size()
+@harness.folder
+@harness.output
 @click.option("--run", type=(int, click.Path(path_type=Path)), hidden=True)
 def main(
     processes: int,
@@ -134,7 +134,7 @@ def main(
         rank, into = run
         make_videos(json.loads((into / "settings.json").read_text()), rank, into)
         return
-    options.check_models(model)
+    harness.check_models(model)
     height, width = size
     sampling = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": 10}
     settings = {"checkpoint": str(write_pipeline(model, folder)), "sampling": sampling}

@@ -16,11 +16,19 @@ value; 0 is every bit. Set-up goes from the weights' file to a model that comput
 connecting the groups of processes belongs to launching and is told apart. ``setup`` in the JSON has
 the parts of the first process's set-up, as the package's log names them, ``link_gb_s`` what the
 host brings to each GPU.
+
+What the host brings to several GPUs at once, beside what it brings to one of them alone.
+
+Where the time of a set-up goes, and what of starting several processes is not part of it.
+
+The ways of holding and moving a denoiser's weights that `multi_gpu` compares.
 """
 
+import logging
 import socket
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +37,15 @@ import click
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
-from benchmarks import options
+from benchmarks import harness
 from benchmarks.harness import (
     Deadline,
+    LinkProbe,
+    attach_in_batch,
     describe_machine,
     empty_caches,
     read_peak,
@@ -40,12 +53,138 @@ from benchmarks.harness import (
     synchronize,
     time_steps,
 )
-from benchmarks.links import measure_links
-from benchmarks.models import make_inputs, make_transformer, weight_bytes
-from benchmarks.multi_gpu_modes import ALONE, MODES, Pipeline
-from benchmarks.row_table import Row, RowTable
-from benchmarks.setup_parts import Parts, connect
+from benchmarks.models import RandomWan, make_inputs, make_transformer, weight_bytes
+from benchmarks.report import Row, RowTable
+from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
+from fastvideo_lightning.callbacks.placement import Placement
+from fastvideo_lightning.offload.distributed.process_group import find_shard_group
 from fastvideo_lightning.strategies.context_parallel import ContextParallel
+from fastvideo_lightning.strategies.fsdp import shard_denoiser
+
+REPEATS = 5
+
+
+def measure_links(device: torch.device) -> dict[str, list[float]]:
+    """GB per second that each rank copies from pinned memory, ``alone`` and ``together``.
+
+    GPUs behind one switch or one memory controller share it: what they copy together is then less
+    than the sum of what each copies alone, and bounds what shares of a model can gain.
+    """
+    probe = LinkProbe(device)
+    alone = 0.0
+    for turn in range(dist.get_world_size()):
+        dist.barrier()
+        if turn == dist.get_rank():
+            alone = probe.rate(REPEATS) / 1e9
+    dist.barrier()
+    together = probe.rate(REPEATS) / 1e9
+    probe.close()
+    every: list[tuple[float, float]] = [(0.0, 0.0)] * dist.get_world_size()
+    dist.all_gather_object(every, (alone, together))
+    return {"alone": [rates[0] for rates in every], "together": [rates[1] for rates in every]}
+
+
+class Parts(logging.Handler):
+    """The parts of a set-up, as they are logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        log = logging.getLogger("fastvideo_lightning.offload.profiling")
+        log.setLevel(logging.DEBUG)
+        log.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        self.lines.append(record.getMessage())
+
+    def take(self) -> list[str]:
+        """The lines since the last call."""
+        lines, self.lines = self.lines, []
+        return lines
+
+
+def connect(device: torch.device) -> float:
+    """Make the groups that streaming uses and let each be used once; returns the seconds."""
+    begin = time.perf_counter()
+    if shards := find_shard_group(device):
+        whole = torch.zeros(shards.size * 4096, dtype=torch.uint8, device=device)
+        shards.join(whole, whole[shards.rank * 4096 :][:4096])
+        synchronize(device)
+        shards.exchange(None)
+    return time.perf_counter() - begin
+
+
+ALONE = "streamed-one"
+"""The first rank computes, and the others are idle."""
+
+Held = tuple[int, int]  # bytes of host memory of a process's own, and of files that it maps
+Attach = Callable[["Pipeline", torch.device], tuple[Held, Callable[[], None]]]
+
+
+class Pipeline(nn.Module):
+    """A denoiser as the strategies want it: named, with its weights' places."""
+
+    denoisers = ("transformer",)
+
+    def __init__(self, transformer: RandomWan) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.weight_sources = {
+            f"transformer.{fqn}": source for fqn, source in transformer.weight_sources.items()
+        }
+
+
+def placed(make: Callable[[], Placement]) -> Attach:
+    """By one of our callbacks."""
+
+    def attach(pipeline: Pipeline, device: torch.device) -> tuple[Held, Callable[[], None]]:
+        engine, close = attach_in_batch(make(), pipeline, device)
+        if engine is None:
+            return (0, 0), close
+        mapped = engine.store.mapped_bytes
+        return (engine.store.size_bytes - mapped, mapped), close
+
+    return attach
+
+
+def streamed(how: str, memory: str) -> Attach:
+    """Blocks that all ranks stream, from one copy on the host."""
+    return placed(lambda: LayerwiseOffload("transformer", host_memory=memory, shard_transport=how))
+
+
+def fsdp(*, cpu_offload: bool) -> Attach:
+    """FSDP2, its shards on the device or on the host."""
+
+    def attach(pipeline: Pipeline, device: torch.device) -> tuple[Held, Callable[[], None]]:
+        shard_denoiser(
+            "transformer",
+            pipeline.transformer,
+            pipeline.weight_sources,
+            mesh=init_device_mesh(device.type, (dist.get_world_size(),)),
+            device=device,
+            cpu_offload=cpu_offload,
+            pin_memory=device.type == "cuda",
+        )
+        shards = [w for w in pipeline.transformer.parameters() if isinstance(w, DTensor)]
+        local = (shard.to_local() for shard in shards)
+        on_host = sum(part.nbytes for part in local if part.device.type == "cpu")
+        return (on_host, 0), lambda: None
+
+    return attach
+
+
+MODES: dict[str, Attach] = {
+    ALONE: streamed("local", "mapped"),
+    "resident": placed(lambda: Resident("transformer")),
+    "streamed-gather": streamed("gather", "mapped"),
+    "streamed-local": streamed("local", "mapped"),
+    "streamed-auto": streamed("auto", "mapped"),
+    "fsdp-cpu-offload": fsdp(cpu_offload=True),
+    "fsdp": fsdp(cpu_offload=False),
+    "streamed-gather-pinned": streamed("gather", "pinned"),
+}
+
 
 COLUMNS = (
     *("mode", "frames", "step_ms", "fastest_ms", "slowest_ms"),
@@ -231,15 +370,15 @@ def run_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
 
 @click.command()
 @click.option("--processes", default=2, show_default=True)
-@options.model()
-@options.frames()
-@options.size()
+@harness.model()
+@harness.frames()
+@harness.size()
 @click.option("--modes", default="all", show_default=True, help="`resident,fsdp+context`, ...")
 @click.option("--rounds", default=3, show_default=True)
-@options.limit(540.0)
-@options.name()
-@options.folder
-@options.output
+@harness.limit(540.0)
+@harness.name()
+@harness.folder
+@harness.output
 def main(
     processes: int,
     model: str,
@@ -257,7 +396,7 @@ def main(
     chosen = every if modes == "all" else modes.split(",")
     if unknown := [mode for mode in chosen if mode not in every]:
         raise click.BadParameter(f"no mode {unknown[0]!r}; there are {', '.join(every)}")
-    options.check_models(model)
+    harness.check_models(model)
     facts = {"model": model, "size": list(size), "rounds": rounds, "processes": processes}
     path = output / f"{name or f'multi-gpu-{model}'}.json"
     table = RowTable(path, f"{processes} GPUs, {model}", facts)

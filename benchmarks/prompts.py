@@ -24,10 +24,10 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import options
+from benchmarks import harness
 from benchmarks.checkpoints import PROMPT, write_pipeline
 from benchmarks.harness import describe_machine, find_device
-from benchmarks.row_table import Row, RowTable
+from benchmarks.report import Row, RowTable
 from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
 
 MODES: dict[str, dict[str, Any]] = {
@@ -120,20 +120,20 @@ def read(into: Path, mode: str, size: int, turn: int, rank: int) -> dict[str, An
 
 @click.command()
 @click.option("--processes", default="1,2", show_default=True)
-@options.model()
+@harness.model()
 @click.option("--count", default=8, show_default=True, help="Prompts.")
 @click.option("--steps", default=10, show_default=True)
 @click.option("--frames", default=17, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@options.size()
+@harness.size()
 @click.option(
     "--modes",
-    type=options.Names(tuple(MODES)),
+    type=harness.Names(tuple(MODES)),
     default=tuple(MODES),
     help=f"Of {', '.join(MODES)}.  [default: all]",
 )
-@options.folder
-@options.output
+@harness.folder
+@harness.output
 @click.option("--run", type=(str, int, click.Path(path_type=Path)), hidden=True)
 def main(
     processes: str,
@@ -153,7 +153,7 @@ def main(
         mode, num_gpus, into = run
         make_videos(json.loads((into / "settings.json").read_text()), (mode, num_gpus), into)
         return
-    options.check_models(model)
+    harness.check_models(model)
     height, width = size
     shape = {"height": height, "width": width, "num_frames": frames}
     settings = {

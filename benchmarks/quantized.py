@@ -20,10 +20,11 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
-from benchmarks import options
+from benchmarks import harness
 from benchmarks.checkpoints import write_transformer
 from benchmarks.harness import (
     Deadline,
+    Names,
     describe_machine,
     empty_caches,
     find_device,
@@ -32,8 +33,7 @@ from benchmarks.harness import (
     time_steps,
 )
 from benchmarks.models import make_inputs
-from benchmarks.options import Names
-from benchmarks.row_table import Row, RowTable
+from benchmarks.report import Row, RowTable
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import LayerwiseOffload, Resident
 from fastvideo_lightning.checkpoint.components import RunDtypes, build_component
@@ -167,13 +167,13 @@ def choose_ways(ways: tuple[str, ...], device: torch.device) -> tuple[str, ...]:
 
 
 @click.command()
-@options.model()
-@options.frames("1,17")
-@options.size()
-@options.limit(75.0)
-@options.folder
-@options.output
-@options.name()
+@harness.model()
+@harness.frames("1,17")
+@harness.size()
+@harness.limit(75.0)
+@harness.folder
+@harness.output
+@harness.name()
 @click.option("--kinds", type=Names(KINDS), default=",".join(KINDS), help="Of weights.")
 @click.option("--ways", type=Names(tuple(WAYS)), default=",".join(WAYS), help="To run them.")
 @click.option("--videos/--no-videos", default=True, help="Measure what the kinds change.")
@@ -190,7 +190,7 @@ def main(
     videos: bool,
 ) -> None:
     """Measure kind after kind and write JSON and a Markdown page after each row."""
-    options.check_models(model)
+    harness.check_models(model)
     deadline, device = Deadline(limit_s), find_device()
     facts = {"model": model, "size": "x".join(map(str, size)), **describe_machine(device)}
     facts["link_gb_per_s"] = measure_link_rate(device) / 1e9

@@ -1,14 +1,94 @@
-"""From a benchmark's JSON to a Markdown table and a plot."""
+"""From a benchmark's JSON to a Markdown table and a plot.
+
+What a measured step says of other cards and links: computing scaled, bytes over the link.
+
+Rows of a benchmark, in JSON and as Markdown tables, written as each of them comes.
+"""
 
 import json
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
-from benchmarks.cards import make_predictions
+
+class Card(NamedTuple):
+    """A card by its makers' data sheet.
+
+    Attributes:
+        name: what it is called.
+        tflops: dense bf16 with fp32 accumulation, 10**12 per second.
+        link: what it is plugged into.
+    """
+
+    name: str
+    tflops: float
+    link: str
+
+
+LINKS = {"PCIe 3 x16": 12.5e9, "PCIe 4 x16": 25e9, "PCIe 5 x16": 54e9}
+"""Bytes per second that pinned copies to the device reach in practice."""
+
+CARDS = (
+    Card("RTX 3090", 71, "PCIe 4 x16"),
+    Card("RTX 4090", 165, "PCIe 4 x16"),
+    Card("RTX 5090", 210, "PCIe 5 x16"),
+    Card("RTX A6000", 155, "PCIe 4 x16"),
+    Card("L40S", 362, "PCIe 4 x16"),
+    Card("A100", 312, "PCIe 4 x16"),
+    Card("H100", 989, "PCIe 5 x16"),
+)
+
+_MEASURED = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
+
+
+class Prediction(NamedTuple):
+    """A streamed step and the same with all weights resident, in milliseconds."""
+
+    streamed_ms: float
+    resident_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """How much longer the streamed step takes."""
+        return self.streamed_ms / self.resident_ms
+
+
+def predict(compute_ms: float, streamed_bytes: int, link_bytes_per_s: float) -> Prediction:
+    """The bound: a step computes or copies, whichever is longer."""
+    return Prediction(max(compute_ms, streamed_bytes / link_bytes_per_s * 1e3), compute_ms)
+
+
+def make_predictions(facts: dict[str, Any]) -> str:
+    """What the measured resident steps of a result predict for other links and cards."""
+    computed = {row["frames"]: row["step_ms"] for row in facts["rows"] if row["mode"] == "resident"}
+    if not computed:
+        return ""
+    frames = sorted(computed)
+    lines = [
+        "## What this predicts elsewhere",
+        "",
+        "A streamed step takes the longer of its computing and its bytes over the link. The same "
+        "card on other links, then other cards on theirs: computing scaled from this card by the "
+        "data sheets' dense bf16 rates, an estimate; the ratio is to a step with all weights on "
+        "the card, whether or not they fit there.",
+        "",
+        "| card and link | " + " | ".join(f"{n} frames: ms (ratio)" for n in frames) + " |",
+        "|---" * (len(frames) + 1) + "|",
+    ]
+    measured = next((rate for name, rate in _MEASURED.items() if name in facts["device"]), None)
+    places = [(facts["device"], 1.0, link) for link in LINKS]
+    if measured is not None:
+        places += [(card.name, measured / card.tflops, card.link) for card in CARDS]
+    for name, slower, link in places:
+        cells = [f"{name}, {link} ({LINKS[link] / 1e9:.1f} GB/s)"]
+        for count in frames:
+            step = predict(computed[count] * slower, facts["block_bytes"], LINKS[link])
+            cells.append(f"{step.streamed_ms:.0f} ({step.ratio:.2f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def link_ms(facts: dict[str, Any], row: dict[str, Any]) -> float:
@@ -130,3 +210,59 @@ def write_report(path: Path) -> str:
     path.with_suffix(".md").write_text(page)
     draw(facts, path.with_suffix(".png"))
     return page
+
+
+Row = dict[str, Any]
+
+
+class RowTable:
+    """What a benchmark has measured so far.
+
+    Args:
+        path: of the JSON file; the page lies beside it.
+        title: of the page.
+        facts: of the machine and the run.
+    """
+
+    def __init__(self, path: Path, title: str, facts: dict[str, Any]) -> None:
+        self.path = path
+        self.title = title
+        self.facts = facts
+        self.parts: dict[str, list[Row]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, part: str, *rows: Row) -> None:
+        """Keep rows of a part, all with the same columns, and write the files anew."""
+        self.parts.setdefault(part, []).extend(rows)
+        for row in rows:
+            click.echo(f"{part}: {json.dumps(row)}")
+        self.path.write_text(json.dumps({**self.facts, **self.parts}, indent=1) + "\n")
+        self.path.with_suffix(".md").write_text(self.page())
+
+    def page(self) -> str:
+        """The tables in Markdown."""
+        lines = [f"# {self.title}", ""]
+        told = {n: value for n, value in self.facts.items() if not isinstance(value, dict)}
+        lines.append(", ".join(f"{name} {_text(value)}" for name, value in told.items()) + ".")
+        for name, parts in self.facts.items():
+            if name not in told and parts:
+                lines += ["", f"{name}:", ""]
+                lines += [f"- {part}: {_text(value)}" for part, value in parts.items() if value]
+        for part, rows in self.parts.items():
+            columns = list(rows[0])
+            lines += ["", f"## {part}", "", f"| {' | '.join(columns)} |"]
+            lines.append("|" + "---|" * len(columns))
+            for row in rows:
+                lines.append(f"| {' | '.join(_text(row[column]) for column in columns)} |")
+        return "\n".join(lines) + "\n"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no"}.get(value, "-")  # type: ignore[arg-type]
+    if isinstance(value, float):
+        is_small = abs(value) < 1e-3  # 0 stands for every bit, and nothing else is written so
+        return f"{value:.2g}" if is_small else f"{value:.3f}"
+    return str(value)

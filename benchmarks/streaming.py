@@ -17,11 +17,17 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import options
-from benchmarks.contenders import Contender
-from benchmarks.harness import Deadline, LinkProbe, describe_machine, find_device, measure_link_rate
+from benchmarks import harness
+from benchmarks.harness import (
+    MODES,
+    Contender,
+    Deadline,
+    LinkProbe,
+    describe_machine,
+    find_device,
+    measure_link_rate,
+)
 from benchmarks.models import make_transformer, streamed_bytes, weight_bytes
-from benchmarks.modes import MODES
 from benchmarks.report import check_drawing, write_report
 
 
@@ -137,16 +143,16 @@ def choose_modes(modes: str) -> list[str]:
 
 
 @click.command()
-@options.model()
-@options.frames()
-@options.size()
+@harness.model()
+@harness.frames()
+@harness.size()
 @click.option("--modes", default="streamed-mapped,resident", show_default=True, help="Or `all`.")
-@options.name()
+@harness.name()
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--mode-s", default=12.0, show_default=True, help="Seconds of a mode's rounds.")
-@options.limit(3600.0)
-@options.folder
-@options.output
+@harness.limit(3600.0)
+@harness.folder
+@harness.output
 def main(
     model: str,
     frames: tuple[int, ...],
@@ -161,7 +167,7 @@ def main(
 ) -> None:
     """Measure and write JSON, a Markdown table and a plot."""
     deadline, chosen = Deadline(limit_s), choose_modes(modes)
-    options.check_models(model)
+    harness.check_models(model)
     check_drawing()
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{name or f'streaming-{model}'}.json"

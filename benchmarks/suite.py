@@ -19,7 +19,7 @@ import click
 import psutil
 import torch
 
-from benchmarks import options
+from benchmarks import harness
 
 GRACE_S = 45.0
 """What a part may take past its limit before it is ended from outside."""
@@ -129,14 +129,14 @@ def end(process: psutil.Process) -> None:
 @click.command()
 @click.option(
     "--parts",
-    type=options.Names(tuple(PARTS)),
+    type=harness.Names(tuple(PARTS)),
     default=tuple(PARTS),
     help=f"Of {', '.join(PARTS)}.  [default: all]",
 )
 @click.option("--arguments", default="", help="For every part, behind its own.")
-@options.limit(3600.0)
-@options.folder
-@options.output
+@harness.limit(3600.0)
+@harness.folder
+@harness.output
 def main(
     parts: tuple[str, ...], arguments: str, limit_s: float, folder: Path, output: Path
 ) -> None:

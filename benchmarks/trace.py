@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from benchmarks import options
-from benchmarks.contenders import Contender
-from benchmarks.harness import find_device
+from benchmarks import harness
+from benchmarks.harness import Contender, find_device
 from benchmarks.models import make_inputs
 from benchmarks.report import check_drawing
 
@@ -132,10 +131,10 @@ def _overlap(span: Span, others: Iterable[Span]) -> float:
 
 
 @click.command()
-@options.model()
+@harness.model()
 @click.option("--frames", default=17, show_default=True)
-@options.size()
-@options.folder
+@harness.size()
+@harness.folder
 @click.option("--trace", type=click.Path(path_type=Path), help="Draw this one; record none.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("streaming-trace.png"))
 def main(
@@ -145,7 +144,7 @@ def main(
     check_drawing()
     with tempfile.TemporaryDirectory() as kept:
         if trace is None:
-            options.check_models(model)
+            harness.check_models(model)
             trace = Path(kept) / "trace.json"
             record(model, frames, size, folder, trace)
         timeline = read_timeline(trace)

@@ -10,9 +10,7 @@ from distributed.ranks import World
 
 from benchmarks import multi_gpu
 from benchmarks.models import make_transformer
-from benchmarks.multi_gpu import Contender, main, set_up
-from benchmarks.multi_gpu_modes import ALONE
-from benchmarks.setup_parts import Parts
+from benchmarks.multi_gpu import ALONE, Contender, Parts, main, set_up
 
 MODES = [
     "streamed-one",

@@ -8,8 +8,7 @@ from click.testing import CliRunner
 
 from benchmarks import plan as benchmark
 from benchmarks.harness import Deadline
-from benchmarks.plan_report import make_table
-from benchmarks.plan_steps import Steps
+from benchmarks.plan import Steps, make_table
 from fastvideo_lightning.plan import find_card
 
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from benchmarks.modes import MODES
+from benchmarks.harness import MODES
 from benchmarks.report import draw
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.cards import predict
-from benchmarks.modes import MODES
+from benchmarks.harness import MODES
+from benchmarks.report import predict
 from benchmarks.streaming import choose_modes, main
 
 

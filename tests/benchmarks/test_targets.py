@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import multi_gpu_targets
+from benchmarks import targets
 from benchmarks.targets import TARGETS, Results, judge, main, make_page
 
 MACHINE = {"device": "Some GPU", "commit": "abc", "link_bytes_per_s": 50e9, "model": "wan-1.3b"}
@@ -69,7 +69,7 @@ def test_what_was_measured_twice_stands_there_twice(commit):
 
 def test_over_two_gpus_a_ratio_is_of_one_run_alone():
     name = "14B sharded / FSDP2 with CPU offload, 1 frame"
-    target = next(t for t in multi_gpu_targets.TARGETS if t.name == name)
+    target = next(t for t in targets.ON_TWO_GPUS if t.name == name)
     row = {"mode": "streamed-gather", "frames": 1, "step_ms": 84.0}
     other = {"mode": "fsdp-cpu-offload", "frames": 1, "step_ms": 100.0}
     facts = MACHINE | {"model": "wan-14b"}
@@ -82,7 +82,7 @@ def test_over_two_gpus_a_ratio_is_of_one_run_alone():
 
 
 def test_a_process_that_a_killed_one_leaves_behind_has_never_ended():
-    target = next(t for t in multi_gpu_targets.TARGETS if t.name.startswith("a rank killed"))
+    target = next(t for t in targets.ON_TWO_GPUS if t.name.startswith("a rank killed"))
 
     def judged(*rows):
         run = MACHINE | {"rows": [{"seconds": 4.0, "left": left} for left in rows]}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import checkpoints as checkpoints_of_benchmarks
-from benchmarks import random_weights
+from benchmarks import models
 from fastvideo_lightning.cli.app import run
 
 VIDEO = ("--height", "480", "--width", "832", "--num-frames", "17", "--gpu", "RTX 4090")
@@ -20,8 +20,8 @@ READ_AHEAD_BYTES = 1 << 20
 def folder(tmp_path_factory):
     """A whole checkpoint in the published shapes; headers are written, weights are not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random_weights, "_write_tiles", lambda *_: None)
-        patch.setattr(random_weights, "_tile", lambda *_: None)
+        patch.setattr(models, "_write_tiles", lambda *_: None)
+        patch.setattr(models, "_tile", lambda *_: None)
         patch.setitem(
             checkpoints_of_benchmarks.VAES, "vae", checkpoints_of_benchmarks.VAES["vae-tiny"]
         )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from diffusers import AutoencoderKLWan
 
-from benchmarks.plan_decoding import make_vae_subject
+from benchmarks.plan import make_vae_subject
 from fastvideo_lightning import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan import find_card
