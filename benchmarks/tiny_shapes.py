@@ -184,7 +184,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         "# tiny-shapes: how often the video shows what the prompt says",
         "",
         f"Plain `WanPipeline` in fp32 on {report['device']} ({versions}), read off the pixels by",
-        "`tests/shape_reader.py`. Unless a row says otherwise:",
+        "`tests/support/shape_reader.py`. Unless a row says otherwise:",
         f"{settings}. Sizes are width x height.",
         f"Every video has its own seed, {FIRST_SEED} and up. Made by `benchmarks/tiny_shapes.py`.",
         "",

@@ -120,7 +120,7 @@ def test_frames_are_those_of_plain_diffusers_and_of_the_source(
 ) -> None:
     """Bit for bit; the source's weights are moved to aligned addresses, where a pack has them.
 
-    See Note [Addresses and last bits] in `offload/layout.py`.
+    See Note [Addresses and last bits] in `offload/tensors/layout.py`.
     """
     folder = packed(kind_of(case), "fp32")
     sampling = sampling_of(case, {"image": image, "last_image": last_image})

@@ -9,7 +9,7 @@ from: all processes of a node and the page cache share its one copy. The module'
 views of a private, writable mapping that is never registered: a write to a read-only mapping would
 end the process. A write makes the kernel give that page a copy of its own, which the copies to the
 device would not see; so before each run the page table tells whether a unit was written, and such a
-unit moves to a slab of its own (``pagemap.py``).
+unit moves to a slab of its own.
 """
 
 import atexit
