@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,40 @@ def test_a_room_imports_only_what_it_may(room):
         for name in imported(path):
             ok = any(name == allowed or name.startswith(f"{allowed}.") for allowed in ALLOWED[room])
             assert ok, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def arrows() -> dict[str, set[str]]:
+    """Return which files of the package each file imports, lazily or for type checkers too."""
+    files = {}
+    for path in (*PACKAGE.rglob("*.py"), *(PACKAGE / "callbacks").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    found: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in files:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= {full if full in files else node.module for full in inner}
+    return found
+
+
+def test_no_file_is_in_a_circle():
+    TopologicalSorter(arrows()).prepare()  # CycleError names the files
+
+
+def test_no_room_is_in_a_circle():
+    rooms: dict[str, set[str]] = {}
+    for name, others in arrows().items():
+        room, *_ = name.split(".")[1:] or [""]
+        found = {other.split(".")[1] for other in others if "." in other}
+        rooms.setdefault(room, set()).update(found)
+    TopologicalSorter({room: to - {room} for room, to in rooms.items()}).prepare()
+
+
+def test_five_files_lie_beside_the_rooms():
+    names = {path.name for path in PACKAGE.glob("*.py")}
+    assert names == {"__init__.py", "__main__.py", "version.py", "loop.py", "libraries.py"}
 
 
 def test_importing_the_package_imports_nothing_slow():
