@@ -3,7 +3,9 @@
 Names load lazily (PEP 562): lightning and diffusers take seconds to import.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fastvideo_lightning.version import STARTED_BY as STARTED_BY
@@ -64,6 +66,35 @@ __all__ = [
     "make_plan",
     "make_strategy",
 ]
+
+# The docs have published these modules under the names that they had before.
+_EARLIER = {
+    "callbacks.budget": "callbacks.memory_budget",
+    "callbacks.memory": "callbacks.memory_report",
+    "offload.group": "offload.unit",
+    "offload.partition": "offload.blocks",
+    "offload.state": "offload.unit",
+    "offload.stats": "offload.engine",
+    "plan.cards": "plan.machine",
+    "plan.planning": "plan.planner",
+    "prompt_files": "prompts.files",
+    "prompt_module": "prompts.datamodule",
+    "replanning": "generator.replan",
+}
+
+
+class _Earlier(ModuleType):
+    """A module under its earlier name; what it is asked for is loaded then."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        now = _EARLIER[self.__name__.removeprefix(f"{__name__}.")]
+        return getattr(import_module(f"{__name__}.{now}"), name)
+
+
+for _name in _EARLIER:
+    sys.modules[f"{__name__}.{_name}"] = _Earlier(f"{__name__}.{_name}")
 
 
 def __getattr__(name: str) -> object:

@@ -1,6 +1,7 @@
 """Who imports whom: the rooms of the package keep to their doors."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -8,6 +9,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import fastvideo_lightning
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fastvideo_lightning"
@@ -280,3 +283,11 @@ def test_every_folder_of_code_is_packaged():
     folders = {path.parent for path in PACKAGE.rglob("*.py")}
     names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert set(listed) == names | {"fastvideo_lightning.callbacks"}
+
+
+@pytest.mark.parametrize("name", fastvideo_lightning._EARLIER)
+def test_what_the_docs_have_published_is_found_where_it_was(name):
+    earlier = importlib.import_module(f"fastvideo_lightning.{name}")
+    now = importlib.import_module(f"fastvideo_lightning.{fastvideo_lightning._EARLIER[name]}")
+    public = [known for known in vars(now) if not known.startswith("_")]
+    assert all(getattr(earlier, known) is getattr(now, known) for known in public)
