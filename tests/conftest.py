@@ -125,11 +125,11 @@ def broken(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a generator place weights as on a GPU: the engine copies inline on a CPU."""
-    from fastvideo_lightning.generator.placements import Placing
+    from fastvideo_lightning.generator.placements import ModelPlacement
 
-    begin = Placing.__init__
+    begin = ModelPlacement.__init__
 
-    def as_on_gpu(self: Placing, *args: Any, **kwargs: Any) -> None:
+    def as_on_gpu(self: ModelPlacement, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **{**kwargs, "on_gpu": True})
 
-    monkeypatch.setattr(Placing, "__init__", as_on_gpu)
+    monkeypatch.setattr(ModelPlacement, "__init__", as_on_gpu)

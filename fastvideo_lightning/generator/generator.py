@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["VideoGenerator", "check_devices"]
 
 
-class Saving:
+class CurrentWriter:
     """Stands among the callbacks for the writer of the current run, or for none.
 
     The callbacks of a Fabric are fixed when it is made; the folder of a video is not.
@@ -43,7 +43,7 @@ class Saving:
         self._is_running = False
 
     @contextmanager
-    def by(self, writer: object | None) -> Iterator[None]:
+    def use(self, writer: object | None) -> Iterator[None]:
         """Have `writer` hear the moments of the run inside the context; None: nothing is written.
 
         Raises:
@@ -150,8 +150,8 @@ class VideoGenerator:
         callbacks: Iterable[object] = (),
         progress: bool = True,
     ) -> None:
-        from fastvideo_lightning.generator.placements import Placing
-        from fastvideo_lightning.generator.replan import Replanning
+        from fastvideo_lightning.generator.placements import ModelPlacement
+        from fastvideo_lightning.generator.replan import Replanner
         from fastvideo_lightning.loop import check_callbacks
         from fastvideo_lightning.modules.acceleration import check_attention_backend
         from fastvideo_lightning.strategies import check_context
@@ -164,11 +164,11 @@ class VideoGenerator:
         check_context(module, config.context_parallel, num_gpus)
         module.context_parallel = config.context_parallel
         on_gpu = self._accelerator != "cpu"
-        self._placing = Placing(module, config, on_gpu=on_gpu, num_processes=num_gpus)
-        self._replanning = Replanning(self._placing)
+        self._placing = ModelPlacement(module, config, on_gpu=on_gpu, num_processes=num_gpus)
+        self._replanning = Replanner(self._placing)
         self._callbacks = check_callbacks(callbacks)
         self._progress = progress
-        self._saving = Saving()
+        self._saving = CurrentWriter()
         self._module: VideoModule | None = module
         self._fabric: L.Fabric | None = None
 
@@ -463,7 +463,7 @@ class VideoGenerator:
         module, self._module = self._module, None
         fabric, self._fabric = self._fabric, None
         if fabric is not None:
-            self._placing.slow_down()
+            self._placing.disable_acceleration()
             fabric.call("teardown")
             fabric._callbacks.clear()
         if module is not None:
@@ -485,7 +485,7 @@ class VideoGenerator:
     def _iterate(self, prompts: Any, writer: Any) -> Iterator[Any]:
         fabric, skip_failure = self._launch(), getattr(writer, "skip_failure", None)
         videos = self._replanning.iterate(fabric, list(prompts), skip_failure)
-        with self._saving.by(writer), closing(videos):
+        with self._saving.use(writer), closing(videos):
             for video in videos:
                 yield video
                 _ = self.module  # closed meanwhile, it makes no more

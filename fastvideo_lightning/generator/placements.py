@@ -237,7 +237,7 @@ _GIB = 1 << 30
 _WORTH_IT = 1.25
 
 
-class Placing:
+class ModelPlacement:
     """Says where the weights are and puts them elsewhere when a video asks for it.
 
     Args:
@@ -351,7 +351,8 @@ class Placing:
     def replace(self, fabric: "L.Fabric", config: OffloadConfig) -> None:
         """Take the weights from where they are and put them where other flags say."""
         self._is_whole = False
-        self.slow_down()  # a cache has to be around what places the weights, and not inside of it
+        # a cache has to be around what places the weights, and not inside of it
+        self.disable_acceleration()
         self.exchange(fabric, config)
         for callback in self._callbacks:
             hook = getattr(callback, "on_after_setup", None)
@@ -375,10 +376,10 @@ class Placing:
 
     def accelerate(self) -> None:
         """Turn on the flags' cache, backend, tiling and slicing; the weights are placed."""
-        self.slow_down()
+        self.disable_acceleration()
         self._turn_off = accelerate(self.module, self.config)
 
-    def slow_down(self) -> None:
+    def disable_acceleration(self) -> None:
         """Turn them off again; a second call does nothing."""
         turn_off, self._turn_off = self._turn_off, lambda: None
         turn_off()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.generator.placements import Placing, explain_memory, params_of
+from fastvideo_lightning.generator.placements import ModelPlacement, explain_memory, params_of
 from fastvideo_lightning.modules.acceleration import models_that_decode_by
 from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.plan import Plan, make_plan
@@ -43,7 +43,7 @@ class OutOfGPUMemoryError(RuntimeError):
         self.flags = flags
 
 
-class Replanning:
+class Replanner:
     """Makes a video again with less on the device, `MAX_REPLANS` times at most.
 
     It stands among Fabric's callbacks too, to note on each video how often that was needed.
@@ -52,7 +52,7 @@ class Replanning:
         placing: What is placed again.
     """
 
-    def __init__(self, placing: Placing) -> None:
+    def __init__(self, placing: ModelPlacement) -> None:
         self._placing = placing
         self._num_replans: Counter[int] = Counter()  # by the index of the prompt
         self._num_while_loading = 0

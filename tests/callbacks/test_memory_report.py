@@ -6,7 +6,7 @@ from support.checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.callbacks import MemoryReport, memory_report
-from fastvideo_lightning.generator.placements import Placing
+from fastvideo_lightning.generator.placements import ModelPlacement
 from fastvideo_lightning.offload.registry import engines_of
 from fastvideo_lightning.offload.timing import TimedTransport
 
@@ -14,12 +14,12 @@ from fastvideo_lightning.offload.timing import TimedTransport
 @pytest.fixture
 def streaming(monkeypatch):
     """Have the weights placed as on a GPU: the engine copies inline on a CPU."""
-    begin = Placing.__init__
+    begin = ModelPlacement.__init__
 
     def as_on_gpu(self, *args, **kwargs):
         begin(self, *args, **{**kwargs, "on_gpu": True})
 
-    monkeypatch.setattr(Placing, "__init__", as_on_gpu)
+    monkeypatch.setattr(ModelPlacement, "__init__", as_on_gpu)
 
 
 def make_generator(checkpoint, report):

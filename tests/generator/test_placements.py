@@ -12,7 +12,7 @@ from support.running_out import make, make_generator
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule, make_plan
 from fastvideo_lightning.callbacks import MemoryBudget
 from fastvideo_lightning.generator import placements
-from fastvideo_lightning.generator.placements import Placing
+from fastvideo_lightning.generator.placements import ModelPlacement
 from fastvideo_lightning.plan import BudgetTooSmallError, find_card, planner
 
 
@@ -53,7 +53,9 @@ def test_several_ranks_plan_for_what_is_free_on_the_fullest_gpu(
         device=torch.device("cpu"), all_reduce=all_reduce, broadcast=lambda x: x, _callbacks=[]
     )
     module = VideoModule.from_pretrained(checkpoint("t2v"), device_type="cpu")
-    made = Placing(module, OffloadConfig(gpu_memory_budget="auto"), on_gpu=True, num_processes=2)
+    made = ModelPlacement(
+        module, OffloadConfig(gpu_memory_budget="auto"), on_gpu=True, num_processes=2
+    )
     made.begin(fabric, SamplingParams(**SIZE), at=0)
     assert made.plan.budget_bytes == min(4, free_elsewhere_gib) * gib
     assert made.plan_for(SamplingParams(**SIZE)).budget_bytes == made.plan.budget_bytes

@@ -20,7 +20,7 @@ from fastvideo_lightning import (
 )
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.generator import replan
-from fastvideo_lightning.generator.placements import Placing
+from fastvideo_lightning.generator.placements import ModelPlacement
 
 PLACES = {"text_encoder": "encode", "transformer": "denoise", "vae.decoder": "decode"}
 
@@ -157,4 +157,4 @@ def test_without_replanning_a_batch_notes_the_explained_failure(checkpoint, on_g
 def test_several_processes_cannot_replan(checkpoint):
     module = VideoModule.from_pretrained(checkpoint("t2v"), device_type="cpu")
     with pytest.raises(ValueError, match="needs one process, got num_gpus=2"):
-        Placing(module, OffloadConfig(on_oom="replan"), on_gpu=True, num_processes=2)
+        ModelPlacement(module, OffloadConfig(on_oom="replan"), on_gpu=True, num_processes=2)
