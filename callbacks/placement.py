@@ -73,7 +73,7 @@ class Attachment:
         """The unit that the target's next call needs first, where units move."""
         return None if self.group is None else self.group.first
 
-    def foresee(self, step: int, *, comes_next: bool) -> None:
+    def announce_next(self, step: int, *, comes_next: bool) -> None:
         """A denoising step begins: note how many passes the last one took, say what follows it.
 
         Args:
@@ -104,7 +104,7 @@ class Attachment:
         forget_empty(self.root, _CLAIMS)
         if self.engine is not None:
             self.engine.end_run()
-        self.adapt()  # what came since then goes back to the host as well
+        self.sync_tensors()  # what came since then goes back to the host as well
         remove_all(self.handles)
         self.handles.clear()
         forget_idle_engines(self.root)
@@ -114,10 +114,10 @@ class Attachment:
         self.places = places_in(self.model)
         if self.engine is not None:
             listeners = self.engine.before_refresh
-            listeners.append(self.adapt)
-            self.handles.append(Undo(lambda: listeners.remove(self.adapt)))
+            listeners.append(self.sync_tensors)
+            self.handles.append(Undo(lambda: listeners.remove(self.sync_tensors)))
 
-    def adapt(self) -> None:
+    def sync_tensors(self) -> None:
         """Take over tensors that the model was given since it was placed, and let go of others.
 
         That is what an adapter (LoRA) does: it puts layers of its own around the model's.
@@ -264,7 +264,7 @@ class Placement(ABC):
     def on_predict_batch_start(self) -> None:
         """Take over edits of weights; from here to the end of the batch they stay as they are."""
         for attachment in self.attachments:
-            attachment.adapt()
+            attachment.sync_tensors()
             for residents in attachment.residents:
                 residents.refresh()
             if attachment.engine is not None:
@@ -282,7 +282,7 @@ class Placement(ABC):
         """
         comes_next = following not in ("", denoiser) and is_within(self.target, following)
         for attachment in self.attachments:
-            attachment.foresee(step, comes_next=comes_next)
+            attachment.announce_next(step, comes_next=comes_next)
             if attachment.graphed is not None:
                 leaves = self.target != "" and not is_within(self.target, following)
                 attachment.graphed.begin_step(is_last=leaves)
