@@ -16,10 +16,15 @@ from torch import nn
 from fastvideo_lightning.offload.adapters import rebind_units
 from fastvideo_lightning.offload.cuda_graphs import GraphedForward
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.handles import Handle, Undo, interrupted_later, remove_all
+from fastvideo_lightning.offload.handles import Handle, Undo, defer_interrupt, remove_all
 from fastvideo_lightning.offload.hooks import graph_forward
 from fastvideo_lightning.offload.profiling import phase
-from fastvideo_lightning.offload.registry import Kept, forget_empty, forget_idle_engines, kept_on
+from fastvideo_lightning.offload.registry import (
+    PerModule,
+    forget_empty,
+    forget_idle_engines,
+    state_on,
+)
 from fastvideo_lightning.offload.residents import ResidentSet
 from fastvideo_lightning.offload.tensors.autograd import lasting
 from fastvideo_lightning.offload.tensors.bindings import (
@@ -37,8 +42,8 @@ _CLAIMS = "_offload_claims"
 
 def claims_on(root: nn.Module) -> dict[str, "Placement"]:
     """Which callback places which FQN of a root module."""
-    empty: Kept[str, Placement] = Kept()
-    return kept_on(root, _CLAIMS, empty)
+    empty: PerModule[str, Placement] = PerModule()
+    return state_on(root, _CLAIMS, empty)
 
 
 class Attachment:
@@ -91,7 +96,7 @@ class Attachment:
 
     def remove(self) -> None:
         """Take the callback off the module, which is left with ordinary host tensors."""
-        with interrupted_later():
+        with defer_interrupt():
             self._remove()
 
     def _remove(self) -> None:

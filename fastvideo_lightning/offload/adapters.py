@@ -4,7 +4,7 @@ Note [Adapters in streamed blocks]
 PEFT puts a layer of its own around a linear layer: the block's weights stay the same tensors under
 other names, and small ones come beside them. The bytes of a unit's first tensors therefore stay
 where they are, be it a mapped file or a pinned slab, and those that came later are copied to a
-slab behind them (``JoinedMaster``). When they go, that slab goes. Only where one of the first
+slab behind them (``ExtendedMaster``). When they go, that slab goes. Only where one of the first
 tensors itself is no longer in the module is the whole unit laid out anew.
 """
 
@@ -38,7 +38,7 @@ def rebind_units(
 def _rebind(unit: OffloadUnit, bindings: list[TensorBinding], store: HostStore) -> None:
     assert unit.slab is not None, f"{unit.fqn} is not attached"
     found = {id(binding.tensor): binding for binding in bindings}
-    base = store.cut(unit.slab)
+    base = store.trim(unit.slab)
     first = _count_in(base, unit)
     unit.slab, unit.layout = base, base.layout
     unit.hosts = unit.hosts[:first]
@@ -62,7 +62,7 @@ def _append(unit: OffloadUnit, added: list[TensorBinding], store: HostStore) -> 
     behind.load(store)
     assert unit.slab is not None
     assert behind.slab is not None
-    unit.slab = store.join(unit.slab, behind.slab)
+    unit.slab = store.extend(unit.slab, behind.slab)
     unit.layout = unit.slab.layout
     unit.bindings += behind.bindings
     unit.hosts += behind.hosts

@@ -18,7 +18,7 @@ import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.handles import Call, Inseparable
+from fastvideo_lightning.offload.handles import Call, NotPicklable
 from fastvideo_lightning.offload.unit import DeviceSlot, UnitGroup
 
 MAX_GRAPHS = 4
@@ -45,7 +45,7 @@ class Captured:
     places: tuple[DeviceSlot, ...]
 
 
-class GraphedForward(Inseparable):
+class GraphedForward(NotPicklable):
     """Stands for a model's forward and replays it, see Note [One graph for a step].
 
     Args:
@@ -183,7 +183,7 @@ class GraphedForward(Inseparable):
             for slot in captured.places:
                 self._engine.transport.wait(slot)
             captured.graph.replay()
-            self._engine.transport.replayed((*memory.ring.slots, *memory.homes))
+            self._engine.transport.replayed((*memory.ring.slots, *memory.resident_slots))
         return tree_map_only(torch.Tensor, torch.Tensor.clone, captured.output)
 
     def _forget(self) -> None:

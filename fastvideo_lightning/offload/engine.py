@@ -324,14 +324,14 @@ class OffloadEngine:
 
     def _drop_all_but_from(self, unit: OffloadUnit) -> None:
         """Give up prefetches that were wrong: all but those of ``unit`` and of who follows it."""
-        if not unit.transient and unit.home is None:
+        if not unit.transient and unit.resident_slot is None:
             self.memory.drop_prefetched(keep=self.order.window(unit, self.ring.num_slots))
 
     def _hand_over(self, home: DeviceSlot) -> None:
         """In a model's last pass, bring what is expected to live in a home next."""
         if self.order.expected is not None:
             for resident in self._residents_of(self.order.expected):
-                if resident.home is home:
+                if resident.resident_slot is home:
                     self.prefetch(resident)
 
     def _residents_of(self, unit: OffloadUnit) -> Sequence[OffloadUnit]:
@@ -428,7 +428,7 @@ class OffloadEngine:
         call = OpenCall(called, unit)
         self.begin_call(call)
         is_in_use, alone = self.calls.count(unit) > 1, unit.transient
-        is_cast = alone and not is_in_use and unit.rest.is_left()  # by a pipeline, in its run
+        is_cast = alone and not is_in_use and unit.shown.changed()  # by a pipeline, in its run
         if is_cast or (self.idle and not (alone and is_in_use) and not in_backward()):
             with outside_transforms():
                 self.refresh(alone=alone)
@@ -487,13 +487,13 @@ class OffloadEngine:
         """The model has returned or raised; if its pass needed all units, that is their order."""
         seen = self.order.seen(group.streamed)
         if seen == list(group.streamed) or len(seen) < len(group.streamed):
-            group.otherwise = ()
-        elif seen == group.otherwise:
-            group.streamed, group.otherwise = seen, ()
+            group.candidate_order = ()
+        elif seen == group.candidate_order:
+            group.streamed, group.candidate_order = seen, ()
             self._give_slots(seen)
             self.order.follow(seen)
         else:
-            group.otherwise = seen
+            group.candidate_order = seen
         self.finish_call(model)
 
     def refresh(self, *, alone: bool = False) -> None:
@@ -515,7 +515,7 @@ class OffloadEngine:
                     (unit.leave_lent if lent else unit.revalidate)(self.store)
             self.memory.fit(self.units)
         if not alone:
-            self.transport.agree(self.units, [*self.memory.ring.slots, *self.memory.homes])
+            self.transport.agree(self.units, [*self.memory.ring.slots, *self.memory.resident_slots])
 
     def _give_slots(self, units: Sequence[OffloadUnit]) -> None:
         for i, unit in enumerate(units):

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload.engine import OffloadEngine
-from fastvideo_lightning.offload.handles import Call, Handle, Inseparable, Undo
+from fastvideo_lightning.offload.handles import Call, Handle, NotPicklable, Undo
 from fastvideo_lightning.offload.tensors.transfers import move_inputs
 from fastvideo_lightning.offload.unit import Entrance, OffloadUnit
 
 _CALL = "_call_impl"
 
 
-class PartCall(Inseparable):
+class PartCall(NotPicklable):
     """Stands for the call of a part whose unit is away.
 
     Args:

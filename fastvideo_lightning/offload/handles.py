@@ -28,7 +28,7 @@ class Handle(Protocol):
         ...
 
 
-class Inseparable:
+class NotPicklable:
     """What stays with the module it was registered on, and is not pickled or copied with it.
 
     Args:
@@ -46,7 +46,7 @@ class Inseparable:
         )
 
 
-class Hook(Inseparable, Generic[P, R]):
+class Hook(NotPicklable, Generic[P, R]):
     """A callable that is registered on a module.
 
     Args:
@@ -106,7 +106,7 @@ def remove_all(handles: Iterable[Handle]) -> None:
 
 
 @contextmanager
-def interrupted_later() -> Iterator[None]:
+def defer_interrupt() -> Iterator[None]:
     """An interrupt (SIGINT) within takes effect at the end."""
     before = signal.getsignal(signal.SIGINT)
     if not callable(before) or threading.current_thread() is not threading.main_thread():

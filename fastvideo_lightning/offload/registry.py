@@ -16,19 +16,19 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Kept(dict[K, V], Generic[K, V]):
+class PerModule(dict[K, V], Generic[K, V]):
     """Stays with its module: a copy of the module begins with nothing."""
 
-    def __deepcopy__(self, memo: object) -> "Kept[K, V]":
-        return Kept()
+    def __deepcopy__(self, memo: object) -> "PerModule[K, V]":
+        return PerModule()
 
-    def __reduce__(self) -> tuple[type["Kept[K, V]"], tuple[()]]:
-        return Kept, ()
+    def __reduce__(self) -> tuple[type["PerModule[K, V]"], tuple[()]]:
+        return PerModule, ()
 
 
-def kept_on(root: nn.Module, name: str, empty: Kept[K, V]) -> Kept[K, V]:
+def state_on(root: nn.Module, name: str, empty: PerModule[K, V]) -> PerModule[K, V]:
     """What is kept on a root module under a name, ``empty`` at first."""
-    kept: Kept[K, V] = root.__dict__.setdefault(name, empty)
+    kept: PerModule[K, V] = root.__dict__.setdefault(name, empty)
     return kept
 
 
@@ -83,5 +83,5 @@ def forget_idle_engines(root: nn.Module) -> None:
 
 
 def _engines_on(root: nn.Module) -> dict[torch.device, OffloadEngine]:
-    empty: Kept[torch.device, OffloadEngine] = Kept()
-    return kept_on(root, _ENGINES, empty)
+    empty: PerModule[torch.device, OffloadEngine] = PerModule()
+    return state_on(root, _ENGINES, empty)

@@ -66,7 +66,7 @@ class SlotRing:
         return None
 
 
-class Homes:
+class ResidentSlots:
     """The homes of an engine, see Note [Homes].
 
     Args:
@@ -100,10 +100,10 @@ class Homes:
 
     def move_out(self, unit: OffloadUnit) -> None:
         """Take a unit's home from it; a home without units is given back."""
-        if unit.home is None:
+        if unit.resident_slot is None:
             return
-        i = self._slots.index(unit.home)
-        unit.home = None
+        i = self._slots.index(unit.resident_slot)
+        unit.resident_slot = None
         self._tenants[i].remove(unit)
         if self._tenants[i]:
             self._fit(i)
@@ -120,11 +120,11 @@ class Homes:
         if size_bytes != self._slots[i].size_bytes:
             for unit in self._tenants[i]:
                 unit.forget_slots()
-                unit.home = None
+                unit.resident_slot = None
             self._slots[i] = DeviceSlot(0, self.device)  # the old memory goes first
             self._slots[i] = DeviceSlot(size_bytes, self.device)
         for unit in self._tenants[i]:
-            unit.home = self._slots[i]
+            unit.resident_slot = self._slots[i]
 
 
 class DeviceMemory:
@@ -141,21 +141,21 @@ class DeviceMemory:
     def __init__(self, num_slots: int, device: torch.device) -> None:
         self.device = device
         self.ring = SlotRing(num_slots, device)
-        self.homes = Homes(device)
+        self.resident_slots = ResidentSlots(device)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all slots, constant until units come or go."""
-        return self.ring.size_bytes + self.homes.size_bytes
+        return self.ring.size_bytes + self.resident_slots.size_bytes
 
     def take_in(self, group: UnitGroup, units: Sequence[OffloadUnit]) -> None:
         """Make room for a group beside all ``units``."""
-        self.homes.move_in(group.residents)
+        self.resident_slots.move_in(group.residents)
         self.fit(units)
 
     def let_go(self, unit: OffloadUnit) -> None:
         """Keep no memory for a unit."""
-        self.homes.move_out(unit)
+        self.resident_slots.move_out(unit)
 
     def fit(self, units: Iterable[OffloadUnit]) -> None:
         """Make the slots as large as the units that meet them; no unit may be in use."""
@@ -163,14 +163,16 @@ class DeviceMemory:
         largest = self.ring_bytes_for(units)
         if largest != self.ring.slot_bytes:
             for unit in units:
-                if unit.home is None:
+                if unit.resident_slot is None:
                     unit.forget_slots()
             self.ring.resize(largest)
-        self.homes.resize()
+        self.resident_slots.resize()
 
     def ring_bytes_for(self, units: Iterable[OffloadUnit]) -> int:
         """Bytes of the largest unit that streams."""
-        return max((u.size_bytes for u in units if u.home is None and not u.transient), default=0)
+        return max(
+            (u.size_bytes for u in units if u.resident_slot is None and not u.transient), default=0
+        )
 
     def find(self, unit: OffloadUnit, *, evict: bool) -> DeviceSlot | None:
         """A slot that the unit may be copied to now; None where others use or want them all.
@@ -184,10 +186,10 @@ class DeviceMemory:
                 return unit.slot
             borrowed = None if evict else self._lend(unit)
             return borrowed or DeviceSlot(unit.size_bytes, self.device)
-        if unit.home is None:
+        if unit.resident_slot is None:
             slot = self.ring.find(unit, evict=evict)
         else:
-            slot = unit.home if unit.home.is_free_for(unit, evict=evict) else None
+            slot = unit.resident_slot if unit.resident_slot.is_free_for(unit, evict=evict) else None
         if slot is not None and slot.holder not in (None, unit):
             self.empty(slot.holder)
         return slot
@@ -202,7 +204,7 @@ class DeviceMemory:
 
     def owns(self, slot: DeviceSlot) -> bool:
         """Whether a slot outlives its unit's call."""
-        return slot in self.ring.slots or slot in self.homes
+        return slot in self.ring.slots or slot in self.resident_slots
 
     def empty(self, unit: OffloadUnit) -> None:
         """Let a unit that is not in use have no slot."""
@@ -216,7 +218,7 @@ class DeviceMemory:
         for unit in units:
             if unit.state is UnitState.PREFETCHING:
                 self.empty(unit)
-        for slot in (*self.ring.slots, *self.homes):
+        for slot in (*self.ring.slots, *self.resident_slots):
             if slot.holder is not None and slot.holder.state is UnitState.OFFLOADED:
                 slot.holder = None
 
@@ -226,7 +228,10 @@ class DeviceMemory:
         """Slots of ``units``, if they and no others are prefetched, ``residents`` being at home."""
         holders = [slot.holder for slot in self.ring.slots if slot.holder is not None]
         prefetched = {unit for unit in holders if unit.state is UnitState.PREFETCHING}
-        at_home = all(unit.home is not None and unit.home.holder is unit for unit in residents)
+        at_home = all(
+            unit.resident_slot is not None and unit.resident_slot.holder is unit
+            for unit in residents
+        )
         if prefetched != set(units) or not at_home:
             return None
         return tuple(unit.slot for unit in units if unit.slot is not None)
@@ -245,7 +250,7 @@ class DeviceMemory:
             assert held or unit.state is UnitState.OFFLOADED, f"{unit.fqn} has no slot"
             assert (unit.uses > 0) == (unit.state is UnitState.RESIDENT), f"{unit.fqn} is in use"
         assert self.ring.size_bytes == self.ring.num_slots * self.ring_bytes_for(units)
-        slots = (*self.ring.slots, *self.homes)
+        slots = (*self.ring.slots, *self.resident_slots)
         holders = [slot.holder for slot in slots if slot.holder is not None]
         assert len(set(holders)) == len(holders), "a unit is in two slots"
 

@@ -17,7 +17,7 @@ from torch.nn.utils import stateless
 from fastvideo_lightning.offload.host.mapped import find_in_files
 from fastvideo_lightning.offload.host.slab import HostMaster, HostMemory
 from fastvideo_lightning.offload.host.store import HostStore
-from fastvideo_lightning.offload.tensors.autograd import kept_views, lasting, with_way_back
+from fastvideo_lightning.offload.tensors.autograd import kept_views, lasting, route_gradient_to
 from fastvideo_lightning.offload.tensors.bindings import (
     Registry,
     Shown,
@@ -101,7 +101,7 @@ class DeviceSlot:
 _FUNCTIONAL_CODE = stateless._functional_call.__code__
 
 
-class Rest:
+class ShownTensors:
     """The host tensors of a unit, each in every place that shows it.
 
     Args:
@@ -112,7 +112,7 @@ class Rest:
         self.places = places
         self._traits = [(addresses_of(tensor), tensor.requires_grad) for _, _, tensor in places]
 
-    def is_left(self) -> bool:
+    def changed(self) -> bool:
         """Whether a tensor is another one now, lies elsewhere or became trainable, or no more."""
         return any(
             registry.get(name) is not tensor
@@ -201,7 +201,7 @@ class OffloadUnit:
         self.state = UnitState.OFFLOADED
         self.slot: DeviceSlot | None = None
         self.preferred_slot = 0
-        self.home: DeviceSlot | None = None
+        self.resident_slot: DeviceSlot | None = None
         self.uses = 0
         self.recorded = False
         self.label = f" {fqn}"
@@ -210,7 +210,7 @@ class OffloadUnit:
         self.sources: list[WeightSource | FileBytes | None] = []
         self.hosts: list[torch.Tensor] = []
         self._shown: dict[DeviceSlot, Shown] = {}
-        self.rest = Rest([])
+        self.shown = ShownTensors([])
         self.entrances: list[Entrance] = []
         self.inputs: object = None
         self.memory: torch.Tensor | None = None
@@ -317,17 +317,17 @@ class OffloadUnit:
         if self.recorded:
             self.memory = self.memory.clone()
             self._written = kept_views(self.layout, self.memory)
-            pairs = zip(self.hosts, self._over(self._written), strict=True)
-            shown = [with_way_back(*pair) for pair in pairs]
+            pairs = zip(self.hosts, self._rebuild_over(self._written), strict=True)
+            shown = [route_gradient_to(*pair) for pair in pairs]
             self._written += [tensor for tensor in shown if tensor.requires_grad]
             self._now = self._places(shown)
         else:
             if self.slot not in self._shown:
                 with lasting():
-                    over = self._over(self.layout.views(self.slot.buffer))
+                    over = self._rebuild_over(self.layout.views(self.slot.buffer))
                 self._shown[self.slot] = self._places(over)
             self._now, self._written = self._shown[self.slot], [self.slot.buffer]
-        self._given = {**self.rest.given(), **self._moved}
+        self._given = {**self.shown.given(), **self._moved}
         show(self._now if not self._given else self._with_given())
         self._version_shown = sum(tensor._version for tensor in self._written)
         self._watch = Watch(self.memory, self._now) if self._is_watched() else None
@@ -335,7 +335,7 @@ class OffloadUnit:
     def show_host(self) -> None:
         """Let the module see the host tensors, and what was put in their place."""
         given, lent = self._given, self._lent
-        self._written, self._now, self._given, self._lent = [], self.rest.places, {}, {}
+        self._written, self._now, self._given, self._lent = [], self.shown.places, {}, {}
         self.memory = self._watch = self.inputs = None
         show(self._now if not given else [p for i, p in enumerate(self._now) if i not in given])
         for i, tensor in given.items():
@@ -387,7 +387,7 @@ class OffloadUnit:
                 view.copy_(written)
         is_assigned = False
         for i, ((registry, name, shown), (_, _, host)) in enumerate(
-            zip(self._now, self.rest.places, strict=True)
+            zip(self._now, self.shown.places, strict=True)
         ):
             current = registry.get(name)
             if (current is shown and i not in moved) or i in self._given:
@@ -434,7 +434,7 @@ class OffloadUnit:
     def is_stale(self) -> bool:
         """Whether a tensor of the module is not what copies of the unit would bring."""
         assert self.slab is not None
-        return self.slab.is_written() or self.rest.is_left()
+        return self.slab.is_written() or self.shown.changed()
 
     def revalidate(self, store: HostStore) -> None:
         """Take over what was edited since the last run.
@@ -478,13 +478,13 @@ class OffloadUnit:
         assert self.slab is not None
         if self.slab.is_written():
             self._move(store)
-        self._moved = self.rest.moved()
+        self._moved = self.shown.moved()
 
     def check(self) -> None:
         """Assert that the module shows what the state says."""
         resident = self.state is UnitState.RESIDENT
         assert resident <= (self.slot is not None), f"{self.fqn} is resident nowhere"
-        expected = self._now if resident else self.rest.places
+        expected = self._now if resident else self.shown.places
         for registry, name, tensor in expected:
             assert registry[name] is tensor, f"{self.fqn}: {name} is not what {self.state} shows"
 
@@ -513,7 +513,7 @@ class OffloadUnit:
         """Go from mapped files to a slab of the unit's own."""
         assert self.slab is not None
         with lasting():
-            self.slab = store.take_out(self.slab)
+            self.slab = store.copy_out(self.slab)
         views = iter(self.slab.views)
         for binding, host in zip(self.bindings, self.hosts, strict=True):
             for leaf in find_leaves(host, binding.fqn):
@@ -546,7 +546,7 @@ class OffloadUnit:
             leaves = find_leaves(given, self.fqn)
             return rebuild(given, [leaf.detach().to(device) for leaf in leaves])
 
-    def _over(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _rebuild_over(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
         leaves = iter(views)
         return [
             rebuild(host, [next(leaves) for _ in find_leaves(host, binding.fqn)])
@@ -555,7 +555,7 @@ class OffloadUnit:
 
     def show_as_host(self) -> None:
         """Take the host tensors, where and as they are, for what the module shows at rest."""
-        self.rest = Rest(self._places(self.hosts))
+        self.shown = ShownTensors(self._places(self.hosts))
 
     def _places(self, tensors: list[torch.Tensor]) -> Shown:
         return [
@@ -577,7 +577,7 @@ class UnitGroup:
 
     streamed: Sequence[OffloadUnit] = ()
     residents: Sequence[OffloadUnit] = field(default=())
-    otherwise: Sequence[OffloadUnit] = field(default=())
+    candidate_order: Sequence[OffloadUnit] = field(default=())
 
     @property
     def first(self) -> OffloadUnit | None:

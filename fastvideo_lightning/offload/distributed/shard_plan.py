@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import NamedTuple
 
-from fastvideo_lightning.offload.host.slab import HostMaster, JoinedMaster, Segment
+from fastvideo_lightning.offload.host.slab import ExtendedMaster, HostMaster, Segment
 from fastvideo_lightning.offload.tensors.layout import ALIGNMENT_BYTES
 
 CHUNK_BYTES = 32 << 20
@@ -60,7 +60,7 @@ class Cut(NamedTuple):
 def cut(master: HostMaster, *, rank: int, num_ranks: int) -> Cut:
     """Divide a unit among the ranks, see Note [Parts and chunks]."""
     align = ALIGNMENT_BYTES
-    common = master.base if isinstance(master, JoinedMaster) else master
+    common = master.base if isinstance(master, ExtendedMaster) else master
     parts = common.layout.size_bytes // (num_ranks * align)  # of this many bytes for each rank
     num_chunks = max(min(common.layout.size_bytes // CHUNK_BYTES, MOST_CHUNKS), 1)
     per_chunk = ceil(parts / num_chunks)

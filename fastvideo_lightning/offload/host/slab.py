@@ -183,7 +183,7 @@ def _anonymous_memory(size_bytes: int) -> mmap.mmap:
     return memory
 
 
-class JoinedMaster:
+class ExtendedMaster:
     """Two masters that a copy brings into one slot, one behind the other.
 
     Args:

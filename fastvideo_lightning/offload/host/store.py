@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from fastvideo_lightning.offload.host.mapped import MappedSlab, is_mappable, register_ranges
-from fastvideo_lightning.offload.host.slab import HostMaster, HostMemory, HostSlab, JoinedMaster
+from fastvideo_lightning.offload.host.slab import ExtendedMaster, HostMaster, HostMemory, HostSlab
 from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.tensors.layout import SlabLayout
 from fastvideo_lightning.offload.tensors.sources import StoredBytes
@@ -212,29 +212,29 @@ class HostStore:
         if isinstance(mapped, MappedSlab):
             mapped.pin_again()
 
-    def join(self, base: HostMaster, added: HostMaster) -> JoinedMaster:
+    def extend(self, base: HostMaster, added: HostMaster) -> ExtendedMaster:
         """Let two masters be one from here on."""
-        joined = JoinedMaster(base, added)
+        joined = ExtendedMaster(base, added)
         self.masters[self.masters.index(base)] = joined
         self.masters.remove(added)
         return joined
 
-    def cut(self, master: HostMaster) -> HostMaster:
+    def trim(self, master: HostMaster) -> HostMaster:
         """Free what was joined to a master, and return the master."""
-        if not isinstance(master, JoinedMaster):
+        if not isinstance(master, ExtendedMaster):
             return master
         self.masters[self.masters.index(master)] = master.base
         master.added.close()
         return master.base
 
-    def take_out(self, master: HostMaster) -> HostMaster:
+    def copy_out(self, master: HostMaster) -> HostMaster:
         """Copy what a master has in mapped files to memory of our own; let go of the files."""
         mapped = _base(master)
         own = HostSlab(mapped.layout)
         for view, mapped_view in zip(own.views, mapped.views, strict=True):
             view.copy_(mapped_view)
         mapped.close()
-        taken = JoinedMaster(own, master.added) if isinstance(master, JoinedMaster) else own
+        taken = ExtendedMaster(own, master.added) if isinstance(master, ExtendedMaster) else own
         self.masters[self.masters.index(master)] = taken
         return taken
 
@@ -245,7 +245,7 @@ class HostStore:
 
 
 def _base(master: HostMaster) -> HostMaster:
-    return master.base if isinstance(master, JoinedMaster) else master
+    return master.base if isinstance(master, ExtendedMaster) else master
 
 
 def _where(layout: SlabLayout, sources: Sequence[StoredBytes | None]) -> str:

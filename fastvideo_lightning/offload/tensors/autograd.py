@@ -6,7 +6,7 @@ sees a copy of its slot, made on the device, which autograd keeps for as long as
 it, and frees then. Activation checkpointing block by block keeps that to one block at a time: the
 block is called again during the backward, brings its weights again, and the blocks come in the
 opposite order. A parameter that is trained stays on the host, the object that the optimizer has;
-what the module sees in its place hands the gradient back to it (``with_way_back``).
+what the module sees in its place hands the gradient back to it (``route_gradient_to``).
 """
 
 from collections.abc import Iterable, Iterator
@@ -63,7 +63,7 @@ def kept_views(layout: SlabLayout, memory: torch.Tensor) -> list[torch.Tensor]:
     return [view.data for view in layout.views(memory)]
 
 
-def with_way_back(host: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+def route_gradient_to(host: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     """``shown``, with its gradient going to ``host`` where that one is trained."""
     if not host.requires_grad:
         return shown

@@ -25,7 +25,7 @@ def show(tensors: Iterable[tuple[Registry, str, torch.Tensor | None]]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Registration:
     """One registration of a tensor: the module that has it, under which name."""
 
     owner: nn.Module
@@ -47,7 +47,7 @@ class TensorBinding:
 
     fqn: str
     is_buffer: bool
-    places: list[Place] = field(default_factory=list)
+    places: list[Registration] = field(default_factory=list)
     aliases: list[str] = field(default_factory=list)
 
     @property
@@ -92,7 +92,7 @@ def find_bindings(root: nn.Module, prefix: str = "") -> list[TensorBinding]:
                     binding = bindings[id(tensor)] = TensorBinding(fqn, is_buffer)
                 else:
                     binding.aliases.append(fqn)
-                binding.places.append(Place(owner, registry, name))
+                binding.places.append(Registration(owner, registry, name))
     return list(bindings.values())
 
 
