@@ -111,7 +111,7 @@ def connect(device: torch.device) -> float:
         whole = torch.zeros(shards.size * 4096, dtype=torch.uint8, device=device)
         shards.join(whole, whole[shards.rank * 4096 :][:4096])
         synchronize(device)
-        shards.exchange(None)
+        shards.all_gather(None)
     return time.perf_counter() - begin
 
 

@@ -11,7 +11,7 @@ from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.distributed import shard_plan
 from fastvideo_lightning.offload.distributed.agreement import SharedUnits
 from fastvideo_lightning.offload.distributed.gather import GatherStream
-from fastvideo_lightning.offload.distributed.shard_plan import Cut, cut
+from fastvideo_lightning.offload.distributed.shard_plan import ShardPlan, shard
 from tests.gpu import requires_gpu
 from tests.gpu.streams import PoisoningStream, SleepingStream
 from tests.support.toys import make_toy, sample
@@ -31,10 +31,10 @@ class BothRanks(SharedUnits):
 
     def agree(self, units, *, drain) -> None:
         for unit in units:
-            self._cuts[unit.slab] = cut(unit.slab, rank=0, num_ranks=2)
-            self.others[unit.slab] = cut(unit.slab, rank=1, num_ranks=2)
+            self._cuts[unit.slab] = shard(unit.slab, rank=0, num_ranks=2)
+            self.others[unit.slab] = shard(unit.slab, rank=1, num_ranks=2)
 
-    def find(self, master) -> Cut | None:
+    def find(self, master) -> ShardPlan | None:
         self.waiting = list(self.others[master].chunks)
         return super().find(master)
 

@@ -18,9 +18,9 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
-from fastvideo_lightning.offload.distributed.link_load import MOST_LOAD, MakeMark, Pace
+from fastvideo_lightning.offload.distributed.link_load import MAX_LOAD, LinkLoad, MakeMark
 from fastvideo_lightning.offload.distributed.process_group import ShardGroup
-from fastvideo_lightning.offload.distributed.shard_plan import Chunk, Cut, cut
+from fastvideo_lightning.offload.distributed.shard_plan import Chunk, ShardPlan, shard
 from fastvideo_lightning.offload.distributed.shared_memory import load_together
 from fastvideo_lightning.offload.host.slab import HostMaster, HostSlab
 from fastvideo_lightning.offload.host.store import HostStore
@@ -56,13 +56,13 @@ class SharedUnits:
         joined: chunks that this rank has joined so far.
     """
 
-    def __init__(self, shards: ShardGroup, store: HostStore, pace: Pace | None = None) -> None:
+    def __init__(self, shards: ShardGroup, store: HostStore, pace: LinkLoad | None = None) -> None:
         self.shards = shards
         self.store = store
         self.joined = 0
         self._pace = pace
         self._alone: WeakSet[HostMaster] = WeakSet()
-        self._cuts: WeakKeyDictionary[HostMaster, Cut] = WeakKeyDictionary()
+        self._cuts: WeakKeyDictionary[HostMaster, ShardPlan] = WeakKeyDictionary()
         self._apart: WeakSet[HostMaster] = WeakSet()
 
     @phase("agree with the other ranks")
@@ -81,7 +81,7 @@ class SharedUnits:
         load_by = self._pace.take() if self._pace is not None else lambda _: 0
         loads = [load_by(unit.slab) for unit in units]
         alone = [unit.slab in self._alone for unit in units]
-        known = self.shards.exchange_numbers([self.joined, *claims, *loads, *alone])
+        known = self.shards.all_gather_numbers([self.joined, *claims, *loads, *alone])
         self._check_step(known[:, 0].tolist())
         least, most = known[:, 1:].amin(dim=0), known[:, 1:].amax(dim=0)
         lowest, least_load, all_alone = least.view(3, -1).tolist()
@@ -102,9 +102,9 @@ class SharedUnits:
 
     def add(self, master: HostMaster) -> None:
         """Join a unit's parts from now on."""
-        self._cuts[master] = cut(master, rank=self.shards.rank, num_ranks=self.shards.size)
+        self._cuts[master] = shard(master, rank=self.shards.rank, num_ranks=self.shards.size)
 
-    def find(self, master: HostMaster) -> Cut | None:
+    def find(self, master: HostMaster) -> ShardPlan | None:
         """How a unit is brought; None where each rank brings it as a whole."""
         return None if master in self._alone else self._cuts.get(master)
 
@@ -141,7 +141,7 @@ class SharedUnits:
         changed: list[tuple[HostMaster, int]] = []
         for unit, low, high, were_alone in zip(units, least, most, all_alone, strict=True):
             assert unit.slab is not None
-            is_alone = high < MOST_LOAD if low > 0 else bool(were_alone)
+            is_alone = high < MAX_LOAD if low > 0 else bool(were_alone)
             if is_alone == (unit.slab in self._alone):
                 continue
             (self._alone.add if is_alone else self._alone.discard)(unit.slab)
@@ -181,7 +181,7 @@ class SharedUnits:
     def _share_again(self, units: Sequence[OffloadUnit]) -> None:
         """Put units that all ranks have edited alike into shared memory, one after the other."""
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            digests = self.shards.exchange(list(pool.map(_digest, units)))
+            digests = self.shards.all_gather(list(pool.map(_digest, units)))
         for unit, *others in zip(units, *digests, strict=True):
             assert unit.slab is not None
             if len(set(others)) > 1:

@@ -11,10 +11,10 @@ from functools import partial
 import torch
 
 from fastvideo_lightning.offload.distributed.agreement import SharedUnits
-from fastvideo_lightning.offload.distributed.link_load import Pace
+from fastvideo_lightning.offload.distributed.link_load import LinkLoad
 from fastvideo_lightning.offload.distributed.peers import PeerSlots
 from fastvideo_lightning.offload.distributed.process_group import ShardGroup
-from fastvideo_lightning.offload.distributed.shard_plan import Cut
+from fastvideo_lightning.offload.distributed.shard_plan import ShardPlan
 from fastvideo_lightning.offload.host.slab import HostMaster
 from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.streams import CopyStream, InlineCopyStream
@@ -68,7 +68,7 @@ class GatherStream(CopyStream):
                 self._join(found, slot)
             self.gather_stream.record_event(ready)
 
-    def _push(self, found: Cut, slot: DeviceSlot, peers: PeerSlots) -> None:
+    def _push(self, found: ShardPlan, slot: DeviceSlot, peers: PeerSlots) -> None:
         """Bring this rank's parts, and as they come the other ranks get them too."""
         coming, going = self.stream.cuda_stream, self.gather_stream.cuda_stream
         peers.enter(slot, going)
@@ -80,7 +80,7 @@ class GatherStream(CopyStream):
         peers.leave(slot, going)
         self.shared.joined += len(found.chunks)
 
-    def _join(self, found: Cut, slot: DeviceSlot) -> None:
+    def _join(self, found: ShardPlan, slot: DeviceSlot) -> None:
         """Bring this rank's parts, and as they come all ranks' are gathered."""
         for pieces, chunk in found.steps():
             with self._on_stream:
@@ -160,7 +160,7 @@ def make_gather(
     """
     pace = None
     if alone_bytes_per_s is not None:
-        pace = Pace(DeviceClock(device), alone_bytes_per_s)
+        pace = LinkLoad(DeviceClock(device), alone_bytes_per_s)
     shared = SharedUnits(shards, store, pace)
     for master in common:
         shared.add(master)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from fastvideo_lightning.offload.host.slab import HostMaster
 from fastvideo_lightning.offload.timing import DeviceClock, Mark
 
-MOST_LOAD = 900
+MAX_LOAD = 900
 """In thousandths of what the link brings; above it copies begin to show."""
 
 MakeMark = Callable[[], Mark]
@@ -42,7 +42,7 @@ class Cycle(NamedTuple):
     units: set[int]
 
 
-class Pace:
+class LinkLoad:
     """Notes copies of units in one run after the other.
 
     Args:

@@ -40,7 +40,7 @@ from fastvideo_lightning.offload.unit import DeviceSlot
 _ITEM_BYTES = 4
 
 
-class Meeting:
+class PeerBarrier:
     """Counts in each other's memory, see Note [Meetings].
 
     Args:
@@ -60,7 +60,7 @@ class Meeting:
         self._others = [other.data_ptr() + _ITEM_BYTES * rank for other in theirs]
         self._count = 0
 
-    def meet(self, stream: int) -> None:
+    def wait(self, stream: int) -> None:
         """Let a stream wait for those of the other ranks; all must call equally often.
 
         Raises:
@@ -104,7 +104,7 @@ class _Opened(NamedTuple):
 
     place: int
     theirs: list[torch.Tensor]
-    meeting: Meeting
+    barrier: PeerBarrier
 
 
 class PeerSlots:
@@ -138,7 +138,7 @@ class PeerSlots:
         if not self._is_possible:
             return
         is_new = any(slot not in self._opened for slot in slots)
-        known = self.shards.exchange_numbers([is_new, self._trail])
+        known = self.shards.all_gather_numbers([is_new, self._trail])
         if len(set(known[:, 1].tolist())) > 1:
             raise RuntimeError(
                 "The ranks have used different device memory for the same blocks, so what they "
@@ -150,14 +150,14 @@ class PeerSlots:
         torch.cuda.synchronize(self.device)
         self._opened.clear()
         torch.cuda.ipc_collect()  # slots that are gone, and that the others knew
-        told = self.shards.exchange(self._describe([*(slot.buffer for slot in slots), flags]))
+        told = self.shards.all_gather(self._describe([*(slot.buffer for slot in slots), flags]))
         theirs = self._open(told)
-        meeting = None if theirs is None else self._arrange(flags, theirs.pop())
-        if all(self.shards.exchange(meeting is not None)):
+        barrier = None if theirs is None else self._arrange(flags, theirs.pop())
+        if all(self.shards.all_gather(barrier is not None)):
             assert theirs is not None
-            assert meeting is not None
+            assert barrier is not None
             for place, (slot, others) in enumerate(zip(slots, theirs, strict=True), 1):
-                self._opened[slot] = _Opened(place, others, meeting)
+                self._opened[slot] = _Opened(place, others, barrier)
         else:
             self._is_possible = False
 
@@ -165,7 +165,7 @@ class PeerSlots:
         """A unit comes into a slot: let a stream wait until it is free on all ranks."""
         opened = self._opened[slot]
         self._trail = (31 * self._trail + opened.place) % _LARGEST_TRAIL
-        opened.meeting.meet(stream)
+        opened.barrier.wait(stream)
 
     def bring(self, segments: Sequence[Segment], slot: DeviceSlot, stream: int) -> None:
         """Copy from the host into this rank's slot."""
@@ -184,21 +184,21 @@ class PeerSlots:
 
     def leave(self, slot: DeviceSlot, stream: int) -> None:
         """This rank has pushed its parts: let a stream wait until the others have, too."""
-        self._opened[slot].meeting.meet(stream)
+        self._opened[slot].barrier.wait(stream)
 
-    def _arrange(self, flags: torch.Tensor, theirs: Sequence[torch.Tensor]) -> Meeting | None:
+    def _arrange(self, flags: torch.Tensor, theirs: Sequence[torch.Tensor]) -> PeerBarrier | None:
         """Arrange where ranks meet; None where the driver does not let streams do so."""
         assert self._driver is not None
-        meeting = Meeting(self._driver, self.shards.rank, flags, theirs)
+        barrier = PeerBarrier(self._driver, self.shards.rank, flags, theirs)
         stream = torch.cuda.Stream(self.device)  # meetings are not on the default one either
         try:
             with torch.cuda.device(self.device):
-                meeting.try_out(stream.cuda_stream)
+                barrier.try_out(stream.cuda_stream)
         except RuntimeError as error:
             _log.info("Parts are joined by all-gathers, for ranks cannot meet: %s", error)
             return None
         stream.synchronize()  # no count of this may come later than one of a meeting
-        return meeting
+        return barrier
 
     def _describe(self, buffers: Sequence[torch.Tensor]) -> list[Description] | None:
         if self._driver is None:

@@ -37,23 +37,23 @@ class ShardGroup:
         self._world = world
         self.rank = dist.get_rank(words)
         self.size = len(ranks)
-        self._words = words
-        self._weights = weights
+        self._cpu_group = words
+        self._device_group = weights
 
-    def exchange(self, word: T) -> list[T]:
+    def all_gather(self, word: T) -> list[T]:
         """What every rank passed, in the order of the ranks; a collective call."""
         words: list[T | None] = [None] * self.size
-        dist.all_gather_object(words, word, group=self._words)
+        dist.all_gather_object(words, word, group=self._cpu_group)
         return words  # type: ignore[return-value]
 
-    def exchange_numbers(self, numbers: list[int]) -> torch.Tensor:
+    def all_gather_numbers(self, numbers: list[int]) -> torch.Tensor:
         """The same for as many whole numbers on each rank: ``[ranks, numbers] int64``."""
         mine = torch.tensor(numbers, dtype=torch.int64)
         all_of_them = torch.empty(self.size * len(numbers), dtype=torch.int64)
-        _all_gather(all_of_them, mine, group=self._words)
+        _all_gather(all_of_them, mine, group=self._cpu_group)
         return all_of_them.view(self.size, -1)
 
-    def slowest(self, times_s: list[float]) -> list[float]:
+    def all_max(self, times_s: list[float]) -> list[float]:
         """The largest of each time on any rank of any node; collective over all of them."""
         times = torch.tensor(times_s, dtype=torch.float64)
         dist.all_reduce(times, dist.ReduceOp.MAX, group=self._world)
@@ -66,10 +66,10 @@ class ShardGroup:
             whole: ``[size * bytes] uint8`` on the device.
             part: ``[bytes] uint8``, this rank's; it lies in ``whole`` at its own place.
         """
-        _all_gather(whole, part, group=self._weights)
+        _all_gather(whole, part, group=self._device_group)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Let an exception on one rank be an exception on every rank.
 
         Raises:
@@ -80,7 +80,9 @@ class ShardGroup:
             yield
         except Exception as error:
             failure = error
-        reasons = self.exchange(None if failure is None else f"{type(failure).__name__}: {failure}")
+        reasons = self.all_gather(
+            None if failure is None else f"{type(failure).__name__}: {failure}"
+        )
         if failure is not None:
             raise failure
         for rank, reason in zip(self.ranks, reasons, strict=True):

@@ -40,7 +40,7 @@ class Chunk(NamedTuple):
     segments: list[Segment]
 
 
-class Cut(NamedTuple):
+class ShardPlan(NamedTuple):
     """How a unit is brought: chunk by chunk, then what is left over."""
 
     chunks: list[Chunk]
@@ -57,7 +57,7 @@ class Cut(NamedTuple):
         yield [*last.segments, *self.rest], last
 
 
-def cut(master: HostMaster, *, rank: int, num_ranks: int) -> Cut:
+def shard(master: HostMaster, *, rank: int, num_ranks: int) -> ShardPlan:
     """Divide a unit among the ranks, see Note [Parts and chunks]."""
     align = ALIGNMENT_BYTES
     common = master.base if isinstance(master, ExtendedMaster) else master
@@ -72,7 +72,7 @@ def cut(master: HostMaster, *, rank: int, num_ranks: int) -> Cut:
         segments = clip(master.segments, own, own + part_bytes)
         chunks.append(Chunk(begin, begin + num_ranks * part_bytes, own, own + part_bytes, segments))
     end = parts * num_ranks * align
-    return Cut(chunks, clip(master.segments, end, master.layout.size_bytes))
+    return ShardPlan(chunks, clip(master.segments, end, master.layout.size_bytes))
 
 
 def clip(segments: Sequence[Segment], begin: int, end: int) -> list[Segment]:

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from fastvideo_lightning.offload.distributed.process_group import ShardGroup
-from fastvideo_lightning.offload.distributed.shard_plan import cut
+from fastvideo_lightning.offload.distributed.shard_plan import shard
 from fastvideo_lightning.offload.host.mapped import (
     MappedFile,
     MappedSlab,
@@ -38,7 +38,7 @@ from fastvideo_lightning.offload.host.mapped import (
     open_file,
 )
 from fastvideo_lightning.offload.host.slab import HostMemory
-from fastvideo_lightning.offload.host.store import HostStore, Places
+from fastvideo_lightning.offload.host.store import FileLocations, HostStore
 from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.residents import READ_THREADS
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
@@ -110,7 +110,7 @@ def sharing(
     shards: ShardGroup,
     units: Sequence[OffloadUnit],
     maps: Callable[[OffloadUnit], bool],
-) -> Iterator[Places]:
+) -> Iterator[FileLocations]:
     """Fill shared memory with units' bytes, each rank its part; a collective call.
 
     Args:
@@ -124,8 +124,8 @@ def sharing(
     Raises:
         RuntimeError: the ranks have different units, or one of them failed.
     """
-    name = Path(f"/memory/{shards.exchange((os.getpid(), next(_numbers)))[0]}")
-    places: Places = {}
+    name = Path(f"/memory/{shards.all_gather((os.getpid(), next(_numbers)))[0]}")
+    places: FileLocations = {}
     jobs: list[_Job] = []
     size = 0
     for unit in units:
@@ -135,7 +135,7 @@ def sharing(
     with phase("fill shared memory"):
         file = _open_memory(shards, name, size, jobs) if size else None
     try:
-        with shards.together():
+        with shards.fail_together():
             yield places
     finally:
         if file is not None:
@@ -143,7 +143,13 @@ def sharing(
 
 
 def _arrange(
-    unit: OffloadUnit, name: Path, begin: int, places: Places, jobs: list[_Job], *, maps: bool
+    unit: OffloadUnit,
+    name: Path,
+    begin: int,
+    places: FileLocations,
+    jobs: list[_Job],
+    *,
+    maps: bool,
 ) -> int:
     """Find a place for every tensor of a unit, from ``begin`` of the file on; return the end."""
     leaves = [leaf for b in unit.bindings for leaf in find_leaves(b.tensor, b.fqn)]
@@ -174,9 +180,9 @@ def _open_memory(shards: ShardGroup, name: Path, size: int, jobs: Sequence[_Job]
     descriptor = os.memfd_create("fastvideo-lightning") if shards.rank == 0 else -1
     if descriptor >= 0:
         os.ftruncate(descriptor, size)
-    where = Path(shards.exchange(f"/proc/{os.getpid()}/fd/{descriptor}")[0])
+    where = Path(shards.all_gather(f"/proc/{os.getpid()}/fd/{descriptor}")[0])
     try:
-        with shards.together():
+        with shards.fail_together():
             with where.open("r+b") as opened:
                 memory = torch.frombuffer(mmap.mmap(opened.fileno(), 0), dtype=torch.uint8)
             with ThreadPoolExecutor(READ_THREADS) as pool:
@@ -202,7 +208,7 @@ def _share_of(shards: ShardGroup, jobs: Sequence[_Job]) -> list[_Job]:
     return mine
 
 
-def _check_alike(shards: ShardGroup, units: Sequence[OffloadUnit], places: Places) -> None:
+def _check_alike(shards: ShardGroup, units: Sequence[OffloadUnit], places: FileLocations) -> None:
     """RuntimeError where a rank has other units, or other files, than the first."""
     digest = hashlib.sha256()
     for unit in units:
@@ -211,7 +217,7 @@ def _check_alike(shards: ShardGroup, units: Sequence[OffloadUnit], places: Place
     for path in sorted(path for path in paths if path is not None and path.exists()):
         of_file = path.stat()
         digest.update(repr((of_file.st_size, of_file.st_mtime_ns)).encode())
-    digests = shards.exchange(digest.hexdigest())
+    digests = shards.all_gather(digest.hexdigest())
     for rank, other in zip(shards.ranks, digests, strict=True):
         if other != digests[0]:
             raise RuntimeError(
@@ -238,7 +244,7 @@ def register_parts(slabs: Iterable[MappedSlab], *, rank: int, num_ranks: int) ->
     """
     parts: dict[MappedFile, list[tuple[int, int]]] = {}
     for slab in slabs:
-        chunks, rest = cut(slab, rank=rank, num_ranks=num_ranks)
+        chunks, rest = shard(slab, rank=rank, num_ranks=num_ranks)
         for part, _ in [*(one for chunk in chunks for one in chunk.segments), *rest]:
             file, begin = slab.locate(part)
             parts.setdefault(file, []).append((begin, begin + part.numel()))

@@ -54,14 +54,14 @@ def measure_links(shards: ShardGroup, device: torch.device, *, size_bytes: int) 
         mine = [_time(shards, way, slab, slot) for way in (gather, make_transport(device))]
     finally:
         slab.close()
-    return LinkSpeeds(*shards.slowest(mine))
+    return LinkSpeeds(*shards.all_max(mine))
 
 
 def _time(shards: ShardGroup, transport: Transport, slab: HostSlab, slot: DeviceSlot) -> float:
     """The best of several times, after one for what the first call sets up."""
     times = []
     for _ in range(1 + REPEATS):
-        shards.exchange(None)  # begin together
+        shards.all_gather(None)  # begin together
         begin = time.perf_counter()
         transport.copy(slab, slot)
         transport.drain()

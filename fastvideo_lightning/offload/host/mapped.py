@@ -224,7 +224,7 @@ class MappedFile:
 
 
 def split_at_chunks(begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Cut a range of a file where no copy may cross from one registration into the next."""
+    """ShardPlan a range of a file where no copy may cross from one registration into the next."""
     while begin < end:
         stop = min(end, (begin // CHUNK_BYTES + 1) * CHUNK_BYTES)
         yield begin, stop

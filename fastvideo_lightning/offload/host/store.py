@@ -15,7 +15,7 @@ from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.tensors.layout import SlabLayout
 from fastvideo_lightning.offload.tensors.sources import StoredBytes
 
-Places = dict[SlabLayout, list[StoredBytes | None]]
+FileLocations = dict[SlabLayout, list[StoredBytes | None]]
 """For each unit, known by its layout, where its tensors lie in files that all ranks map."""
 
 
@@ -48,7 +48,7 @@ class HostStore:
         self._has_driver = device.type == "cuda"
         self._refused: set[type] = set()
         self._lock = threading.Lock()
-        self.places: Places = {}
+        self.places: FileLocations = {}
         self.masters: list[HostMaster] = []
         self._file_refusal: RuntimeError | None = None
         self.is_shared = False

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastvideo_lightning.offload.distributed.gather import GatherStream
-from fastvideo_lightning.offload.distributed.shard_plan import Chunk, Cut
+from fastvideo_lightning.offload.distributed.shard_plan import Chunk, ShardPlan
 
 DEVICE = torch.device("cuda", 0)
 
@@ -71,7 +71,7 @@ class Shared:
         pass
 
     def find(self, master):
-        return None if isinstance(master, Whole) else Cut([Chunk(0, 2, 0, 1, [])], [])
+        return None if isinstance(master, Whole) else ShardPlan([Chunk(0, 2, 0, 1, [])], [])
 
     def bring_alone(self, master, mark, copy):
         copy()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastvideo_lightning.offload.distributed.link_load import Pace
+from fastvideo_lightning.offload.distributed.link_load import LinkLoad
 from fastvideo_lightning.offload.timing import DeviceClock
 
 
@@ -13,7 +13,7 @@ class Run:
     """Copies at times that it says; links bring 1 MB/s."""
 
     def __init__(self):
-        self.pace = Pace(DeviceClock(torch.device("cpu")), 1e6)
+        self.pace = LinkLoad(DeviceClock(torch.device("cpu")), 1e6)
         self.now = 0.0
 
     def copy(self, *masters, seconds=1.0):

@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from fastvideo_lightning.offload.distributed.peers import Meeting
+from fastvideo_lightning.offload.distributed.peers import PeerBarrier
 
 
 class Driver:
@@ -29,7 +29,7 @@ class Driver:
 
 def make(driver, size):
     flags = [torch.zeros(size, dtype=torch.int32) for _ in range(size)]
-    return [Meeting(driver, r, flags[r], flags[:r] + flags[r + 1 :]) for r in range(size)]
+    return [PeerBarrier(driver, r, flags[r], flags[:r] + flags[r + 1 :]) for r in range(size)]
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
@@ -38,7 +38,7 @@ def test_all_wait_for_the_last_and_nobody_longer(order):
     ranks = make(driver, 3)
     for _ in range(3):
         for so_far, rank in enumerate(order, 1):
-            ranks[rank].meet(rank)
+            ranks[rank].wait(rank)
             assert driver.still_waiting() == (set(order[:so_far]) if so_far < 3 else set())
 
 
@@ -49,9 +49,9 @@ def test_the_count_may_wrap_around():
         meeting._flags.fill_(-2)
         meeting._count = (1 << 32) - 2
     for _ in range(4):
-        ranks[0].meet(0)
+        ranks[0].wait(0)
         assert driver.still_waiting() == {0}
-        ranks[1].meet(1)
+        ranks[1].wait(1)
         assert driver.still_waiting() == set()
 
 
@@ -62,7 +62,7 @@ def test_a_trial_lets_nobody_wait_and_counts_for_nothing():
         meeting.try_out(rank)
         assert len(driver.waiting) == rank + 1
         assert driver.still_waiting() == set()
-    ranks[0].meet(0)
+    ranks[0].wait(0)
     assert driver.still_waiting() == {0}
-    ranks[1].meet(1)
+    ranks[1].wait(1)
     assert driver.still_waiting() == set()

@@ -50,7 +50,7 @@ def test_a_meeting_is_tried_out_and_over_before_one_that_counts(stream):
     meeting = arrange(driver)
     assert driver.asked == [("write", 0, 7), ("wait", 0, 7)]
     assert stream.synchronized
-    meeting.meet(9)
+    meeting.wait(9)
     assert driver.asked[2:] == [("write", 1, 9), ("wait", 1, 9)]
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fastvideo_lightning.offload.distributed import shard_plan
-from fastvideo_lightning.offload.distributed.shard_plan import clip, cut
+from fastvideo_lightning.offload.distributed.shard_plan import clip, shard
 from fastvideo_lightning.offload.host.slab import HostSlab, Segment
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 
@@ -30,7 +30,7 @@ def test_the_ranks_parts_and_the_rest_are_every_byte_once(
     slot = torch.zeros(size_bytes, dtype=torch.uint8)
     times = torch.zeros(size_bytes, dtype=torch.int64)
     for rank in range(num_ranks):
-        chunks, rest = cut(master, rank=rank, num_ranks=num_ranks)
+        chunks, rest = shard(master, rank=rank, num_ranks=num_ranks)
         rests = rest if rank == 0 else []
         for part, offset in [*(s for chunk in chunks for s in chunk.segments), *rests]:
             slot[offset : offset + part.numel()] = part
@@ -49,7 +49,7 @@ def test_the_ranks_parts_and_the_rest_are_every_byte_once(
 @pytest.mark.parametrize(("size_bytes", "number"), [(8000, 1), (20_000, 2), (100_000, 4)])
 def test_chunks_are_few_alike_and_not_short(size_bytes, number, monkeypatch):
     monkeypatch.setattr(shard_plan, "CHUNK_BYTES", 1 << 13)
-    chunks, _ = cut(Pieces(size_bytes, []), rank=0, num_ranks=2)
+    chunks, _ = shard(Pieces(size_bytes, []), rank=0, num_ranks=2)
     sizes = [chunk.end - chunk.begin for chunk in chunks]
     assert len(sizes) == number
     assert max(sizes) - min(sizes) <= number * 1024
@@ -59,7 +59,7 @@ def test_chunks_are_few_alike_and_not_short(size_bytes, number, monkeypatch):
 @pytest.mark.parametrize("size_bytes", [0, 700, 5000, 65_537])
 def test_steps_bring_all_and_the_rest_before_the_last_chunk_is_joined(size_bytes, monkeypatch):
     monkeypatch.setattr(shard_plan, "CHUNK_BYTES", 1 << 12)
-    found = cut(Pieces(size_bytes, [100]), rank=1, num_ranks=2)
+    found = shard(Pieces(size_bytes, [100]), rank=1, num_ranks=2)
     steps = list(found.steps())
     assert [chunk for _, chunk in steps] == (found.chunks or [None])
     pieces = [segment for segments, _ in steps for segment in segments]
