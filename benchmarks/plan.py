@@ -54,7 +54,7 @@ from fastvideo_lightning.plan.predict import Prediction, StagePlan, predict
 from fastvideo_lightning.plan.probe import measure_launch, probe
 from fastvideo_lightning.plan.sizes import measure_components
 from fastvideo_lightning.plan.vae_cost import Autoencoder
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 _GIB = 1 << 30
 MOST_MEMORY, MOST_TIME = 1.1, 0.15
@@ -186,19 +186,19 @@ class Steps:
     ) -> None:
         self._name, self._folder, self._size, self._device = name, folder, size, device
         self._machine, self._table, self._deadline = machine, table, deadline
-        self._subjects: dict[int, Subject] = {}
+        self._subjects: dict[int, Workload] = {}
 
     @cached_property
     def _module(self) -> VideoModule:
         return make_module(self._name)
 
-    def subject(self, frames: int) -> Subject:
+    def subject(self, frames: int) -> Workload:
         """One call of the denoiser alone."""
         if frames not in self._subjects:
             height, width = self._size
             params = SamplingParams(height=height, width=width, num_frames=frames)
             params = params.merge(num_inference_steps=1, guidance_scale=1.0)
-            whole = Subject.of(self._module, params)
+            whole = Workload.of(self._module, params)
             denoiser = tuple(s for s in whole.components if s.role is Role.DENOISER)
             self._subjects[frames] = replace(whole, components=denoiser)
         return self._subjects[frames]
@@ -414,7 +414,7 @@ def _measure(
     }
 
 
-def make_vae_subject(vae: AutoencoderKLWan, frames: int, size: tuple[int, int]) -> Subject:
+def make_vae_subject(vae: AutoencoderKLWan, frames: int, size: tuple[int, int]) -> Workload:
     """A decode stage and nothing else."""
     pipeline = WanPipeline(None, None, vae, UniPCMultistepScheduler(), None)
     module = VideoModule.from_pipeline(pipeline)
@@ -422,7 +422,7 @@ def make_vae_subject(vae: AutoencoderKLWan, frames: int, size: tuple[int, int]) 
     request = Request(*size, frames, 1, 1, 1, False)
     work = Autoencoder.of(module, component)
     whole, tiled = ({component.fqn: work.decode(request, tiled=tiled)} for tiled in (False, True))
-    return Subject((component,), request, whole, tiled, encoding={})
+    return Workload((component,), request, whole, tiled, encoding={})
 
 
 RESULTS = Path(__file__).parent / "results"

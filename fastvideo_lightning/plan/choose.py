@@ -10,7 +10,7 @@ from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.host_tiers import HostBudgetTooSmallError
 from fastvideo_lightning.plan.machine import GIB, Machine, find_card
 from fastvideo_lightning.plan.predict import Prediction, predict
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 CHOSEN = (
     "dit_layerwise_offload",
@@ -83,7 +83,7 @@ def _has(machine: Machine | None, size_bytes: int) -> bool:
 
 
 def choose(
-    subject: Subject,
+    subject: Workload,
     given: OffloadConfig,
     machine: Machine | None,
     budget_bytes: float,
@@ -121,7 +121,7 @@ def choose(
 
 
 def check_fits_any(
-    bare: Subject,
+    bare: Workload,
     given: OffloadConfig,
     machine: Machine | None,
     budget_bytes: float,
@@ -146,7 +146,7 @@ def check_fits_any(
 
 
 def _what_binds(
-    subject: Subject, given: OffloadConfig, machine: Machine | None, budget_bytes: float
+    subject: Workload, given: OffloadConfig, machine: Machine | None, budget_bytes: float
 ) -> str:
     """Say which of the user's flags are in the way, where something fits without them."""
     binding = [f"{name}={getattr(given, name)}" for name in CHOSEN if name in given.given]
@@ -159,7 +159,7 @@ def _what_binds(
 
 
 def choose_tighter(
-    subject: Subject,
+    subject: Workload,
     given: OffloadConfig,
     machine: Machine | None,
     current: OffloadConfig,
@@ -191,13 +191,13 @@ def choose_tighter(
     return min(smaller, key=lambda each: (size(each), _rank(each)), default=None)
 
 
-def find_smallest(subject: Subject, given: OffloadConfig, machine: Machine | None) -> Prediction:
+def find_smallest(subject: Workload, given: OffloadConfig, machine: Machine | None) -> Prediction:
     """Return the set of flags that reserves least."""
     return smallest_of(_predict_all(subject, given, machine))
 
 
 def _predict_all(
-    subject: Subject, given: OffloadConfig, machine: Machine | None
+    subject: Workload, given: OffloadConfig, machine: Machine | None
 ) -> Iterator[Prediction]:
     """Predict every set of flags that the host has memory for.
 
@@ -222,7 +222,7 @@ def smallest_of(found: Iterable[Prediction]) -> Prediction:
     return min(found, key=lambda each: (each.reserved_bytes, _rank(each)))
 
 
-def possible_configs(subject: Subject, given: OffloadConfig) -> Iterator[OffloadConfig]:
+def possible_configs(subject: Workload, given: OffloadConfig) -> Iterator[OffloadConfig]:
     """All sets of flags that keep those that the user passed, each once in effect."""
     num_blocks = max((len(size.blocks) for size in subject.by_role(Role.DENOISER)), default=0)
     denoiser: list[dict[str, object]] = [{"dit_layerwise_offload": False, "dit_resident_blocks": 0}]

@@ -7,7 +7,7 @@ from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.offload.blocks import resident_positions
 from fastvideo_lightning.plan.sizes import ComponentSize, PartSize
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 RESIDENT, ON_CALL, ON_CPU = "resident", "on the GPU for each call", "computed on the CPU"
 
@@ -82,7 +82,7 @@ def _stream(
 
 
 def place_components(
-    subject: Subject, config: OffloadConfig, slot_bytes: int
+    subject: Workload, config: OffloadConfig, slot_bytes: int
 ) -> tuple[ComponentPlan, ...]:
     """Place every component; of denoisers that take turns the first one has the residents."""
     places = []
@@ -110,7 +110,7 @@ def denoiser_residents(size: ComponentSize, config: OffloadConfig) -> set[int]:
     return resident_positions(len(size.blocks), config.dit_resident_blocks, config.num_slots)
 
 
-def slot_size(subject: Subject, config: OffloadConfig) -> int:
+def slot_size(subject: Workload, config: OffloadConfig) -> int:
     """Bytes of one slot: the largest block that is streamed."""
     streamed: list[Sequence[PartSize]] = []
     for size in subject.by_role(Role.DENOISER):

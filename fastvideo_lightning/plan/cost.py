@@ -36,7 +36,7 @@ COMPILED_TRAFFIC, COMPILED_KERNELS, COMPILED_ACTIVATIONS = 0.38, 0.6, 0.5
 COMPILING_BYTES = 120 << 20
 
 
-def under_flags(work: "Work", config: OffloadConfig) -> "Work":
+def under_flags(work: "CallCost", config: OffloadConfig) -> "CallCost":
     """Return a denoiser's work as the flags change it."""
     if config.cache is not None:
         work = replace(work, kept_bytes=work.cached_bytes.get(config.cache, 0))
@@ -64,7 +64,7 @@ _UNKNOWN = {"height": 480, "width": 832, "num_frames": 81, "num_inference_steps"
 
 
 @dataclass(frozen=True)
-class Work:
+class CallCost:
     """What one call of a component asks for.
 
     Attributes:
@@ -144,7 +144,7 @@ class Request:
         return self.num_calls * self.batch
 
 
-def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) -> Work:
+def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) -> CallCost:
     """One call of a denoiser, see Note [Coefficients]."""
     config = config_of(module, size)
     width, _ = widths(config, size)
@@ -159,7 +159,7 @@ def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) ->
         widest = 2 * max(w.numel() for w in module.get_submodule(size.fqn).parameters())
     activations = denoiser_activations(module, size, latent, request.batch)
     output_bytes = 2 * tokens * prod(patch_of(config)) * 16
-    return Work(
+    return CallCost(
         activation_bytes=activations.allocated_bytes + widest,
         held_bytes=activations.reserved_bytes + widest,
         matmul_flop=2 * (weights * tokens + text_weights * TEXT_TOKENS) * request.batch,
@@ -176,7 +176,7 @@ def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) ->
     )
 
 
-def text_encoder_work(module: VideoModule, size: ComponentSize) -> Work:
+def text_encoder_work(module: VideoModule, size: ComponentSize) -> CallCost:
     """One prompt through a text encoder."""
     config = config_of(module, size)
     width = int(getattr(config, "d_model", None) or getattr(config, "hidden_size", 0) or 4096)
@@ -185,7 +185,7 @@ def text_encoder_work(module: VideoModule, size: ComponentSize) -> Work:
     num_blocks = max(len(size.blocks), 1)
     # Scores, their bias, and both once more in fp32.
     activation_bytes = 12 * heads * TEXT_TOKENS**2 + 10 * TEXT_TOKENS * width
-    return Work(
+    return CallCost(
         activation_bytes=activation_bytes,
         held_bytes=round(FRAGMENTATION * activation_bytes),
         matmul_flop=2 * weights * TEXT_TOKENS,

@@ -7,10 +7,10 @@ from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.component_plan import ON_CPU
 from fastvideo_lightning.plan.machine import Machine
 from fastvideo_lightning.plan.predict import Prediction, predict
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 
-def make_notes(subject: Subject, prediction: Prediction, machine: Machine | None) -> list[str]:
+def make_notes(subject: Workload, prediction: Prediction, machine: Machine | None) -> list[str]:
     """Return a sentence for each thing that one has to know to read the plan rightly."""
     config = prediction.config
     notes = [*_on_pixels(config), *_on_experts(subject, config), *_on_speed(config, machine)]
@@ -66,7 +66,7 @@ def _on_pixels(config: OffloadConfig) -> list[str]:
     return []
 
 
-def _on_experts(subject: Subject, config: OffloadConfig) -> list[str]:
+def _on_experts(subject: Workload, config: OffloadConfig) -> list[str]:
     if not (subject.takes_turns and config.dit_layerwise_offload and config.dit_resident_blocks):
         return []
     experts = " and ".join(size.fqn for size in subject.by_role(Role.DENOISER))
@@ -94,7 +94,7 @@ def _on_speed(config: OffloadConfig, machine: Machine | None) -> list[str]:
     return notes
 
 
-def _on_launches(subject: Subject, prediction: Prediction, machine: Machine | None) -> list[str]:
+def _on_launches(subject: Workload, prediction: Prediction, machine: Machine | None) -> list[str]:
     """Name the flag that takes launches out of the steps, where they set the pace and it can be."""
     now = prediction.stages[1]
     if machine is None or now.bound != "launches" or prediction.config.cuda_graphs:

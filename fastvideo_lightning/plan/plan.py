@@ -14,7 +14,7 @@ from fastvideo_lightning.plan.choose import CHOSEN, round_up
 from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.notes import make_notes, notes_on_gpus
 from fastvideo_lightning.plan.predict import Prediction, predict
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 _OF_THE_BUDGET = {"gpu_memory_budget", "on_oom"}
 
@@ -37,7 +37,7 @@ class Plan:
     """
 
     model: str
-    subject: Subject
+    subject: Workload
     prediction: Prediction
     machine: Machine | None
     budget_bytes: int | None

@@ -15,7 +15,7 @@ from fastvideo_lightning.plan.machine import GIB, Machine, find_card, match_card
 from fastvideo_lightning.plan.plan import Plan
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.probe import load_probe
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 # Left alone on a card: its driver's context and what else is drawn with it.
 _CONTEXT_BYTES = GIB
@@ -73,7 +73,7 @@ def make_plan(
         machine = machine.with_host(host_memory_gib, disk_gb_per_s, link_gb_per_s)
     budget_bytes = find_budget(budget_gib, machine, is_here=card is None)
     quantization = dtype if dtype in QUANTIZATIONS else None
-    subject = Subject.of(module, params, quantization=quantization)
+    subject = Workload.of(module, params, quantization=quantization)
     smallest = find_smallest(subject, given, machine)
     if budget_bytes is None:
         chosen = predict(subject, given, machine)
@@ -111,7 +111,7 @@ def check_budget(module: VideoModule, given: OffloadConfig) -> None:
     budget_bytes = find_budget(budget_gib, machine, is_here=True)
     if budget_bytes is not None:
         is_auto = budget_gib == "auto"
-        check_fits_any(Subject.bare(module), given, machine, budget_bytes, is_auto=is_auto)
+        check_fits_any(Workload.bare(module), given, machine, budget_bytes, is_auto=is_auto)
 
 
 def open_headers(model: str | PathLike[str], *, dtype: str = "auto", **loading: Any) -> VideoModule:

@@ -30,11 +30,11 @@ from fastvideo_lightning.plan.component_plan import (
     place_components,
     slot_size,
 )
-from fastvideo_lightning.plan.cost import Work, under_flags
+from fastvideo_lightning.plan.cost import CallCost, under_flags
 from fastvideo_lightning.plan.host_tiers import HostTiers, plan_tiers
 from fastvideo_lightning.plan.machine import Machine
 from fastvideo_lightning.plan.sizes import ComponentSize
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 PASSES = 3
 """Until a pass begins as the one before it did: the first finds every slot free."""
@@ -137,7 +137,7 @@ class Prediction:
         return sum(part.device_bytes for part in self.components)
 
 
-def predict(subject: Subject, config: OffloadConfig, machine: Machine | None) -> Prediction:
+def predict(subject: Workload, config: OffloadConfig, machine: Machine | None) -> Prediction:
     """Predict memory and time of one video under a set of flags.
 
     Args:
@@ -193,7 +193,7 @@ class _Clock:
     def __init__(self, machine: Machine | None) -> None:
         self.machine = machine
 
-    def compute(self, work: Work) -> tuple[float, str]:
+    def compute(self, work: CallCost) -> tuple[float, str]:
         """Seconds of one call on the device, and what they are spent on."""
         if self.machine is None:
             return 0.0, "compute"
@@ -218,7 +218,7 @@ class _Clock:
         cached = place.cached_bytes / self.machine.cache_bytes_per_s
         return cached + place.disk_bytes / self.machine.disk_bytes_per_s
 
-    def cpu(self, work: Work) -> float:
+    def cpu(self, work: CallCost) -> float:
         """Seconds of one call on the host."""
         if self.machine is None:
             return 0.0
@@ -250,7 +250,7 @@ class _Clock:
 
 
 def _encode(
-    subject: Subject,
+    subject: Workload,
     config: OffloadConfig,
     places: dict[str, ComponentPlan],
     stays: int,
@@ -258,7 +258,7 @@ def _encode(
 ) -> StagePlan:
     num_prompts = 2 if subject.request.num_calls * subject.request.batch > 1 else 1
     peak, compute, link, total, moved, bounds = 0.0, 0.0, 0.0, 0.0, 0, {"compute": 0.0}
-    calls: list[tuple[str, Work, int]] = []
+    calls: list[tuple[str, CallCost, int]] = []
     for size in (*subject.by_role(Role.TEXT_ENCODER), *subject.by_role(Role.IMAGE_ENCODER)):
         is_text = size.role is Role.TEXT_ENCODER
         if is_text or subject.request.has_image:
@@ -286,7 +286,9 @@ def _encode(
     return clock.stage("encode", stays + peak, compute, link, total, bound, moved)
 
 
-def _on_call(subject: Subject, places: dict[str, ComponentPlan], slot_bytes: int) -> dict[str, int]:
+def _on_call(
+    subject: Workload, places: dict[str, ComponentPlan], slot_bytes: int
+) -> dict[str, int]:
     """Bytes that each VAE takes while it is on the device; none where it borrows a slot."""
     return {
         size.fqn: 0 if places[size.fqn].size_bytes <= slot_bytes else places[size.fqn].size_bytes
@@ -296,9 +298,9 @@ def _on_call(subject: Subject, places: dict[str, ComponentPlan], slot_bytes: int
 
 
 def _denoise(
-    subject: Subject,
+    subject: Workload,
     config: OffloadConfig,
-    works: dict[str, Work],
+    works: dict[str, CallCost],
     places: dict[str, ComponentPlan],
     stays: int,
     slot_bytes: int,
@@ -353,7 +355,7 @@ def _step_time(
 
 
 def _decode(
-    subject: Subject,
+    subject: Workload,
     config: OffloadConfig,
     places: dict[str, ComponentPlan],
     stays: int,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.modules import VideoModule
-from fastvideo_lightning.plan.cost import Request, Work
+from fastvideo_lightning.plan.cost import CallCost, Request
 from fastvideo_lightning.plan.memory_trace import Allocations, Repeats, noting
 from fastvideo_lightning.plan.sizes import (
     ComponentSize,
@@ -131,7 +131,7 @@ class Autoencoder:
             frames_per_latent=frames_per_latent(module),
         )
 
-    def decode(self, request: Request, *, tiled: bool) -> Work:
+    def decode(self, request: Request, *, tiled: bool) -> CallCost:
         """From latents to frames; with tiles, in pieces of 256 by 256 pixels that overlap."""
         video = 3 * self.dtype.itemsize * request.num_frames * request.pixels
         copies = (3.6 if self.patch > 1 else 1.4) if tiled else 1.0
@@ -139,7 +139,7 @@ class Autoencoder:
         estimate = channels * self.dtype.itemsize * _pixels(request, tiled=tiled) + copies * video
         return self._work(request, estimate, encodes=False, tiled=tiled)
 
-    def encode(self, request: Request, *, tiled: bool) -> Work:
+    def encode(self, request: Request, *, tiled: bool) -> CallCost:
         """From an image, in a video's length, to latents, in half of decoding's time."""
         video = 3 * self.dtype.itemsize * request.num_frames * request.pixels
         pixels = _pixels(request, tiled=tiled)
@@ -149,7 +149,7 @@ class Autoencoder:
 
     def _work(
         self, request: Request, estimate: float, *, encodes: bool, tiled: bool, beside: int = 0
-    ) -> Work:
+    ) -> CallCost:
         allocated, held = estimate, FRAGMENTATION * estimate
         if self.arguments is not None:
             video = request.num_frames, request.height, request.width
@@ -164,7 +164,7 @@ class Autoencoder:
         passes = len(rows) * len(columns) * latents
         computed = (request.num_frames + FIRST_FRAME) * sum(rows) * sum(columns)
         computed /= 2 if encodes else 1
-        return Work(
+        return CallCost(
             activation_bytes=round(allocated),
             held_bytes=round(held) + beside + CONVOLUTION_BYTES,
             matmul_flop=self.flop_per_pixel * computed,

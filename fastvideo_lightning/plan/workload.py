@@ -8,12 +8,12 @@ from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.acceleration import models_that_decode_by
 from fastvideo_lightning.modules.roles import Role
-from fastvideo_lightning.plan.cost import Request, Work, denoiser_work, text_encoder_work
+from fastvideo_lightning.plan.cost import CallCost, Request, denoiser_work, text_encoder_work
 from fastvideo_lightning.plan.sizes import ComponentSize, measure_components
 from fastvideo_lightning.plan.vae_cost import CONVOLUTION_BYTES, Autoencoder
 
 
-class WorkOnDemand(Mapping[str, Work]):
+class WorkOnDemand(Mapping[str, CallCost]):
     """Works by FQN, each found when it is first asked for: counting takes seconds.
 
     Args:
@@ -22,13 +22,15 @@ class WorkOnDemand(Mapping[str, Work]):
     """
 
     def __init__(
-        self, found_by: Mapping[str, Callable[[], Work]], found: Mapping[str, Work] | None = None
+        self,
+        found_by: Mapping[str, Callable[[], CallCost]],
+        found: Mapping[str, CallCost] | None = None,
     ) -> None:
         self._found_by = found_by
         self._found = dict(found or {})
         self._names = [*self._found, *found_by]
 
-    def __getitem__(self, fqn: str) -> Work:
+    def __getitem__(self, fqn: str) -> CallCost:
         if fqn not in self._found:
             self._found[fqn] = self._found_by[fqn]()
         return self._found[fqn]
@@ -41,7 +43,7 @@ class WorkOnDemand(Mapping[str, Work]):
 
 
 @dataclass(frozen=True)
-class Subject:
+class Workload:
     """A model's sizes and a video's work.
 
     Attributes:
@@ -59,10 +61,10 @@ class Subject:
 
     components: tuple[ComponentSize, ...]
     request: Request
-    work: Mapping[str, Work]
-    tiled: Mapping[str, Work]
-    encoding: Mapping[str, Work]
-    tiled_encoding: Mapping[str, Work] = field(default_factory=dict)
+    work: Mapping[str, CallCost]
+    tiled: Mapping[str, CallCost]
+    encoding: Mapping[str, CallCost]
+    tiled_encoding: Mapping[str, CallCost] = field(default_factory=dict)
     takes_turns: bool = False
     pipeline: str = "WanPipeline"
     has_tiles: bool = True
@@ -70,7 +72,7 @@ class Subject:
     @classmethod
     def of(
         cls, module: VideoModule, params: SamplingParams, *, quantization: str | None = None
-    ) -> "Subject":
+    ) -> "Workload":
         """Measure a module and a video.
 
         Args:
@@ -89,7 +91,9 @@ class Subject:
             if s.role is not Role.VAE
         }
 
-        def of_vaes(find: Callable[..., Work], *, tiled: bool) -> dict[str, Callable[[], Work]]:
+        def of_vaes(
+            find: Callable[..., CallCost], *, tiled: bool
+        ) -> dict[str, Callable[[], CallCost]]:
             return {fqn: partial(find, vae, request, tiled=tiled) for fqn, vae in vaes.items()}
 
         return cls(
@@ -105,11 +109,11 @@ class Subject:
         )
 
     @classmethod
-    def bare(cls, module: VideoModule) -> "Subject":
+    def bare(cls, module: VideoModule) -> "Workload":
         """Measure a module with a video that takes no memory, which each video takes more than."""
         components = measure_components(module)
-        library = Work(held_bytes=CONVOLUTION_BYTES)  # it takes as much for a video of any size
-        nothing = {s.fqn: library if s.role is Role.VAE else Work() for s in components}
+        library = CallCost(held_bytes=CONVOLUTION_BYTES)  # it takes as much for a video of any size
+        nothing = {s.fqn: library if s.role is Role.VAE else CallCost() for s in components}
         request = Request.of(module, SamplingParams())
         return cls(
             components,

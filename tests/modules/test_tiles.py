@@ -12,7 +12,7 @@ from fastvideo_lightning import OffloadConfig, SamplingParams, VideoGenerator, V
 from fastvideo_lightning.generator.placements import explain_memory
 from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.plan.choose import possible_configs
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 
 def make_generator(pipeline: Any, **flags: Any) -> VideoGenerator:
@@ -68,7 +68,7 @@ def test_no_plan_and_no_advice_has_tiles_where_no_model_has_them() -> None:
         ("LTX2Pipeline", {False, True}),
     ):
         module = VideoModule.from_pipeline(RECIPES[name].build())
-        for subject in (Subject.bare(module), Subject.of(module, SamplingParams(num_frames=9))):
+        for subject in (Workload.bare(module), Workload.of(module, SamplingParams(num_frames=9))):
             configs = possible_configs(subject, OffloadConfig())
             assert {config.vae_tiling for config in configs} == choices
             advice = explain_memory(Stage.DECODE, OffloadConfig(), has_tiles=subject.has_tiles)

@@ -11,7 +11,7 @@ from fastvideo_lightning.plan import BudgetTooSmallError, find_card, make_plan, 
 from fastvideo_lightning.plan.choose import CHOSEN, choose, possible_configs
 from fastvideo_lightning.plan.machine import GIB
 from fastvideo_lightning.plan.predict import predict
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 VIDEO = SamplingParams(height=480, width=832, num_frames=17, num_inference_steps=30)
 
@@ -28,7 +28,7 @@ VIDEO = SamplingParams(height=480, width=832, num_frames=17, num_inference_steps
     ],
 )
 def test_no_set_of_flags_that_fits_is_faster(name, frames, wan):
-    subject = Subject.of(wan(name), VIDEO.merge(num_frames=frames))
+    subject = Workload.of(wan(name), VIDEO.merge(num_frames=frames))
     card = find_card("H100")
     for budget_gib in (8, 12, 16, 24, 40):
         chosen = choose(subject, OffloadConfig(), card, budget_gib * GIB)

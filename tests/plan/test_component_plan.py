@@ -18,7 +18,7 @@ from fastvideo_lightning.plan.component_plan import (
     slot_size,
 )
 from fastvideo_lightning.plan.sizes import measure_components, reserved_bytes
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def test_slots_and_streamed_bytes_are_those_of_the_engine(kind, flags, checkpoin
     # As a run on this device: dtypes are those of the file, and the engine copies inline.
     module = VideoModule.from_pretrained(checkpoint(kind), dtype="fp32", device_type="cpu")
     components = measure_components(module)
-    subject = Subject(components, *(None,) * 4)
+    subject = Workload(components, *(None,) * 4)
     slots = slot_size(subject, config)
     placed = {size.fqn: place_component(size, config, slots) for size in components}
     for callback in make_placements(module, config, on_gpu=True):
@@ -76,7 +76,7 @@ def test_words_say_where_each_component_is(checkpoint):
 
 def test_measuring_reads_no_weight(checkpoint):
     module = VideoModule.from_pretrained(checkpoint("t2v"))
-    Subject.of(module, SamplingParams(num_frames=5, height=32, width=48))
+    Workload.of(module, SamplingParams(num_frames=5, height=32, width=48))
     assert all(weight.is_meta for weight in module.parameters())
 
 
@@ -98,7 +98,7 @@ def test_the_allocators_rounding_is_counted():
 
 def test_resident_blocks_of_experts_that_take_turns_are_counted_once(checkpoint):
     module = VideoModule.from_pretrained(checkpoint("two_experts"))
-    subject = Subject.of(module, SamplingParams(num_frames=5, height=32, width=48))
+    subject = Workload.of(module, SamplingParams(num_frames=5, height=32, width=48))
     few = place_components(subject, OffloadConfig(), 0)
     many = place_components(subject, OffloadConfig(dit_resident_blocks=2), 0)
     more = {a.fqn: b.device_bytes - a.device_bytes for a, b in zip(few, many, strict=True)}

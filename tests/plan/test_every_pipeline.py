@@ -11,13 +11,13 @@ from fastvideo_lightning.plan import find_card
 from fastvideo_lightning.plan.choose import choose
 from fastvideo_lightning.plan.machine import GIB
 from fastvideo_lightning.plan.predict import predict
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 
 @pytest.mark.parametrize("name", families(RECIPES.keys() - UNUSABLE.keys()))
 def test_it_has_a_plan_with_finite_memory_and_time(name):
     module = VideoModule.from_pipeline(RECIPES[name].build())
-    subject = Subject.of(module, SamplingParams(height=32, width=32, num_frames=5))
+    subject = Workload.of(module, SamplingParams(height=32, width=32, num_frames=5))
     card = find_card("RTX 4090")
     chosen = choose(subject, OffloadConfig(), card, 20 * GIB)
     streamed = predict(subject, OffloadConfig(), card)

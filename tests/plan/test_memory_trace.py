@@ -7,7 +7,7 @@ from diffusers import WanTransformer3DModel
 from fastvideo_lightning import SamplingParams
 from fastvideo_lightning.plan.activations import count_denoiser
 from fastvideo_lightning.plan.memory_trace import MIB, CachingAllocator, count_allocations
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 
 
 def reserved_mib(*sizes_mib: float) -> float:
@@ -79,7 +79,7 @@ def test_what_is_alive_at_once_is_counted_and_weights_are_not():
 )
 def test_a_denoisers_call_holds_what_it_held_on_a_gpu(name, frames, allocated, reserved, wan):
     params = SamplingParams(height=480, width=832, num_frames=frames).merge(guidance_scale=1.0)
-    work = Subject.of(wan(name), params).work["transformer"]
+    work = Workload.of(wan(name), params).work["transformer"]
     assert work.activation_bytes / MIB == pytest.approx(allocated, rel=0.01)
     assert work.held_bytes / MIB == pytest.approx(reserved, rel=0.04)
     assert work.held_bytes / MIB >= reserved

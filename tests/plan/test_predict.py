@@ -11,7 +11,7 @@ from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan import find_card
 from fastvideo_lightning.plan.machine import GIB
 from fastvideo_lightning.plan.predict import predict
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 from tests.plan.measured import (
     ALLOCATED,
     DECODINGS,
@@ -28,7 +28,7 @@ NAMES = ("card", "name", "frames", "resident_blocks", "step_ms", "reserved_gb")
 
 def predict_denoising(module, frames, resident_blocks, card, **flags):
     params = SamplingParams(height=480, width=832, num_frames=frames, num_inference_steps=1)
-    subject = Subject.of(module, params.merge(guidance_scale=1.0))
+    subject = Workload.of(module, params.merge(guidance_scale=1.0))
     # The benchmark had a denoiser and nothing else.
     components = tuple(s for s in subject.components if s.role is Role.DENOISER)
     subject = replace(subject, components=components)
@@ -65,7 +65,7 @@ def test_so_are_memory_and_time_with_three_slots(frames, step_ms, reserved_gb, w
 @pytest.mark.parametrize(("is_streamed", "prompt_ms", "reserved_gb"), ENCODINGS)
 def test_a_text_encoders_memory_and_time_are_as_near(is_streamed, prompt_ms, reserved_gb, wan):
     params = SamplingParams(height=480, width=832, num_frames=17).merge(guidance_scale=1.0)
-    subject = Subject.of(wan("wan-14b"), params)
+    subject = Workload.of(wan("wan-14b"), params)
     encoder = tuple(s for s in subject.components if s.role is Role.TEXT_ENCODER)
     config = OffloadConfig(
         text_encoder_layerwise_offload=is_streamed, text_encoder_cpu_offload=False
@@ -88,7 +88,7 @@ def test_so_are_those_of_decoding(card, dtype, frames, tiled, taken_s, reserved_
 def test_a_whole_videos_memory_is_never_below_and_at_most_a_tenth_above(frames, reserved_gib, wan):
     params = SamplingParams(height=480, width=832, num_frames=frames, num_inference_steps=2)
     config = OffloadConfig(vae_tiling=True, text_encoder_layerwise_offload=True)
-    predicted = predict(Subject.of(wan("wan-14b"), params), config, None)
+    predicted = predict(Workload.of(wan("wan-14b"), params), config, None)
     assert reserved_gib <= predicted.reserved_bytes / GIB <= 1.1 * reserved_gib
 
 
@@ -110,7 +110,7 @@ def test_what_decoding_allocates_is_as_counted(frames, tiled, dtype, allocated_g
 def test_a_decoder_takes_memory_of_its_own_where_no_slot_has_room_for_it(wan):
     params = SamplingParams(height=480, width=832, num_frames=1)
     for name, has_room in (("wan-14b", True), ("wan-1.3b", False)):
-        subject = Subject.of(wan(name), params)
+        subject = Workload.of(wan(name), params)
         vae = next(size for size in subject.components if size.role is Role.VAE)
         without = replace(subject, components=tuple(s for s in subject.components if s is not vae))
         stages = zip(

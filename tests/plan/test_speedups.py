@@ -15,7 +15,7 @@ from fastvideo_lightning.plan import find_card, make_plan
 from fastvideo_lightning.plan.cost import under_flags
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.sizes import measure_components
-from fastvideo_lightning.plan.workload import Subject
+from fastvideo_lightning.plan.workload import Workload
 from tests.plan.measured import COMPILED, HELD_BEFORE, RESIDENT
 
 NAMES = ("frames", "resident_blocks", "compiles", "step_ms", "reserved_gb")
@@ -23,7 +23,7 @@ NAMES = ("frames", "resident_blocks", "compiles", "step_ms", "reserved_gb")
 
 def predict_compiled(module, frames, resident_blocks):
     params = SamplingParams(height=480, width=832, num_frames=frames, num_inference_steps=1)
-    subject = Subject.of(module, params.merge(guidance_scale=1.0))
+    subject = Workload.of(module, params.merge(guidance_scale=1.0))
     denoiser = tuple(s for s in subject.components if s.role is Role.DENOISER)
     config = OffloadConfig(compile=True, dit_layerwise_offload=resident_blocks is not RESIDENT)
     return predict(replace(subject, components=denoiser), config, find_card("H200")).stages[1]
@@ -72,7 +72,7 @@ def storages() -> dict[int, int]:
 def test_what_a_cache_keeps_is_what_diffusers_hooks_hold(cache, checkpoint, monkeypatch):
     module = VideoModule.from_pretrained(checkpoint("t2v"), dtype="fp32", device_type="cpu")
     size = next(s for s in measure_components(module) if s.role is Role.DENOISER)
-    subject = Subject.of(module, SamplingParams(**SIZE, guidance_scale=3.0))
+    subject = Workload.of(module, SamplingParams(**SIZE, guidance_scale=3.0))
     planned = under_flags(subject.work[size.fqn], OffloadConfig(cache=cache)).kept_bytes
     model = module.transformer.to_empty(device="cpu")
     config = model.config
@@ -138,7 +138,7 @@ def test_a_plan_for_quantized_weights_has_their_bytes(dtype, checkpoint):
 def test_quantized_weights_halve_what_streams_and_not_what_is_computed(wan):
     video = SamplingParams(height=480, width=832, num_frames=17)
     module = wan("wan-14b")
-    plain, narrow = (Subject.of(module, video, quantization=q) for q in (None, "fp8"))
+    plain, narrow = (Workload.of(module, video, quantization=q) for q in (None, "fp8"))
     bytes_ = [s.by_role(Role.DENOISER)[0].whole.size_bytes for s in (plain, narrow)]
     assert bytes_[1] == pytest.approx(bytes_[0] / 2, rel=0.02)
     assert plain.work["transformer"].matmul_flop == narrow.work["transformer"].matmul_flop
@@ -169,7 +169,7 @@ def test_what_a_plan_leaves_out_is_said(flags, words, wan):
 
 def test_a_model_whose_formulas_are_not_its_own_says_so(wan):
     module = wan("wan-1.3b")
-    subject = replace(Subject.of(module, SamplingParams(num_frames=17)), pipeline="OtherPipeline")
+    subject = replace(Workload.of(module, SamplingParams(num_frames=17)), pipeline="OtherPipeline")
     plan = replace(make_plan(module, SamplingParams(num_frames=17)), subject=subject)
     assert "A first guess: OtherPipeline is no Wan pipeline" in plan.notes[0]
 
