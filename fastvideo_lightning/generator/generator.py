@@ -19,7 +19,7 @@ from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.config.devices import check_devices, count_nodes
 from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.output.video import GeneratedVideo
-from fastvideo_lightning.prompts.dataset import PlacedPrompts, PromptDataset, check_prompt
+from fastvideo_lightning.prompts.dataset import LocatedPrompts, PromptDataset, check_prompt
 
 if TYPE_CHECKING:
     import lightning as L
@@ -402,7 +402,7 @@ class VideoGenerator:
             settings=partial(self._settings, _OTHER_ROUNDING),
             setup=self._launch,
             iterate=self._iterate,
-            places=prompts.places if isinstance(prompts, PlacedPrompts) else (),
+            places=prompts.locations if isinstance(prompts, LocatedPrompts) else (),
         )
         self._batch = ref(batch)
         return batch

@@ -35,7 +35,7 @@ def first_of_many(wrong: Sequence[str], noun: str) -> list[str]:
     return [*wrong[:MOST_SHOWN], *counted]
 
 
-class PlacedPrompts(list[dict[str, Any]]):
+class LocatedPrompts(list[dict[str, Any]]):
     """Prompts that know where they are from.
 
     Attributes:
@@ -45,16 +45,16 @@ class PlacedPrompts(list[dict[str, Any]]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._places: list[str] = []
+        self._locations: list[str] = []
 
     def add(self, prompt: dict[str, Any], place: str) -> None:
         """Append a prompt that stands at that place."""
         self.append(prompt)
-        self._places.append(place)
+        self._locations.append(place)
 
     @property
-    def places(self) -> Sequence[str]:  # noqa: D102  # among the attributes
-        return self._places if any(p.keys() - {"prompt", "seed"} for p in self) else ()
+    def locations(self) -> Sequence[str]:  # noqa: D102  # among the attributes
+        return self._locations if any(p.keys() - {"prompt", "seed"} for p in self) else ()
 
 
 class PromptDataset:

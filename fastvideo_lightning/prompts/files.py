@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
 from fastvideo_lightning.config import SamplingParams, check_known, nearest_name
-from fastvideo_lightning.prompts.dataset import PlacedPrompts, PromptFileError, check_prompt
+from fastvideo_lightning.prompts.dataset import LocatedPrompts, PromptFileError, check_prompt
 
 STDIN = "-"
 
@@ -33,7 +33,7 @@ _RIGHT_LINES = {
 }
 
 
-def read_prompt_file(path: str | os.PathLike[str]) -> PlacedPrompts:
+def read_prompt_file(path: str | os.PathLike[str]) -> LocatedPrompts:
     r"""Read the prompts of a file, each with the sampling parameters that stand beside it.
 
     `.txt` holds a prompt a line; `.jsonl` an object a line, as in
@@ -60,7 +60,7 @@ def read_prompt_file(path: str | os.PathLike[str]) -> PlacedPrompts:
     text = _decode(content, name)
     if read is None:
         read = _read_jsonl if text.lstrip().startswith("{") else _read_txt
-    prompts, wrong = PlacedPrompts(), []
+    prompts, wrong = LocatedPrompts(), []
     try:
         for number, read_values in read(text, name):
             try:
