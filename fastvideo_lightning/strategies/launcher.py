@@ -103,7 +103,7 @@ class RankReporter(threading.Thread):
         """Note by what code this process is to end."""
         self._exit_code = code
 
-    def part(self) -> bool:
+    def before_group_exit(self) -> bool:
         """Whether to close the process group, which waits for all; as `RankGuard.part`."""
         self._has_parted = not self._failed and not self._exit_code
         is_well = self.is_run_over or self._exit_code == 0 or self._script.has_returned()
@@ -279,7 +279,7 @@ def leave_group_together() -> None:
 
 
 def _leave_group() -> None:
-    if _guard is None or _guard.part():
+    if _guard is None or _guard.before_group_exit():
         _destroy_dist_connection()
         if _guard is not None:
             _guard.has_left()

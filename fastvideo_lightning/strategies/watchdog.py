@@ -154,7 +154,7 @@ class RankGuard(threading.Thread):
         """Note by what code this process is to end; 0 says that all is made."""
         self._exit_code = code
 
-    def part(self) -> bool:
+    def before_group_exit(self) -> bool:
         """At the end of the process, before it leaves the process group.
 
         In the first process, wait until the others have come to their end too, or end them.
@@ -183,7 +183,7 @@ class RankGuard(threading.Thread):
     def finish(self) -> None:
         """At the end of the process, behind `part`: in the first one, wait for the others."""
         if self._has_parted is None:  # there was no group to leave
-            self.part()
+            self.before_group_exit()
             self.has_left()
         if self._find_dead() and not self._is_told:
             self.join()  # it says why, and ends the process
