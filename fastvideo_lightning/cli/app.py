@@ -16,7 +16,7 @@ import click
 
 from fastvideo_lightning.cli.batch import STOPPED
 from fastvideo_lightning.cli.console import is_first_process, show_own_log
-from fastvideo_lightning.cli.errors import explain, in_command_words, in_two_lines
+from fastvideo_lightning.cli.errors import as_cli_options, explain, in_two_lines
 from fastvideo_lightning.cli.generate import generate
 from fastvideo_lightning.cli.models import models
 from fastvideo_lightning.cli.options import COMMAND
@@ -73,8 +73,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         hint = "Add --debug to see where it failed."
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             hint = "Free some space and run the same command again."
-        notes = map(in_command_words, getattr(error, "__notes__", ()))
-        lines = [*in_two_lines(in_command_words(text), hint), *notes]
+        notes = map(as_cli_options, getattr(error, "__notes__", ()))
+        lines = [*in_two_lines(as_cli_options(text), hint), *notes]
         failure, code = error, FAILED
     is_cause, shows = _is_cause(failure, is_told=code == WRONG_CHOICE), is_first_process()
     if "--debug" in arguments and is_cause and (shows or code == FAILED):

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fastvideo_lightning.cli.errors import in_command_words
+from fastvideo_lightning.cli.errors import as_cli_options
 
 # Not their parents: lightning sets the level of `lightning.fabric` when it is imported, torch its.
 LIBRARY_LOGGERS = (
@@ -70,7 +70,7 @@ def quieten_libraries() -> None:
         text = str(message)
         if filename.startswith(ours) and text not in shown and is_first_process():
             shown.add(text)
-            _write(f"Warning: {in_command_words(text)}")
+            _write(f"Warning: {as_cli_options(text)}")
 
     warnings.showwarning = show  # type: ignore[assignment]
 
@@ -85,7 +85,7 @@ class _StderrLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if is_first_process():
-            _write(in_command_words(self.format(record)))
+            _write(as_cli_options(self.format(record)))
 
 
 def show_own_log() -> None:

@@ -23,7 +23,7 @@ _WITH_VALUE = re.compile(rf"\b({_ANY})=([^\s,;]*[^\s,;.:)])")
 _ALONE = re.compile(rf"^(?:{_ANY})\b|(?<!')\b(?:{_LONG})\b")
 
 
-def in_command_words(message: str) -> str:
+def as_cli_options(message: str) -> str:
     """Rewrite Python spellings as what one types: `height=480` as `--height 480`."""
 
     def with_value(match: re.Match[str]) -> str:
@@ -40,7 +40,7 @@ def in_command_words(message: str) -> str:
 
 
 @contextmanager
-def users_mistakes(*also: type[Exception]) -> Iterator[None]:
+def usage_errors(*also: type[Exception]) -> Iterator[None]:
     """Mark errors before the work as the user's to mend: they end with exit code 2.
 
     What they say of Python names is put into the words that one types here.
@@ -55,8 +55,8 @@ def users_mistakes(*also: type[Exception]) -> Iterator[None]:
         context = click.get_current_context(silent=True)
         if getattr(error, "is_of_file", False):
             raise WrongChoiceError(first, context, further=more) from error
-        notes = [*map(in_command_words, getattr(error, "__notes__", ()))]
-        raise WrongChoiceError(in_command_words(first), context, further=notes) from error
+        notes = [*map(as_cli_options, getattr(error, "__notes__", ()))]
+        raise WrongChoiceError(as_cli_options(first), context, further=notes) from error
 
 
 # Values as one types them, by option.

@@ -22,7 +22,7 @@ from fastvideo_lightning.cli.console import (
     say,
     waiting,
 )
-from fastvideo_lightning.cli.errors import users_mistakes
+from fastvideo_lightning.cli.errors import usage_errors
 from fastvideo_lightning.cli.options import (
     COMMAND,
     DEFAULTS,
@@ -130,7 +130,7 @@ def generate(context: click.Context, /, config: str | None, debug: bool, **given
     typed = {name: value for name, value in given.items() if value is not None}
     if {"prompt", "prompts"} & typed.keys():  # one of them takes the place of either in the file
         from_file = {k: v for k, v in from_file.items() if k not in ("prompt", "prompts")}
-    with users_mistakes(ImportError):
+    with usage_errors(ImportError):
         request = Request.from_options({**from_file, **typed})
     be_quiet(request.choices["quiet"])
     if not debug:
@@ -157,7 +157,7 @@ def _make_video(request: Request) -> None:
     with generator:
         if request.prompt is not None or loras:  # a batch that is done reads no weight
             generator.setup(request.params if request.prompts is None else None)
-        with users_mistakes(ImportError):
+        with usage_errors(ImportError):
             _load_loras(generator, loras)
         if request.prompts is not None:
             _make_batch(generator, request, request.prompts)
@@ -203,7 +203,7 @@ def _open(request: Request) -> "VideoGenerator":
     from fastvideo_lightning.config.devices import check_devices
     from fastvideo_lightning.modules.prompt_checks import warn_of_unread
 
-    with users_mistakes(CheckpointError):
+    with usage_errors(CheckpointError):
         device_type = check_devices(choices["num_gpus"], choices["accelerator"])
         module = VideoModule.from_pretrained(
             choices["model"],
@@ -253,7 +253,7 @@ def _make_batch(
     generator: "VideoGenerator", request: Request, prompts: list[dict[str, Any]]
 ) -> None:
     choices = request.choices
-    with users_mistakes():
+    with usage_errors():
         batch = generator.generate_videos(
             prompts,
             **{name: choices[name] for name in ("output_path", "resume", "fail_fast")},

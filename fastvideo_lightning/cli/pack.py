@@ -58,11 +58,11 @@ def pack(
     themselves can be what the GPU is fed from.
     """
     from fastvideo_lightning.cli.console import quieten_libraries
-    from fastvideo_lightning.cli.errors import users_mistakes
+    from fastvideo_lightning.cli.errors import usage_errors
 
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
-    with users_mistakes():
+    with usage_errors():
         with readable(model):
             find_folder(model, revision=revision)
         # Seconds of imports from here on.

@@ -62,7 +62,7 @@ def plan(
 ) -> None:
     """Print what goes where for a model and a video, and the time and memory that it takes."""
     from fastvideo_lightning.cli.console import quieten_libraries, waiting
-    from fastvideo_lightning.cli.errors import users_mistakes
+    from fastvideo_lightning.cli.errors import usage_errors
 
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
@@ -70,7 +70,7 @@ def plan(
     hardware = {name: typed.pop(name) for name in ("disk", "link") if name in typed}
     if isinstance(typed.get("host_memory"), float):
         hardware["host_memory"] = typed.pop("host_memory")
-    with users_mistakes(ImportError):
+    with usage_errors(ImportError):
         config = OffloadConfig.from_mapping({k: v for k, v in typed.items() if k in FLAGS})
         params = SamplingParams.from_mapping({k: v for k, v in typed.items() if k in SAMPLING})
         with waiting("planning"):

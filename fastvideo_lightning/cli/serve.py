@@ -73,7 +73,7 @@ def _options() -> list[click.Parameter]:
 def serve(context: click.Context, /, config: str | None, debug: bool, **given: Any) -> None:
     """Make videos from a page in the browser, one after the other, until Ctrl-C."""
     from fastvideo_lightning.cli.console import quieten_libraries, waiting
-    from fastvideo_lightning.cli.errors import users_mistakes
+    from fastvideo_lightning.cli.errors import usage_errors
 
     for package, called in _NEEDED.items():
         if importlib.util.find_spec(package) is None:
@@ -90,7 +90,7 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
     choices = {**DEFAULTS, **from_file, **typed}
     host, port = choices.get("host", "127.0.0.1"), choices.get("port", 7860)
     with waiting("loading libraries"):
-        with users_mistakes(ImportError):
+        with usage_errors(ImportError):
             find_folder(choices["model"], revision=choices.get("revision"))
             check_quantization(choices["dtype"])
             flags = OffloadConfig.from_mapping({k: v for k, v in choices.items() if k in FLAGS})
@@ -113,11 +113,11 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
 
 def _open_studio(choices: dict[str, Any], config: OffloadConfig, device_type: str) -> "Studio":
     from fastvideo_lightning import CheckpointError
-    from fastvideo_lightning.cli.errors import users_mistakes
+    from fastvideo_lightning.cli.errors import usage_errors
     from fastvideo_lightning.serve.limits import Limits
     from fastvideo_lightning.serve.studio import Model, Studio
 
-    with users_mistakes(CheckpointError):
+    with usage_errors(CheckpointError):
         model = Model(
             name=choices["model"],
             config=config,

@@ -2,7 +2,7 @@ import click
 import pytest
 
 from fastvideo_lightning.cli.config_file import read_config_file
-from fastvideo_lightning.cli.errors import in_command_words
+from fastvideo_lightning.cli.errors import as_cli_options
 from fastvideo_lightning.cli.options import MappingType, WrongChoiceError, make_options
 
 
@@ -105,7 +105,7 @@ def test_a_file_that_is_not_there_or_no_text_is_refused_by_name(tmp_path):
     ],
 )
 def test_messages_speak_in_options_but_leave_plain_words_alone(python, command):
-    assert in_command_words(python) == command
+    assert as_cli_options(python) == command
 
 
 @pytest.mark.parametrize(
