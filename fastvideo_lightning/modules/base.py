@@ -22,13 +22,13 @@ from fastvideo_lightning.modules.lora import TakesLora
 from fastvideo_lightning.modules.media import check_inputs
 from fastvideo_lightning.modules.pipelines import (
     Pipeline,
-    attending,
-    guards_at_rest,
+    guards_on_cpu,
     guided,
     is_guard,
     place_pipeline,
     send_guards_back,
     tell_of_guard,
+    use_attention_backend,
 )
 from fastvideo_lightning.modules.results import Result, read_output
 from fastvideo_lightning.modules.roles import Role, Roles, read_roles, role_of, stays_fp32
@@ -420,8 +420,8 @@ class VideoModule(TakesLora, L.LightningModule):
         self._watch = StepWatch(self._announce, params.num_inference_steps or 1)
         denoisers = map(self.get_submodule, self.denoisers)
         scheduled, pipeline = chosen_scheduler(self._pipeline, params), self._pipeline
-        backend = attending(self.attention_backend)
-        with scheduled, guided(pipeline, params), guards_at_rest(pipeline), backend:
+        backend = use_attention_backend(self.attention_backend)
+        with scheduled, guided(pipeline, params), guards_on_cpu(pipeline), backend:
             pipeline = self._called = self.pipeline_for(params)
             with self._watch.watch(pipeline, denoisers) as watching:
                 output = pipeline(

@@ -42,9 +42,9 @@ from fastvideo_lightning.modules.lora_files import (
 )
 from fastvideo_lightning.modules.lora_fsdp import (
     check_can_fuse,
-    passing_over,
     place_beside_shards,
-    undivided,
+    skip_missing_adapters,
+    unsharded,
 )
 from fastvideo_lightning.modules.roles import read_roles
 
@@ -319,7 +319,7 @@ class TakesLora(nn.Module):
             for fqn in self.denoisers:
                 denoiser = self.get_submodule(fqn)
                 check_can_fuse(fqn, denoiser)
-                passing.enter_context(passing_over(denoiser))
+                passing.enter_context(skip_missing_adapters(denoiser))
             self.pipeline.fuse_lora(components=list(_loaded(self.pipeline)), lora_scale=scale)
         self._lora_weights = {name: scale * w for name, w in self._lora_weights.items()}
 
@@ -352,7 +352,7 @@ class TakesLora(nn.Module):
         with ExitStack() as divided:
             for fqn in self.denoisers:
                 denoiser = self.get_submodule(fqn)
-                divided.enter_context(undivided(denoiser))
+                divided.enter_context(unsharded(denoiser))
             yield
             for fqn in self.denoisers:
                 denoiser = self.get_submodule(fqn)

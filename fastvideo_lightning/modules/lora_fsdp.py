@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 
 @contextmanager
-def undivided(denoiser: nn.Module) -> Iterator[None]:
+def unsharded(denoiser: nn.Module) -> Iterator[None]:
     """Take away what divides a denoiser's tokens, and put it back around the layers that are then.
 
     Diffusers' hooks sit at single layers. An adapter around one of them would be left out: the
@@ -73,7 +73,7 @@ def _adds_to_bytes(layer: Any) -> bool:
 
 
 @contextmanager
-def passing_over(denoiser: nn.Module) -> Iterator[None]:
+def skip_missing_adapters(denoiser: nn.Module) -> Iterator[None]:
     """Have layers around torchao's weights pass over what they lack while adapters are fused.
 
     PEFT's other layers do by themselves; these fail where an adapter has other layers. What is

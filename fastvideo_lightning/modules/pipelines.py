@@ -178,7 +178,7 @@ def send_guards_back(pipeline: Pipeline) -> None:
 
 
 @contextmanager
-def guards_at_rest(pipeline: Pipeline) -> Iterator[None]:
+def guards_on_cpu(pipeline: Pipeline) -> Iterator[None]:
     """Have the safety checkers on the host again when a call is over, whatever became of it."""
     try:
         yield
@@ -198,7 +198,7 @@ def tell_of_guard(name: str, device: torch.device) -> None:
 
 
 @contextmanager
-def attending(backend: str | None) -> Iterator[None]:
+def use_attention_backend(backend: str | None) -> Iterator[None]:
     """Have layers without a backend of their own use this one, as after `set_attention_backend`.
 
     Args:
