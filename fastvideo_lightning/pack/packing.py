@@ -29,8 +29,8 @@ from fastvideo_lightning.pack.target import (
     check_record,
     check_target,
     free_bytes,
+    naming_folder,
     only_writer,
-    told_of,
 )
 
 Progress = Callable[[Path, int], None]
@@ -100,7 +100,7 @@ class Packing:
             OSError: If the disk refuses.
             RuntimeError: If another process is packing into the folder.
         """
-        with told_of(self.out):
+        with naming_folder(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             with only_writer(self.out):
                 check_record(self.out, self.record)  # another may have come since the plan
@@ -176,7 +176,7 @@ def plan_packing(
     with readable(model):
         checkpoint = open_checkpoint(model, revision=revision, variant=variant)
     folder, target = checkpoint.folder, Path(os.path.expanduser(out))
-    with told_of(target):
+    with naming_folder(target):
         check_target(folder, target)
     with readable(folder):
         _check_plain(checkpoint)

@@ -58,7 +58,7 @@ def _check_place(out: Path) -> None:
 
 
 @contextmanager
-def told_of(out: Path) -> Iterator[None]:
+def naming_folder(out: Path) -> Iterator[None]:
     """Say what the system refuses in words that name the folder, and what to type."""
     try:
         yield

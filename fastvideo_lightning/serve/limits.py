@@ -64,7 +64,7 @@ class Limits:
                 )
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def naming_limits(self) -> Iterator[None]:
         """Have the model's refusals inside name these limits where they are below its own."""
         try:
             yield

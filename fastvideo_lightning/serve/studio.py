@@ -179,7 +179,7 @@ class Studio:
         if request.params.negative_prompt is not None:
             self.limits.check_prompt(request.params.negative_prompt, name="negative_prompt")
         self.limits.check(request.params)
-        with self.limits.told():
+        with self.limits.naming_limits():
             resolved = self.module.resolve_sampling(request.params)
         self.limits.check(resolved)
         if self._config_for(request).gpu_memory_budget is not None:
@@ -230,7 +230,7 @@ class Studio:
     def _plan(self, request: Request) -> Plan:
         name, config = self.model.name, self._config_for(request)
         check_auto_budget(config.gpu_memory_budget, on_gpu=self.has_gpu)
-        with self.limits.told():
+        with self.limits.naming_limits():
             return make_plan(self.module, request.params, flags=config, name=name)
 
     def _config_for(self, request: Request) -> OffloadConfig:
