@@ -134,7 +134,9 @@ def find_machine() -> Machine | None:
     """Return this machine: as `probe` measured it, or from the table of cards; None without."""
     if not torch.cuda.is_available():
         return None
-    return load_probe() or match_card(torch.cuda.get_device_name())
+    return load_probe() or match_card(
+        torch.cuda.get_device_name(), torch.cuda.get_device_properties().total_memory
+    )
 
 
 def find_budget(
