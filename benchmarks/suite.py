@@ -90,11 +90,10 @@ PARTS: dict[str, Part] = {
     ),
     "1.3b-1": streaming("wan-1.3b", 1, f"{OURS},{GRAPHED}", 120),
     "1.3b-17": streaming("wan-1.3b", 17, f"{OURS},{GRAPHED},{COMPILED}", 180),
-    "stages": Part("stages", "--parts encode,moments,caps", 480),
+    "stages": Part("stages", "", 720),
     "plan": Part("plan", "", 400, without=("folder",)),
     "quantized": Part("quantized", "--model wan-1.3b", 240),
     "caches": Part("caches", "--model wan-1.3b", 120),
-    "flat": Part("stages", "--parts flat --name stages-flat", 240),
     "peers-1.3b": streaming(
         "wan-1.3b", 17, f"{PEERS},sequential-offload", 240, "streaming-wan-1.3b-peers"
     ),
