@@ -111,6 +111,48 @@ def test_no_other_thread_sees_that_a_model_is_built() -> None:
     assert nn.Linear(2, 2).weight.device.type == "cpu"
 
 
+def make_layers() -> dict[str, torch.Tensor]:
+    """Return weights of layers of torch's and of an adapter of PEFT's, and what is drawn next."""
+    peft = pytest.importorskip("peft", reason="needs PEFT")
+    torch.manual_seed(7)
+    layers = nn.ModuleDict(
+        {
+            "linear": nn.Linear(3, 4),
+            "conv": nn.Conv3d(2, 3, 1),
+            "embedding": nn.Embedding(5, 2),
+            "attention": nn.MultiheadAttention(4, 2),
+            "norm": nn.LayerNorm(3),
+            "own": nn.ParameterList([torch.randn(3)]),
+        }
+    )
+    adapter = peft.LoraConfig(r=2, target_modules=["linear"])
+    peft.inject_adapter_in_model(adapter, layers)
+    for name, parameter in layers.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name), name
+    return {**layers.state_dict(), "drawn next": torch.rand(3)}
+
+
+@pytest.mark.parametrize("when", ["after", "beside"])
+def test_a_layer_made_after_or_beside_a_load_is_initialized_as_torch_does(
+    when: str, checkpoint: FindCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    with torch.random.fork_rng():
+        with monkeypatch.context() as plain:
+            plain.setattr(nn.modules.module, "_global_parameter_registration_hooks", {})
+            expected = make_layers()
+        if when == "after":
+            VideoModule.from_pretrained(checkpoint("t2v"), dtype="bf16")
+            made.append(make_layers())
+        else:
+            with built_on_meta(torch.bfloat16, **BOUNDS):
+                Slow(lambda: made.append(make_layers()))
+    assert made[0].keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert made[0][name].dtype == tensor.dtype, name
+        assert torch.equal(made[0][name], tensor), name
+
+
 def test_a_model_draws_nothing_from_torch(checkpoint: FindCheckpoint) -> None:
     folder = checkpoint("t2v")
     before = torch.get_rng_state()
