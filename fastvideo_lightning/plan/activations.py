@@ -88,8 +88,11 @@ def _inputs(
     return inputs
 
 
-FRAGMENTATION = 1.5
-"""The allocator keeps pieces that no later tensor fits into: 1.40 to 1.51 times in Wan's models."""
+# Each is a row of the table "Constants" in `docs/planning.md`.
+FRAGMENTATION = 1.5  # of what is allocated, held: pieces stay that no later tensor fits into
+ATTENTION_BYTES = 22.5  # per token and width, alive in attention
+FEED_FORWARD_BYTES = 8.8  # per token and width, alive in a feed-forward layer beside its own 4
+MODULATION_BYTES = 38  # per token and width, where each token has a time step of its own
 
 
 def denoiser_activations(
@@ -117,9 +120,9 @@ def denoiser_activations(
     width, hidden = widths(config, size)
     tokens = count_tokens(latent, config)
     # Attention's own chains are the peak, or the feed-forward layer's where that one is wide.
-    peak = max(22.5 * width, 4 * hidden + 8.8 * width)
+    peak = max(ATTENTION_BYTES * width, 4 * hidden + FEED_FORWARD_BYTES * width)
     if per_token:
-        peak += 38 * width  # modulation for each token, in fp32
+        peak += MODULATION_BYTES * width
     latents = 4 * 4 * tokens * prod(patch_of(config)) * 16
     allocated = round(batch * (tokens * peak + latents))
     return Allocations(allocated, round(FRAGMENTATION * allocated))

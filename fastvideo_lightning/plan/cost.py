@@ -1,14 +1,9 @@
 """What a video asks of each component: floating-point operations, memory traffic, activations.
 
 Note [Coefficients]
-Byte counts per token and per pixel were counted from the allocations of diffusers' models, run at
-several sizes; they depend on a model's code, not on a card. `benchmarks/plan.py` holds them against
-a GPU. Shapes: a latent is [channels, latent frames, height / 8, width / 8]; tokens are its patches.
-
-What compiling, caches and CUDA graphs change of a denoiser's work.
-
-The shares of compiled blocks are from Wan 1.3B at 1, 17 and 81 frames on an H100, and hold on an
-H200, see `benchmarks/results/streaming-wan-1.3b-compiled.md`.
+Where each number was measured is said in the table "Constants" of `docs/planning.md`, under its
+name here. Shapes: a latent is [channels, latent frames, height / 8, width / 8]; tokens are its
+patches.
 """
 
 from collections.abc import Mapping
@@ -28,12 +23,17 @@ from fastvideo_lightning.plan.sizes import (
     widths,
 )
 
-# A compiled block makes one kernel of several: so much of the traffic, of the launches and of what
-# is alive at once is left.
-COMPILED_TRAFFIC, COMPILED_KERNELS, COMPILED_ACTIVATIONS = 0.38, 0.6, 0.5
-# The compiler times its kernels on the device, and what it allocates for that stays reserved: 71
-# to 124 MB where a step compiled, and nothing where the kernels were there already.
-COMPILING_BYTES = 120 << 20
+# Shares of what a block takes that are left when it is compiled, for several kernels become one.
+COMPILED_TRAFFIC = 0.38
+COMPILED_KERNELS = 0.6
+COMPILED_ACTIVATIONS = 0.5
+COMPILING_BYTES = 120 << 20  # that stay reserved after the compiler has timed its kernels
+TEXT_TOKENS = 512
+TRAFFIC_BYTES = 425  # per token and width of a block, beside matrix products and attention
+KERNELS_PER_BLOCK = 105  # launches
+ENCODER_KERNELS_PER_BLOCK = 130  # launches
+WIDENED_BYTES = 5  # per quantized weight: read, and as bf16 written and read
+_UNKNOWN = {"height": 480, "width": 832, "num_frames": 81, "num_inference_steps": 50}
 
 
 def under_flags(work: "CallCost", config: OffloadConfig) -> "CallCost":
@@ -52,15 +52,6 @@ def under_flags(work: "CallCost", config: OffloadConfig) -> "CallCost":
     if config.cuda_graphs:
         work = replace(work, num_kernels=0, kept_bytes=work.kept_bytes + work.held_bytes)
     return work
-
-
-TEXT_TOKENS = 512
-# Elements per token and width beyond matrix products and attention, in bytes of memory traffic.
-TRAFFIC_BYTES = 425
-KERNELS_PER_BLOCK = 105
-# An encoder of transformers asks more Python of the host for each of its kernels.
-ENCODER_KERNELS_PER_BLOCK = 130
-_UNKNOWN = {"height": 480, "width": 832, "num_frames": 81, "num_inference_steps": 50}
 
 
 @dataclass(frozen=True)
@@ -154,8 +145,8 @@ def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) ->
     weights, text_weights = count_weights(module, size)
     widened = widest = 0
     if size.is_quantized:
-        # Each weight is read, and written and read once more as bf16; a layer's at a time.
-        widened = 5 * (weights + text_weights)
+        widened = WIDENED_BYTES * (weights + text_weights)
+        # One layer at a time is widened.
         widest = 2 * max(w.numel() for w in module.get_submodule(size.fqn).parameters())
     activations = denoiser_activations(module, size, latent, request.batch)
     output_bytes = 2 * tokens * prod(patch_of(config)) * 16

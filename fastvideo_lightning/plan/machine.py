@@ -16,8 +16,7 @@ Lanes, memory, memory rate and dense bf16 tensor rate (fp32 accumulate) are from
   l4/, a10/, a30/, a40/, a2/, tesla-t4/ with their data sheets.
 
 Memory is what a driver gives of it: less than the name says, and with error correction less again.
-A link gives about 0.86 of its nominal rate to pinned copies: 55.5 GB/s were measured on an H200
-(PCIe 5.0 x16: 64 GB/s), see `benchmarks/results`.
+How much of these rates is reached is said in the table "Constants" of `docs/planning.md`.
 """
 
 import re
@@ -81,14 +80,12 @@ class Machine:
         return replace(self, **{name: value for name, value in found.items() if value is not None})
 
 
-# Nominal rate of 16 lanes, and the share of it that pinned copies reach.
-PCIE_BYTES_PER_S = {3: 16e9, 4: 32e9, 5: 64e9}
-LINK_SHARE = 0.86
-# Shares of the tensor rate that a denoiser's matrix products and attention reach, and of the memory
-# rate its other operations: fitted to the steps measured on an H200, see `benchmarks/results`.
-MATMUL_SHARE = 0.79
-ATTENTION_SHARE = 0.61
-MEMORY_SHARE = 0.9
+PCIE_BYTES_PER_S = {3: 16e9, 4: 32e9, 5: 64e9}  # of 16 lanes, nominal
+# Each is a row of the table "Constants" in `docs/planning.md`.
+LINK_SHARE = 0.86  # of the nominal rate, by pinned copies
+MATMUL_SHARE = 0.79  # of the tensor rate, by a denoiser's matrix products
+ATTENTION_SHARE = 0.61  # of the tensor rate, by its attention
+MEMORY_SHARE = 0.9  # of the memory rate, by its other operations
 
 
 @dataclass(frozen=True)

@@ -81,11 +81,14 @@ def _time_of_step(blocks: tuple[BlockTime, ...], num_slots: int) -> float:
     return computed - began
 
 
-WORKSPACE_BYTES = 34 << 20  # of the matrix library, on the cards where it takes most
-# Where a small tensor splits a large free piece, a denoiser holds so much more than counted, which
-# depends on what was free before. It is set aside where it is at most the first of these shares of
-# everything, so that the plan is a tenth above at most where nothing splits; else the second is.
-SPLIT, WHOLE_SPLIT, PART_SPLIT = 0.18, 0.08, 0.06
+# Each is a row of the table "Constants" in `docs/planning.md`. Where a small tensor splits a large
+# free piece, which depends on what was free before, a denoiser holds more than was counted. That is
+# set aside in full only where it is a small share of everything, so that the plan is at most a
+# tenth above where nothing splits.
+WORKSPACE_BYTES = 34 << 20  # of the matrix library
+SPLIT = 0.18  # of the activations, held more
+WHOLE_SPLIT = 0.08  # of everything: up to here it is set aside in full
+PART_SPLIT = 0.06  # of everything: set aside in its place
 
 
 @dataclass(frozen=True)

@@ -65,30 +65,28 @@ def _blend(above: torch.Tensor, tile: torch.Tensor, extent: int) -> torch.Tensor
     return tile
 
 
-# A VAE's convolutions reach this share of the rate of matrix products, by bytes of a number; beside
-# them so many numbers are read and written for each pixel and channel of the first width; the first
-# frame, of a latent frame of its own, takes so much longer than one of four. Fitted to decoding on
-# an H100 and an H200, whose memory rates differ, see `benchmarks/results`.
-CONVOLUTION_SHARE = {4: 0.21, 2: 0.28}
-TRAFFIC = 329
-FIRST_FRAME = 0.22
-# For each latent frame (of each tile); and of them those that a tile is too small to hide.
-KERNELS, EXPOSED_KERNELS = 383, 230
+# Each is a row of the table "Constants" in `docs/planning.md`.
+CONVOLUTION_SHARE = {4: 0.21, 2: 0.28}  # of the rate of matrix products, by bytes of a number
+FLOP = 950  # per pixel and square of the first width
+TRAFFIC = 329  # numbers read or written per pixel and channel of the first width
+FIRST_FRAME = 0.22  # of a frame's time, which the first takes more
+KERNELS = 383  # launches per latent frame and tile
+EXPOSED_KERNELS = 230  # of these in a tile, which is too small to hide them
+DECODER_NUMBERS = 51  # alive per pixel of a frame and channel of the first width
+RESIDUAL_DECODER_NUMBERS = 85  # the same where blocks have shortcuts
+ENCODER_NUMBERS = 37  # the same when it encodes
+SPLIT = 1.045  # of what is counted, held by the allocator
+FRAGMENTATION = 1.56  # of what is allocated, held where nothing is counted
+CONVOLUTION_BYTES = 128 << 20  # of the convolutions' library, beside each call's own
 TILE_PIXELS, TILE_STRIDE = 256, 192  # of diffusers' tiles
-# What the allocator holds differs from the count by what was free before. With so much of it, and
-# with what the library takes, no decoding on those two cards took more than is planned.
-SPLIT = 1.045
-FRAGMENTATION = 1.56  # where it is not counted
-CONVOLUTION_BYTES = 128 << 20  # of the library that VAEs compute with, beside each call's own
 
 
 @dataclass(frozen=True)
 class Autoencoder:
     """A VAE in plain numbers.
 
-    Of Wan's, 51 times the first width are in the decoder for each pixel of a frame (85 where its
-    blocks have shortcuts) and 37 in the encoder. Any other VAE is taken for one that decodes a
-    group of frames at a time, like Wan's, 96 channels wide.
+    Any other VAE is taken for one that decodes a group of frames at a time, like Wan's, 96 channels
+    wide.
 
     Attributes:
         arguments: What it is made of, as JSON; None for a class whose calls are not known.
@@ -117,15 +115,16 @@ class Autoencoder:
         base = getattr(config, "base_dim", None) or 96
         decoder_base = getattr(config, "decoder_base_dim", None) or base
         patch = int(getattr(config, "patch_size", None) or 1)
-        per_pixel = (85 if getattr(config, "is_residual", False) else 51) * decoder_base
+        is_residual = getattr(config, "is_residual", False)
+        numbers = RESIDUAL_DECODER_NUMBERS if is_residual else DECODER_NUMBERS
         dtype = dtype_of(module, size.fqn) or torch.float32
         share = CONVOLUTION_SHARE.get(dtype.itemsize, CONVOLUTION_SHARE[2])
         return cls(
             arguments=_arguments_of_wan(module.get_submodule(size.fqn)),
             dtype=dtype,
-            decoder_channels=per_pixel / patch**2,
-            encoder_channels=37 * base / patch**2,
-            flop_per_pixel=950 * decoder_base**2 / patch**2 / share,
+            decoder_channels=numbers * decoder_base / patch**2,
+            encoder_channels=ENCODER_NUMBERS * base / patch**2,
+            flop_per_pixel=FLOP * decoder_base**2 / patch**2 / share,
             traffic_per_pixel=TRAFFIC * decoder_base * dtype.itemsize / patch**2,
             patch=patch,
             frames_per_latent=frames_per_latent(module),
