@@ -232,6 +232,12 @@ class VideoModule(TakesLora, L.LightningModule):
         """The family's sampling; what the checkpoint's `sampling.json` says goes over it."""
         return SamplingParams()
 
+    @property
+    def published_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of the videos that the model is published for, the largest first."""
+        height, width = self.sampling_defaults.height, self.sampling_defaults.width
+        return [(height, width)] if height is not None and width is not None else []
+
     def resolve_sampling(
         self, params: SamplingParams, *, is_complete: bool = True
     ) -> SamplingParams:

@@ -105,6 +105,16 @@ class WanModule(VideoModule):
             flow_shift=self.pipeline.scheduler.config.get("flow_shift"),
         )
 
+    @property
+    def published_sizes(self) -> list[tuple[int, int]]:
+        """Of the models that are published for two sizes both; of the others their own."""
+        kind = self.kind
+        is_large = self._denoiser_config.num_attention_heads > _HEADS_OF_1_3B
+        has_both = is_large and (kind.has_two_experts or not kind.takes_image)
+        if kind.expands_timesteps or not has_both:
+            return super().published_sizes
+        return [(_HD["height"], _HD["width"]), (480, 832)]
+
     def fill_sampling(self, params: SamplingParams) -> SamplingParams:
         """Fill in the defaults; without a size, an image keeps its shape in the default area.
 

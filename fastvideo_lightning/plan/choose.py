@@ -1,6 +1,6 @@
 """The best set of flags for a budget: every set is predicted, for there are only some hundreds."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from math import ceil, log
@@ -49,6 +49,8 @@ class BudgetTooSmallError(ValueError):
         is_auto: Whether the budget is what was found free.
         fits_smaller: Whether a smaller video may fit, which is proposed then; else the smallest set
             is of no video at all.
+        video: The size that was planned, as in `1280x720 and 81 frames`.
+        fitting: The options that make a smaller one that fits; empty where none was looked for.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class BudgetTooSmallError(ValueError):
         *,
         is_auto: bool = False,
         fits_smaller: bool = True,
+        video: str = "",
+        fitting: str = "",
     ) -> None:
         self.smallest_bytes = smallest.reserved_bytes
         self.smallest = smallest
@@ -71,9 +75,11 @@ class BudgetTooSmallError(ValueError):
             budget = f"gpu_memory_budget=auto is {budget_bytes / GIB:.4g} GiB on the {where},"
         larger = f"{'' if fits_smaller else 'more than '}gpu_memory_budget={gib}"
         instead = [larger] if _has(machine, self.smallest_bytes) else []
-        instead += ["a smaller height, width or num_frames"] if fits_smaller else []
+        smaller = f"a smaller height, width or num_frames{f': {fitting} fits' if fitting else ''}"
+        instead += [smaller] if fits_smaller else []
+        least = f"{gib} GiB{f' for {video}' if video else ''}"
         super().__init__(
-            f"{budget} too small: the smallest possible is {gib} GiB, which the {stage} stage "
+            f"{budget} too small: the smallest possible is {least}, which the {stage} stage "
             f"takes. Pass {', or '.join(instead or ['a smaller model'])}{otherwise}."
         )
 
@@ -89,6 +95,7 @@ def choose(
     budget_bytes: float,
     *,
     is_auto: bool = False,
+    find_fitting: Callable[[], str] = str,
 ) -> Prediction:
     """Return the fastest set of flags whose reserved memory stays under a budget.
 
@@ -102,6 +109,7 @@ def choose(
         machine: The hardware.
         budget_bytes: Most that may be reserved on the device.
         is_auto: Whether that is what was found free, which an error says.
+        find_fitting: Called where nothing fits: the options that make a video that does.
 
     Raises:
         BudgetTooSmallError: If nothing fits.
@@ -115,6 +123,8 @@ def choose(
             machine,
             _what_binds(subject, given, machine, budget_bytes),
             is_auto=is_auto,
+            video=str(subject.request),
+            fitting=find_fitting(),
         )
     best = min(fitting, key=_rank)
     return best if machine is not None else predict(subject, best.config, None)

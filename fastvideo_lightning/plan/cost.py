@@ -129,6 +129,9 @@ class Request:
         """Of one frame."""
         return self.height * self.width
 
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}, {self.num_frames} frames"
+
     @property
     def num_prompts(self) -> int:
         """What a step is computed for: with guidance the prompt and the negative one."""

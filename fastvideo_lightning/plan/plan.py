@@ -202,8 +202,7 @@ def _long(time_s: float) -> str:
 
 def _headline(plan: "Plan") -> str:
     request = plan.subject.request
-    video = f"{request.width}x{request.height}, {request.num_frames} frames"
-    line = f"{plan.model}, {video}, {request.num_steps} steps"
+    line = f"{plan.model}, {request}, {request.num_steps} steps"
     if plan.machine is not None:
         line += f", on {plan.machine.name} ({plan.machine.source})"
     return line

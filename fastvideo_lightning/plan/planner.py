@@ -1,6 +1,7 @@
 """make_plan: from a model, a video's size and a budget to a plan."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from os import PathLike
 from typing import Any
 
@@ -11,10 +12,12 @@ from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.plan.choose import check_fits_any, choose, find_smallest
+from fastvideo_lightning.plan.cost import Request
 from fastvideo_lightning.plan.machine import GIB, Machine, find_card, match_card
 from fastvideo_lightning.plan.plan import Plan
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.probe import load_probe
+from fastvideo_lightning.plan.sizes import frames_per_latent
 from fastvideo_lightning.plan.workload import Workload
 
 # Left alone on a card: its driver's context and what else is drawn with it.
@@ -55,7 +58,8 @@ def make_plan(
         link_gb_per_s: From host memory to the device, likewise.
 
     Raises:
-        BudgetTooSmallError: If nothing fits; names the smallest possible budget.
+        BudgetTooSmallError: If nothing fits; names the smallest possible budget, and the nearest
+            smaller video that fits.
         ValueError: If the card is unknown or smaller than the budget, `auto` is asked for where
             there is no GPU, or FSDP.
     """
@@ -79,7 +83,23 @@ def make_plan(
         chosen = predict(subject, given, machine)
     else:
         is_auto = budget_gib == "auto"
-        chosen = choose(subject, given, machine, budget_bytes, is_auto=is_auto)
+
+        def has_room(video: Workload) -> bool:
+            return find_smallest(video, given, machine).reserved_bytes <= budget_bytes
+
+        def find_fitting() -> str:
+            """The options of the nearest smaller video that some set of flags fits."""
+            if not has_room(Workload.bare(module, quantization=quantization)):
+                return ""
+            for options in _smaller_videos(module, params):
+                video = Workload.of(module, params.merge(**options), quantization=quantization)
+                if has_room(video):
+                    return " ".join(f"{name}={value}" for name, value in options.items())
+            return ""
+
+        chosen = choose(
+            subject, given, machine, budget_bytes, is_auto=is_auto, find_fitting=find_fitting
+        )
     return Plan(
         name or called,
         subject,
@@ -90,6 +110,30 @@ def make_plan(
         num_gpus,
         dtype,
     )
+
+
+def _smaller_videos(module: VideoModule, params: SamplingParams) -> Iterator[dict[str, int]]:
+    """Smaller videos that a model makes, the nearest first: which options are others.
+
+    First the sizes that its family is published with, then fewer frames, then half of the size.
+    """
+    request = Request.of(module, params)
+    sizes = [size for size in module.published_sizes if size[0] * size[1] < request.pixels]
+    if request.height > request.width:
+        sizes = [(width, height) for height, width in sizes]
+    frames, step = request.num_frames, frames_per_latent(module)
+    fewer = [1 + (frames - 1) // step // 2**n * step for n in range(1, frames.bit_length())]
+    fewer = list(dict.fromkeys(count for count in fewer if count < frames))
+    height, width = sizes[-1] if sizes else (request.height, request.width)
+    half = (height // 64 * 32, width // 64 * 32)
+    others = [(*size, frames) for size in sizes]
+    others += [(height, width, count) for count in fewer]
+    others += [(*half, count) for count in (frames, *fewer[-1:])]
+    for other in others:
+        named = dict(zip(("height", "width", "num_frames"), other, strict=True))
+        with suppress(ValueError):  # no size of the model's
+            module.resolve_sampling(params.merge(**named), is_complete=False)
+            yield {name: new for name, new in named.items() if new != getattr(request, name)}
 
 
 def _check_one_gpu(given: OffloadConfig) -> None:

@@ -109,9 +109,9 @@ class Workload:
         )
 
     @classmethod
-    def bare(cls, module: VideoModule) -> "Workload":
+    def bare(cls, module: VideoModule, *, quantization: str | None = None) -> "Workload":
         """Measure a module with a video that takes no memory, which each video takes more than."""
-        components = measure_components(module)
+        components = measure_components(module, quantization=quantization)
         library = CallCost(held_bytes=CONVOLUTION_BYTES)  # it takes as much for a video of any size
         nothing = {s.fqn: library if s.role is Role.VAE else CallCost() for s in components}
         request = Request.of(module, SamplingParams())

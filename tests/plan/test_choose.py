@@ -120,6 +120,27 @@ def test_a_budget_that_nobody_typed_is_told_as_what_the_card_has_free(wan):
         make_plan(wan("wan-14b"), VIDEO, budget_gib="auto", card="RTX 3060", flags=flags)
 
 
+@pytest.mark.parametrize(
+    ("size", "budget", "fitting"),
+    [
+        ((720, 1280, 81), 10.6, {"height": 480, "width": 832}),
+        ((1280, 720, 81), 10.6, {"height": 832, "width": 480}),
+        pytest.param((480, 832, 81), 6, {"num_frames": 41}, marks=pytest.mark.exhaustive),
+        pytest.param((96, 96, 81), 1, {}, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_video_that_does_not_fit_is_named_with_the_nearest_that_does(size, budget, fitting, wan):
+    video = SamplingParams(**dict(zip(("height", "width", "num_frames"), size, strict=True)))
+    with pytest.raises(BudgetTooSmallError) as caught:
+        make_plan(wan("wan-14b"), video, budget_gib=budget, card="RTX 3060")
+    said = str(caught.value)
+    assert f"GiB for {size[1]}x{size[0]}, {size[2]} frames, which" in said
+    named = " ".join(f"{name}={value}" for name, value in fitting.items())
+    assert said.endswith(f"num_frames: {named} fits." if named else "width or num_frames.")
+    if fitting:
+        make_plan(wan("wan-14b"), video.merge(**fitting), budget_gib=budget, card="RTX 3060")
+
+
 def test_flags_that_are_in_the_way_are_named_with_what_is_enough_without(wan):
     flags = {"dit_layerwise_offload": False, "vae_tiling": False, "compile": True}
     with pytest.raises(BudgetTooSmallError) as caught:
