@@ -50,15 +50,33 @@ def find_free_memory(root: Path = Path("/")) -> FreeMemory:
         root: Where `proc` and `sys` are.
     """
     found = [FreeMemory(psutil.virtual_memory().available, "the machine")]
-    for version, path in _memberships(root):
-        find = _left_by_v2 if version == 2 else _left_by_v1
-        mount = root / "sys/fs/cgroup" if version == 2 else root / "sys/fs/cgroup/memory"
-        for folder in _up_the_tree(mount, path):
-            left = find(folder)
-            if left is not None:
-                name = "/" + str(folder.relative_to(mount)).removeprefix(".")
-                found.append(FreeMemory(max(left, 0), f"the cgroup {name}"))
+    for version, mount, folder in _groups(root):
+        left = (_left_by_v2 if version == 2 else _left_by_v1)(folder)
+        if left is not None:
+            name = "/" + str(folder.relative_to(mount)).removeprefix(".")
+            found.append(FreeMemory(max(left, 0), f"the cgroup {name}"))
     return min(found, key=lambda free: free.size_bytes)
+
+
+def find_all_memory(root: Path = Path("/")) -> int:
+    """Return how much the machine has for this process, used or not: no more than its cgroups let.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    limits = [
+        (_limit_of_v2 if version == 2 else _limit_of_v1)(folder)
+        for version, _, folder in _groups(root)
+    ]
+    return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)])
+
+
+def _groups(root: Path) -> Iterator[tuple[int, Path, Path]]:
+    """The groups that limit this process: version, where that is mounted, and folder."""
+    for version, path in _memberships(root):
+        mount = root / ("sys/fs/cgroup" if version == 2 else "sys/fs/cgroup/memory")
+        for folder in _up_the_tree(mount, path):
+            yield version, mount, folder
 
 
 def _memberships(root: Path) -> Iterator[tuple[int, str]]:
@@ -86,19 +104,26 @@ def _up_the_tree(mount: Path, path: str) -> Iterator[Path]:
         folder = folder.parent
 
 
-def _left_by_v2(folder: Path) -> int | None:
+def _limit_of_v2(folder: Path) -> int | None:
     limits = [_number(folder / name) for name in ("memory.max", "memory.high")]
-    used = _number(folder / "memory.current")
-    known = [limit for limit in limits if limit is not None]
-    if not known or used is None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _left_by_v2(folder: Path) -> int | None:
+    limit, used = _limit_of_v2(folder), _number(folder / "memory.current")
+    if limit is None or used is None:
         return None
-    return min(known) - used + _file_pages(folder, "")
+    return limit - used + _file_pages(folder, "")
+
+
+def _limit_of_v1(folder: Path) -> int | None:
+    limit = _number(folder / "memory.limit_in_bytes")
+    return None if limit is None or limit >= _NO_LIMIT_V1 else limit
 
 
 def _left_by_v1(folder: Path) -> int | None:
-    limit = _number(folder / "memory.limit_in_bytes")
-    used = _number(folder / "memory.usage_in_bytes")
-    if limit is None or used is None or limit >= _NO_LIMIT_V1:
+    limit, used = _limit_of_v1(folder), _number(folder / "memory.usage_in_bytes")
+    if limit is None or used is None:
         return None
     return limit - used + _file_pages(folder, "total_")
 

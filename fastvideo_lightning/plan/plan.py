@@ -11,6 +11,7 @@ from rich.text import Text
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.plan.choose import CHOSEN, round_up
+from fastvideo_lightning.plan.host_memory import FreeMemory
 from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.notes import make_notes, notes_on_gpus
 from fastvideo_lightning.plan.predict import Prediction, predict
@@ -34,6 +35,7 @@ class Plan:
         smallest_bytes: The smallest budget that is possible under the user's flags.
         num_gpus: GPUs that share the prompts; the plan is for each of them.
         dtype: What the model is loaded with, where that was asked for.
+        host: The host memory that there is, and whose it is in words.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Plan:
     smallest_bytes: int
     num_gpus: int = 1
     dtype: str = "auto"
+    host: FreeMemory | None = None
 
     @property
     def config(self) -> OffloadConfig:
@@ -128,6 +131,7 @@ class Plan:
             "reserved_bytes": self.reserved_bytes,
             "reserved_gib": self.reserved_bytes / GIB,
             "host_bytes": self.host_bytes,
+            "host_memory_bytes": None if self.host is None else self.host.size_bytes,
             "time_s": self.time_s,
             "step_s": self.step_s,
             "notes": self.notes,
@@ -252,7 +256,7 @@ def _closing_lines(plan: "Plan", unit: Unit) -> list[str]:
         memory += f" of a budget of {plan.budget_bytes / GIB:.2f} GiB"
     lines = [
         f"{memory}. Smallest possible budget: {round_up(plan.smallest_bytes):g} GiB.",
-        f"Host memory for weights: {unit.show(plan.host_bytes)} {unit.name}.",
+        _host_memory(plan, unit),
     ]
     if plan.time_s is not None:
         lines.append(
@@ -261,6 +265,22 @@ def _closing_lines(plan: "Plan", unit: Unit) -> list[str]:
     else:
         lines.append("No times: there is no GPU here that is known.")
     return [*lines, *plan.notes]
+
+
+def _host_memory(plan: "Plan", unit: Unit) -> str:
+    """What weights take of the host, beside what it has."""
+    line = f"Host memory for weights: {unit.show(plan.host_bytes)} {unit.name}"
+    if plan.host is None:
+        return f"{line}."
+    has = f"{plan.host.limit} has {plan.host.size_bytes / GIB:.2f} GiB"
+    is_planned = plan.machine is not None and plan.machine.host_memory_bytes is not None
+    if is_planned or plan.host_bytes <= plan.host.size_bytes:
+        return f"{line}; {has}."
+    gib = int(plan.host.size_bytes / GIB * 10) / 10
+    return (
+        f"{line}, and {has}, which is less: with --host-memory {gib:g} the plan is for that much, "
+        "and the rest is read from the files. --dtype fp8 halves a denoiser."
+    )
 
 
 def _table(*columns: str) -> Table:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.plan.choose import check_fits_any, choose, find_smallest
 from fastvideo_lightning.plan.cost import Request
+from fastvideo_lightning.plan.host_memory import FreeMemory, find_all_memory
 from fastvideo_lightning.plan.machine import GIB, Machine, find_card, match_card
 from fastvideo_lightning.plan.plan import Plan
 from fastvideo_lightning.plan.predict import predict
@@ -109,7 +111,17 @@ def make_plan(
         smallest.reserved_bytes,
         num_gpus,
         dtype,
+        _host_of(machine, host_memory_gib),
     )
+
+
+def _host_of(machine: Machine | None, asked_gib: float | None) -> FreeMemory:
+    """The host that was asked for, the one that the machine is known to have, or this one."""
+    if asked_gib is not None:
+        return FreeMemory(round(asked_gib * GIB), "the host planned for")
+    if machine is not None and machine.host_memory_bytes is not None:
+        return FreeMemory(machine.host_memory_bytes, "this machine")
+    return FreeMemory(find_all_memory(), "this machine")
 
 
 def _smaller_videos(module: VideoModule, params: SamplingParams) -> Iterator[dict[str, int]]:
@@ -178,9 +190,12 @@ def find_machine() -> Machine | None:
     """Return this machine: as `probe` measured it, or from the table of cards; None without."""
     if not torch.cuda.is_available():
         return None
-    return load_probe() or match_card(
-        torch.cuda.get_device_name(), torch.cuda.get_device_properties().total_memory
-    )
+    measured = load_probe()
+    if measured is not None:
+        return measured
+    memory_bytes = torch.cuda.get_device_properties().total_memory
+    card = match_card(torch.cuda.get_device_name(), memory_bytes)
+    return None if card is None else replace(card, host_memory_bytes=find_all_memory())
 
 
 def find_budget(

@@ -40,6 +40,22 @@ def test_no_set_of_flags_that_fits_is_faster(name, frames, wan):
         assert chosen.time_s <= 1.001 * min(each.time_s for each in untiled or fitting)
 
 
+def test_what_the_host_needs_is_said_beside_what_it_has(wan, monkeypatch):
+    def said(host_gib=None):
+        flags = {"budget_gib": 10, "card": "H100", "host_memory_gib": host_gib}
+        made = make_plan(wan("wan-14b"), VIDEO, **flags)
+        _, _, after = " ".join(str(made).splitlines()).partition("Host memory for weights: ")
+        return after, made.to_dict()["host_memory_bytes"]
+
+    for host_gib, less in ((16, True), (512, False)):
+        monkeypatch.setattr(planner, "find_all_memory", lambda size=host_gib * GIB: size)
+        line, size = said()
+        assert f"this machine has {host_gib}.00 GiB" in line
+        assert ("which is less: with --host-memory 16" in line) is less
+        assert size == host_gib * GIB
+    assert "; the host planned for has 64.00 GiB. Time" in said(64)[0]
+
+
 def test_a_larger_budget_is_never_slower(wan):
     times = [
         make_plan(wan("wan-14b"), VIDEO, budget_gib=b, card="H100").time_s for b in (8, 14, 40)

@@ -1,13 +1,13 @@
 import pytest
 
-from fastvideo_lightning.plan.host_memory import find_free_memory
+from fastvideo_lightning.plan.host_memory import find_all_memory, find_free_memory
 from fastvideo_lightning.plan.machine import GIB
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A machine with 64 GiB free, and no groups yet."""
-    available = type("Memory", (), {"available": 64 * GIB})
+    available = type("Memory", (), {"available": 64 * GIB, "total": 80 * GIB})
     monkeypatch.setattr("psutil.virtual_memory", available)
     (tmp_path / "proc/self").mkdir(parents=True)
     return tmp_path
@@ -71,6 +71,17 @@ def test_auto_leaves_a_margin(root):
     group(root, "", memory__max=4 * GIB, memory__current=0)
     join(root, "0::/")
     assert find_free_memory(root).budget_bytes == 3 * GIB
+
+
+def test_all_memory_is_the_machine_s_or_what_its_groups_let_whatever_is_used(root):
+    assert find_all_memory(root) == 80 * GIB
+    join(root, "0::/slice/job")
+    group(root, "slice", memory__max=20 * GIB, memory__current=12 * GIB)
+    group(root, "slice/job", memory__max="max", memory__current=3 * GIB)
+    assert find_all_memory(root) == 20 * GIB
+    join(root, "3:memory:/docker")
+    group(root, "memory/docker", memory__limit_in_bytes=6 * GIB, memory__usage_in_bytes=5 * GIB)
+    assert find_all_memory(root) == 6 * GIB
 
 
 def test_here_some_memory_is_left():
