@@ -325,7 +325,7 @@ class StrictCommand(click.Command):
             for param in order:
                 if not isinstance(param, click.Option) or param.multiple:
                     continue
-                is_choice = not param.is_flag or param.secondary_opts
+                is_choice = not getattr(param, "is_flag", False) or param.secondary_opts
                 if is_choice and order.count(param) > 1:
                     raise WrongChoiceError(_given_twice(param), ctx)
         return super().parse_args(ctx, args)

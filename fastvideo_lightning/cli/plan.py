@@ -67,7 +67,9 @@ def plan(
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
     typed = {name: value for name, value in given.items() if value is not None}
-    hardware = {name: typed.pop(name) for name in ("disk", "link") if name in typed}
+    hardware: dict[str, float] = {
+        name: typed.pop(name) for name in ("disk", "link") if name in typed
+    }
     if isinstance(typed.get("host_memory"), float):
         hardware["host_memory"] = typed.pop("host_memory")
     with usage_errors(ImportError):

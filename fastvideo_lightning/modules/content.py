@@ -76,7 +76,7 @@ def tensor_key(tensor: torch.Tensor) -> str:
     host = tensor.detach().cpu().contiguous().reshape(-1)
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
     if host.numel():
-        digest.update(memoryview(host.view(torch.uint8).numpy()))
+        digest.update(host.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

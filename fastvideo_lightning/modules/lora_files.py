@@ -61,9 +61,10 @@ def read_adapter(path: str | os.PathLike[str], found: Path | None) -> AdapterTen
         allow_pickle=False,
         return_file_metadata=True,
     )
-    beside = None if found is None else found.parent / "adapter_config.json"
-    if beside is not None and found.name == "adapter_model.safetensors" and beside.is_file():
-        header = {**(header or {}), **read_json(beside)}
+    if found is not None and found.name == "adapter_model.safetensors":
+        beside = found.parent / "adapter_config.json"
+        if beside.is_file():
+            header = {**(header or {}), **read_json(beside)}
     file = AdapterTensors(os.fspath(path), dict(tensors), header or {}, metadata)
     file.check_pairs()
     return file

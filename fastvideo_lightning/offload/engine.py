@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import TypeVar, cast
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import nn
@@ -52,19 +52,19 @@ class OffloadStats:
 
 
 Args = tuple[object, ...]
+P = ParamSpec("P")
 
 
-Method = TypeVar("Method", bound=Callable[..., None])
-
-
-def in_turn(method: Method) -> Method:
+def in_turn(
+    method: "Callable[Concatenate[OffloadEngine, P], None]",
+) -> "Callable[Concatenate[OffloadEngine, P], None]":
     """Let a method of the engine take place while no other thread is in a call."""
 
     @wraps(method)
-    def call(engine: "OffloadEngine", *args: object, **kwargs: object) -> None:
+    def call(engine: "OffloadEngine", /, *args: P.args, **kwargs: P.kwargs) -> None:
         _Turn(engine).call_in_turn(partial(method, engine, *args, **kwargs))
 
-    return cast("Method", call)
+    return call
 
 
 class _Turn:

@@ -18,11 +18,11 @@ copied then is no weight, so ``settle`` raises before anybody may use what was c
 
 import atexit
 import ctypes
-import logging
 import os
 import queue
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -33,8 +33,6 @@ from fastvideo_lightning.offload.host.file_reads import FileRead
 from fastvideo_lightning.offload.host.slab import HostSlab
 from fastvideo_lightning.offload.stream_driver import StreamDriver
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
-
-_log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 32 << 20
 """Of one courier: large enough that a read's fixed cost does not show, in time and in Python."""
@@ -211,7 +209,12 @@ def make_couriers(stream: int) -> Couriers | WaitingCouriers:
         couriers = Couriers(StreamDriver())
         couriers.try_out(stream)
     except (ImportError, RuntimeError) as error:
-        _log.info("Files are read by threads that copies wait for on the host (%s).", error)
+        warnings.warn(
+            f"The system refuses pinned buffers that a stream waits for ({error}). The thread that "
+            "launches the model waits for files to be read: the results are the same, the steps "
+            "slower. Raise the locked-memory limit (`ulimit -l unlimited`).",
+            stacklevel=2,
+        )
         return WaitingCouriers()
     return couriers
 
