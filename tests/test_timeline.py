@@ -124,7 +124,7 @@ def test_experts_that_share_residents_make_the_same_video_in_the_memory_of_one(r
     engine = callbacks[1].attachments[0].engine
     block = callbacks[1].attachments[0].first.size_bytes
     even = resident_blocks + (BLOCKS - resident_blocks) % 2
-    assert engine.memory.homes.size_bytes == even * block
+    assert engine.memory.resident_slots.size_bytes == even * block
     engine.check()
 
 

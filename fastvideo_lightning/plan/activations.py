@@ -84,7 +84,10 @@ def _inputs(
         "encoder_hidden_states": empty(_TEXT_TOKENS, config["text_dim"]),
     }
     if config.get("image_dim"):
-        inputs["encoder_hidden_states_image"] = empty(_IMAGE_TOKENS, config["image_dim"])
+        pictures = 2 if config.get("pos_embed_seq_len") else 1  # the first and the last, in a row
+        inputs["encoder_hidden_states_image"] = torch.empty(
+            pictures * batch, _IMAGE_TOKENS, config["image_dim"], dtype=dtype, device="meta"
+        )
     return inputs
 
 

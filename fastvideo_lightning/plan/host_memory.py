@@ -14,8 +14,9 @@ import psutil
 
 from fastvideo_lightning.plan.machine import GIB
 
-MARGIN_BYTES, MARGIN_SHARE = GIB, 0.05
-"""What `auto` leaves: for what libraries take on the way, and for other programs."""
+MARGIN_BYTES, MARGIN_SHARE = 3 * GIB, 0.1
+"""What `auto` leaves: Python, libraries and the driver take up to 2 GiB on the way, and memory that
+is locked cannot be taken back: a group that is full to its limit does not go on."""
 
 _NO_LIMIT_V1 = 1 << 62
 

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fastvideo_lightning import VideoGenerator, VideoModule
+from fastvideo_lightning.checkpoint import weights
 from fastvideo_lightning.checkpoint.weights import file_key
-from fastvideo_lightning.modules import content
 from fastvideo_lightning.modules.content import media_keys, model_keys, value_key
 from fastvideo_lightning.output.video import GeneratedVideo
 from tests.support.loras import write_lora
@@ -79,7 +79,7 @@ def test_a_model_is_the_same_before_and_after_it_is_read_and_used(model):
 
 
 def test_a_large_file_is_known_by_size_times_inode_and_header(tmp_path, monkeypatch):
-    monkeypatch.setattr(content, "READ_WHOLE_BYTES", 10)
+    monkeypatch.setattr(weights, "READ_WHOLE_BYTES", 10)
     path = tmp_path / "w.safetensors"
 
     def write(scale, target=path):
@@ -100,7 +100,7 @@ def test_a_large_file_is_known_by_size_times_inode_and_header(tmp_path, monkeypa
 
 
 def test_a_file_of_the_hubs_cache_is_known_by_the_hubs_hash(tmp_path, monkeypatch):
-    monkeypatch.setattr(content, "READ_WHOLE_BYTES", 10)
+    monkeypatch.setattr(weights, "READ_WHOLE_BYTES", 10)
     keys = []
     for cache in ("one", "two"):
         blob = tmp_path / cache / "models--a--b" / "blobs" / "0fad7"

@@ -104,8 +104,8 @@ def test_what_to_type_is_of_the_command_that_was_typed(words, second, capsys):
 def test_what_can_be_known_at_once_is_told_before_an_import_of_seconds(tmp_path):
     code = (
         "import sys; from fastvideo_lightning.cli import app as cli; "
-        "from fastvideo_lightning import extras;"
-        "extras.find_spec = lambda package: None;"
+        "from fastvideo_lightning import libraries;"
+        "libraries.find_spec = lambda package: None;"
         "codes = [cli.run(words.split()) for words in sys.argv[1:]];"
         "assert set(codes) == {2}, codes;"
         "heavy = {'torch', 'lightning', 'diffusers', 'transformers', 'matplotlib'};"

@@ -32,7 +32,7 @@ def tiny():
 @pytest.fixture
 def placed(tiny, caplog, monkeypatch):
     """Return, for flags on GPUs, who places each component, and what was said."""
-    monkeypatch.setattr(placements_file, "_said", set())
+    monkeypatch.setattr(placements_file, "_told", set())
 
     def place(num_processes=1, on_gpu=True, **flags):
         with caplog.at_level(logging.INFO):

@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from distributed.streaming_claims import engine_in, fast_links, joined, make_kind
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from fastvideo_lightning.offload.distributed import shard_plan, shared_memory
+from fastvideo_lightning.offload.distributed import shard_plan
+from fastvideo_lightning.offload.host import mapped
 from fastvideo_lightning.offload.host.mapped import MappedSlab
 from fastvideo_lightning.offload.host.store import HostStore
 from tests.support.toys import make_toy, sample
@@ -60,7 +61,7 @@ def played(**options) -> Iterator[Driver]:
         mock.patch.object(HostStore, "_has_driver", has_driver, create=True),
         mock.patch.object(torch.cuda, "cudart", return_value=driver),
         mock.patch.object(torch.cuda, "synchronize"),
-        mock.patch.object(shared_memory, "GAP_BYTES", 0),
+        mock.patch.object(mapped, "GAP_BYTES", 0),
         mock.patch.object(shard_plan, "CHUNK_BYTES", 1 << 15),
     ):
         yield driver

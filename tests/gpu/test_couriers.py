@@ -214,7 +214,7 @@ ENDS = """
 import sys, torch
 from pathlib import Path
 from fastvideo_lightning.callbacks import LayerwiseOffload
-from tests.toys import OnFile, make_toy, sample
+from tests.support.toys import OnFile, make_toy, sample
 toy = OnFile(make_toy(6, width=1024), Path(sys.argv[1]))
 callback = LayerwiseOffload("blocks", host_memory="courier")
 callback.attach(toy, "cuda")

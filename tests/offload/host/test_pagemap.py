@@ -45,12 +45,12 @@ def without_pagemap(self, *args, **kwargs):
 Path.open = without_pagemap
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.offload.host.store import HostStore
-from tests.toys import OnFile, make_toy, sample
+from tests.support.toys import OnFile, make_toy, sample
 
 plain = make_toy(4)
 model = OnFile(plain, Path(sys.argv[1]))
 callback = LayerwiseOffload("blocks")
-maps = HostStore._maps
+maps = HostStore.maps
 
 
 def as_for_a_gpu(self, *args):
@@ -61,7 +61,7 @@ def as_for_a_gpu(self, *args):
         self._has_driver = False
 
 
-HostStore._maps = as_for_a_gpu
+HostStore.maps = as_for_a_gpu
 callback.attach(model, "cpu")
 engine = callback.attachments[0].engine
 assert engine.store.mapped_bytes == 0
