@@ -21,9 +21,15 @@ from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.acceleration import accelerate
 from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.plan import BudgetTooSmallError, Plan, make_plan
-from fastvideo_lightning.plan.host_tiers import HostTiers, deal_tiers, find_host_budget, find_moving
+from fastvideo_lightning.plan.host_tiers import (
+    HostTiers,
+    check_computes_on_cpu,
+    deal_tiers,
+    find_host_budget,
+    find_moving,
+)
 from fastvideo_lightning.plan.machine import GIB
-from fastvideo_lightning.plan.planner import find_budget
+from fastvideo_lightning.plan.planner import find_budget, find_machine
 from fastvideo_lightning.plan.predict import Prediction
 from fastvideo_lightning.plan.sizes import measure_components
 
@@ -65,10 +71,9 @@ def make_placements(
         _say_once(f"num_slots={config.num_slots} has no effect where nothing streams.")
     if not on_gpu:
         _say_what_needs_a_gpu(config)
-    memory = config.host_memory if config.pin_cpu_memory else "pageable"
-    # Processes of a node hold weights once between them: what is free is not one's alone.
-    is_bounded = num_processes == 1 or config.host_memory_budget is not None
-    tiers = _host_tiers(module, config) if on_gpu and memory == "auto" and is_bounded else {}
+    memory = _kind(config)
+    tiers = _host_tiers(module, config, num_processes) if on_gpu else {}
+    _say_tiers(tiers, config)
     if not on_gpu and num_processes > 1 and streams:
         _say_once(
             f"Running on the CPU in {num_processes} processes: they stream the denoiser from "
@@ -113,21 +118,52 @@ def make_placements(
     return placements
 
 
-def _host_tiers(module: VideoModule, config: OffloadConfig) -> dict[str, HostTiers]:
-    """Where the weights that move wait, for what the host has; one line where some are read."""
-    budget = find_host_budget(config)
-    tiers = deal_tiers(find_moving(measure_components(module), config), budget)
-    for fqn, each in tiers.items():
-        if each.read_bytes:
-            _log.info(
-                "%s: of %d parts %s, to hold at most %.3g GiB of host memory (%s).",
-                fqn,
-                each.held + each.cached + each.on_disk,
-                each,
-                budget.held_bytes / GIB,
-                "host_memory_budget" if budget.is_asked else "what is free",
-            )
-    return tiers
+def _kind(config: OffloadConfig) -> str:
+    return config.host_memory if config.pin_cpu_memory else "pageable"
+
+
+def check_host(
+    module: VideoModule, config: OffloadConfig, *, on_gpu: bool, num_processes: int = 1
+) -> None:
+    """Check before a weight is read that this machine's memory can do with the model.
+
+    Raises:
+        HostBudgetTooSmallError: If it cannot; with the figures, and what would do.
+    """
+    if not on_gpu:
+        check_computes_on_cpu(module)
+    elif config.gpu_memory_budget is None:  # else a plan decides what moves
+        _host_tiers(module, config, num_processes)
+
+
+def _host_tiers(
+    module: VideoModule, config: OffloadConfig, num_processes: int
+) -> dict[str, HostTiers]:
+    """Where the weights that move wait, for what the host has; empty where it is not limited."""
+    # Processes of a node hold weights once between them: what is free is not one's alone.
+    is_bounded = num_processes == 1 or config.host_memory_budget is not None
+    if _kind(config) != "auto" or not is_bounded:
+        return {}
+    return deal_tiers(find_moving(measure_components(module), config), find_host_budget(config))
+
+
+def _say_tiers(tiers: Mapping[str, HostTiers], config: OffloadConfig) -> None:
+    """One line on what waits where and why, where something is read on its way."""
+    read = {fqn: each for fqn, each in tiers.items() if each.read_bytes}
+    if not read:
+        return
+    budget, machine = find_host_budget(config), find_machine()
+    why = "host_memory_budget" if budget.is_asked else "what is free"
+    parts = [
+        f"of {fqn} {each}" + (f" ({each.read_s(machine):.2g} s a call)" if machine else "")
+        for fqn, each in read.items()
+    ]
+    _log.info(
+        "Host memory: %s, to hold at most %.3g GiB (%s).",
+        "; ".join(parts),
+        budget.held_bytes / GIB,
+        why,
+    )
 
 
 def _kind_of(tiers: HostTiers | None, memory: str) -> str:
@@ -247,7 +283,7 @@ class ModelPlacement:
         num_processes: Ranks.
 
     Raises:
-        ValueError: If several ranks are to replan.
+        ValueError: If several ranks are to replan, or the host cannot do with the model.
 
     Attributes:
         module: The model; gone after `close`.
@@ -263,6 +299,7 @@ class ModelPlacement:
                 f"on_oom='replan' needs one process, got num_gpus={num_processes}: the others "
                 "would wait for the one that begins again. Pass on_oom='raise'."
             )
+        check_host(module, given, on_gpu=on_gpu, num_processes=num_processes)
         self.config = given
         self.plan: Plan | None = None
         self.given = given

@@ -18,11 +18,15 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NoReturn
 
+import psutil
+import torch
+
 from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.offload.blocks import resident_positions
 from fastvideo_lightning.plan.host_memory import budget_of, find_free_memory
-from fastvideo_lightning.plan.machine import GIB
+from fastvideo_lightning.plan.machine import GIB, Machine
 from fastvideo_lightning.plan.sizes import ComponentSize, PartSize
 
 COURIER_BYTES = 512 << 20
@@ -84,6 +88,11 @@ class HostTiers:
     def read_bytes(self) -> int:
         """What is read from files for each call."""
         return self.cached_bytes + self.disk_bytes
+
+    def read_s(self, machine: Machine) -> float:
+        """Seconds that reading takes for each call."""
+        cached = self.cached_bytes / machine.cache_bytes_per_s
+        return cached + self.disk_bytes / machine.disk_bytes_per_s
 
     def host_memory(self, kind: str) -> str | Mapping[str, int]:
         """What `LayerwiseOffload` takes as `host_memory`; what is held is of a kind."""
@@ -163,6 +172,41 @@ def find_host_budget(config: OffloadConfig) -> HostBudget:
         return HostBudget(free.budget_bytes, 0)
     held = round(float(asked) * GIB)
     return HostBudget(held, max(free.budget_bytes - held, 0), is_asked=True)
+
+
+def check_computes_on_cpu(module: VideoModule) -> None:
+    """Check before anything is read that the CPU can compute a model in the memory that is free.
+
+    Weights that run as they lie in their files are mapped, and the system may drop them at any
+    time; but a denoiser that does not fit whole is read anew from the disk in each of its calls.
+    Weights that need a cast are held. Swap counts as memory.
+
+    Raises:
+        HostBudgetTooSmallError: What is held and the largest denoiser are more than that.
+    """
+    cpu = torch.device("cpu")
+    held, mapped, seen = 0, dict.fromkeys(module.denoisers, 0), set()
+    for fqn, source in module.weight_sources.items():
+        if (source.path, source.offset) in seen:  # another name of the same weight
+            continue
+        seen.add((source.path, source.offset))
+        size = source.shape.numel() * source.dtype_on(cpu).itemsize
+        owner = fqn.partition(".")[0]
+        if source.dtype_on(cpu) != source.stored_dtype:
+            held += size
+        elif owner in mapped:
+            mapped[owner] += size
+    free = find_free_memory()
+    needed = held + max(mapped.values(), default=0)
+    if needed <= free.size_bytes + psutil.swap_memory().free:
+        return
+    raise HostBudgetTooSmallError(
+        f"This model needs {needed / GIB:.1f} GiB of host memory to compute on the CPU, and "
+        f"{free.limit} leaves {free.size_bytes / GIB:.1f} GiB. Pass a smaller model, or use a GPU: "
+        "beside one the weights stream through little host memory, from the disk where they have "
+        "to, and dtype=fp8 halves them; `fastvideo-lightning plan` with --gpu and --host-memory "
+        "says how fast."
+    )
 
 
 class HostBudgetTooSmallError(ValueError):

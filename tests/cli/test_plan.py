@@ -105,3 +105,22 @@ def test_probe_on_a_cpu_says_what_it_cannot_measure(capsys, monkeypatch, tmp_pat
     assert "TFLOP/s" in captured.out
     assert "no GPU here" in captured.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_this_machine_cannot_compute_ends_before_a_weight_is_read(
+    folder, capsys, monkeypatch
+):
+    import psutil
+
+    from fastvideo_lightning.checkpoint.weights import READ
+    from fastvideo_lightning.plan import host_tiers
+    from fastvideo_lightning.plan.host_memory import FreeMemory
+
+    monkeypatch.setattr(psutil, "swap_memory", type("Swap", (), {"free": 0}))
+    monkeypatch.setattr(host_tiers, "find_free_memory", lambda: FreeMemory(1024, "the machine"))
+    before = READ.size()
+    assert run(["generate", "--model", folder, *SIZE, "--accelerator", "cpu", "--prompt", "a"]) == 2
+    said = " ".join(read_errors(capsys))
+    assert "to compute on the CPU, and the machine leaves 0.0 GiB" in said
+    assert "--dtype fp8" in said
+    assert READ.size() == before

@@ -44,7 +44,7 @@ def test_what_the_host_needs_is_said_beside_what_it_has(wan, monkeypatch):
     def said(host_gib=None):
         flags = {"budget_gib": 10, "card": "H100", "host_memory_gib": host_gib}
         made = make_plan(wan("wan-14b"), VIDEO, **flags)
-        _, _, after = " ".join(str(made).splitlines()).partition("Host memory for weights: ")
+        _, _, after = " ".join(str(made).split()).partition("Host memory for weights: ")
         return after, made.to_dict()["host_memory_bytes"]
 
     for host_gib, less in ((16, True), (512, False)):

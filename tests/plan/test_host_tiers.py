@@ -1,12 +1,17 @@
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastvideo_lightning import VideoModule
+from fastvideo_lightning.plan import host_tiers
+from fastvideo_lightning.plan.host_memory import FreeMemory
 from fastvideo_lightning.plan.host_tiers import (
     COURIER_BYTES,
     HostBudget,
     HostBudgetTooSmallError,
     Moving,
+    check_computes_on_cpu,
     deal_tiers,
 )
 from fastvideo_lightning.plan.machine import GIB
@@ -51,6 +56,43 @@ def test_less_than_the_buffers_is_refused_with_what_is_possible():
         deal_tiers([moving()], HostBudget(GIB // 4, 0, is_asked=True))
     with pytest.raises(HostBudgetTooSmallError, match=r"Host memory that is free, 0\.25 GiB"):
         deal_tiers([moving()], HostBudget(GIB // 4, 0))
+
+
+@pytest.mark.parametrize("kind", ["t2v", "two_experts"])
+def test_on_a_cpu_a_model_is_refused_only_where_what_it_needs_is_more_than_is_free(
+    checkpoint, kind, monkeypatch
+):
+    module = VideoModule.from_pretrained(checkpoint(kind), device_type="cpu")
+    swap = type("Swap", (), {"free": 0})
+    monkeypatch.setattr(psutil, "swap_memory", swap)
+    sizes = {
+        (source.path, source.offset): (fqn, source.shape.numel() * source.cpu_dtype.itemsize)
+        for fqn, source in module.weight_sources.items()
+        if source.cpu_dtype == source.stored_dtype
+    }
+    cast = {
+        (source.path, source.offset): source.shape.numel() * source.cpu_dtype.itemsize
+        for source in module.weight_sources.values()
+        if source.cpu_dtype != source.stored_dtype
+    }
+    largest = max(
+        sum(size for fqn, size in sizes.values() if fqn.startswith(f"{denoiser}."))
+        for denoiser in module.denoisers
+    )
+    needed = sum(cast.values()) + largest
+
+    def leave(size_bytes):
+        monkeypatch.setattr(
+            host_tiers, "find_free_memory", lambda: FreeMemory(size_bytes, "the machine")
+        )
+
+    leave(needed)
+    check_computes_on_cpu(module)
+    leave(needed - 1)
+    with pytest.raises(HostBudgetTooSmallError, match="to compute on the CPU, and the machine lea"):
+        check_computes_on_cpu(module)
+    swap.free = 1
+    check_computes_on_cpu(module)
 
 
 @settings(max_examples=300, deadline=None)
