@@ -3,20 +3,16 @@
 The splitting is diffusers' own, in the way of DeepSpeed Ulysses (https://arxiv.org/abs/2309.14509):
 between the blocks each process has all heads of its tokens, in attention all tokens of its heads.
 
-Whether what context parallel divides has a length that the processes divide.
-
-A family that knows its tokens is asked before the work; for all others the lengths are seen where
-diffusers splits them, which would otherwise end in an assertion that names neither.
+A family that knows its tokens is asked before the work whether the processes divide them; for all
+others it shows where diffusers splits them.
 """
 
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from diffusers.hooks.context_parallel import _get_submodule_by_name
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,83 +22,33 @@ from fastvideo_lightning.libraries import unheard
 from fastvideo_lightning.prompts.sampler import Replica
 
 _NAME = "fastvideo_lightning_tokens"
-Check = Callable[[str, torch.Tensor, Any], None]
 
 
-def watch_tokens(fqn: str, denoiser: nn.Module, size: int) -> None:
-    """Have every length checked that is about to be split; to be called before the splitting is.
+class _NameTheDenoiser(ModelHook):
+    """Says which model has a length that diffusers cannot split: diffusers only asserts it."""
 
-    Args:
-        fqn: Name of the denoiser, for the message.
-        denoiser: A model that diffusers can split.
-        size: Processes that make each video.
-    """
-
-    def check(what: str, value: torch.Tensor, split: Any) -> None:
-        if split.expected_dims not in (None, value.dim()):
-            return  # diffusers leaves it whole
-        length = value.shape[split.split_dim]
-        if length % size:
-            nearest = next(n for n in range(size, 0, -1) if length % n == 0 and size % n == 0)
-            raise ValueError(
-                f"{fqn} has {length} {what} in this video, which context_parallel={size} does not "
-                f"divide. Pass context_parallel={nearest}, or another height, width or num_frames."
-            )
-
-    plan: Mapping[str, Any] = denoiser._cp_plan  # type: ignore[assignment]
-    for name, splits in plan.items():
-        if not isinstance(splits, Mapping):
-            continue  # what is gathered
-        found = _get_submodule_by_name(denoiser, name)
-        for module in found if isinstance(found, list) else [found]:
-            _watch(module, splits, check)
-
-
-def _watch(module: nn.Module, splits: Mapping[Any, Any], check: Check) -> None:
-    outputs = {k: s for k, s in splits.items() if getattr(s, "split_output", False)}
-    if outputs:
-        registry = HookRegistry.check_if_exists_or_initialize(module)
-        registry.register_hook(_OutputCheck(outputs, check), _NAME)
-    inputs = {k: s for k, s in splits.items() if k not in outputs}
-    if inputs:
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-
-        def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            for name, split in inputs.items():
-                for value, how in _pairs(given.get(name), split):
-                    check(_say(name), value, how)
-
-        module.register_forward_pre_hook(look, with_kwargs=True)
-
-
-class _OutputCheck(ModelHook):
-    """Looks at a module's output before the hook around it, diffusers' own, splits it."""
-
-    def __init__(self, splits: Mapping[int, Any], check: Check) -> None:
+    def __init__(self, fqn: str, size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._splits = splits
-        self._check = check
+        self._fqn = fqn
+        self._size = size
 
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        parts = [output] if isinstance(output, torch.Tensor) else list(output)
-        for index, split in self._splits.items():
-            if index < len(parts):
-                self._check("tokens", parts[index], split)
-        return output
-
-
-def _pairs(value: Any, split: Any) -> Iterator[tuple[torch.Tensor, Any]]:
-    """A tensor with how it is split; of a list each, but those whose split comes later."""
-    values = value if isinstance(value, list | tuple) else [value]
-    splits = split if isinstance(split, list | tuple) else [split] * len(values)
-    for one, how in zip(values, splits, strict=False):
-        if isinstance(one, torch.Tensor) and not how.split_output:
-            yield one, how
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
+        except AssertionError as error:
+            if "divisible by mesh size" not in str(error):
+                raise
+            raise ValueError(
+                f"{self._fqn} has a number of tokens in this video that context_parallel="
+                f"{self._size} does not divide. Pass context_parallel=1, or another height, width "
+                "or num_frames."
+            ) from error
 
 
-def _say(name: str) -> str:
-    return {"hidden_states": "tokens", "encoder_hidden_states": "text tokens"}.get(name, name)
+def name_denoiser(fqn: str, denoiser: nn.Module, size: int) -> None:
+    """Have a denoiser that diffusers splits say by name what it cannot split."""
+    registry = HookRegistry.check_if_exists_or_initialize(denoiser)
+    registry.register_hook(_NameTheDenoiser(fqn, size), _NAME)
 
 
 @runtime_checkable
@@ -151,9 +97,9 @@ class ContextParallel:
         with _counting_devices(), unheard(_is_notice):
             for fqn in module.denoisers:
                 denoiser: Any = module.get_submodule(fqn)
-                watch_tokens(fqn, denoiser, self.size)
                 config = make_config(ulysses_degree=self.size, mesh=mesh)
                 denoiser.enable_parallelism(config=config)
+                name_denoiser(fqn, denoiser, self.size)
 
 
 def check_context(module: nn.Module, size: int, num_processes: int) -> None:
