@@ -41,7 +41,7 @@ ALLOWED = {
         "torch",
     },
     "offload/distributed": {"offload", "torch"},
-    "report": {"jinja2", "markupsafe", "matplotlib", "report"},
+    "report": {"jinja2", "markupsafe", "matplotlib", "output.files", "report"},
     "callbacks": {
         "callbacks",
         "config",
@@ -118,6 +118,7 @@ ALLOWED = {
         "offload.blocks",
         "offload.tensors.bindings",
         "offload.tensors.layout",
+        "output.files",
         "pack",
         "rich",
         "torch",

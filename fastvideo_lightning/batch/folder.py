@@ -22,7 +22,13 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest, sha256_of
-from fastvideo_lightning.output.files import check_output_folder, link, names_for, safe_stem
+from fastvideo_lightning.output.files import (
+    check_output_folder,
+    link,
+    names_for,
+    safe_stem,
+    sync_folder,
+)
 from fastvideo_lightning.output.video import GeneratedVideo
 
 _LOCK, _PARTIAL, _NAMES = ".fastvideo-lightning.lock", ".partial", "names.lock"
@@ -211,7 +217,7 @@ class BatchFolder:
                 except FileExistsError:  # another program took it just now
                     continue
                 self._untold.append(part)
-                _sync_folder(self.path)
+                sync_folder(self.path)
                 return path
         raise AssertionError("names ended")
 
@@ -220,13 +226,3 @@ def _reason(error: Exception) -> str:
     """Return what the system says of an error, without its number."""
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else str(error)
-
-
-def _sync_folder(path: Path) -> None:
-    """Have the names on the disk, where a folder can be opened."""
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -5,10 +5,11 @@ import os
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from threading import Thread
+from typing import BinaryIO
 from uuid import uuid4
 
 MAX_STEM_BYTES = 120  # encrypted file systems stop at 143, and the temporary name needs room too
@@ -141,31 +142,42 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success it becomes `path`, on failure it goes."""
+def whole_or_nothing(path: Path, part: Path | None = None) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success it becomes `path`, on failure it goes.
+
+    Args:
+        path: The file.
+        part: The temporary name; by default one that no other has.
+    """
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}. "
             "Make it first."
         )
-    part = path.with_name(f".{uuid4().hex}.part")
+    part = part or path.with_name(f".{uuid4().hex}.part")
     try:
         yield part
         part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise _disk_is_full(path.parent) from error
+    except BaseException:
+        with suppress(OSError):  # what went wrong first is what is told
+            part.unlink(missing_ok=True)
         raise
 
 
-def _disk_is_full(folder: Path) -> OSError:
-    full = OSError(
-        f"There is no space left to write the video into {str(folder)!r}. Free some space and run "
-        "the same again."
-    )
-    full.errno = errno.ENOSPC  # not as an argument: the message would begin with it
-    return full
+def sync(file: BinaryIO) -> None:
+    """Have what was written to a file on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk; only POSIX opens folders."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class WriteBehind:

@@ -1,7 +1,10 @@
 """What a run leaves behind: the video in memory, its mp4 and its pictures."""
 
+import errno
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -130,7 +133,7 @@ class GeneratedVideo(ShortRepr):
             raise ValueError(
                 f"path must end in .mp4, got {str(path)!r}. Pass {str(path.with_suffix('.mp4'))!r}."
             )
-        with whole_or_nothing(path) as part:
+        with _whole_video(path) as part:
             _encode_mp4(self.frames, part, self.fps, self.audio)
         return path
 
@@ -178,10 +181,27 @@ class GeneratedVideo(ShortRepr):
         return file.getvalue()
 
 
+@contextmanager
+def _whole_video(path: Path) -> Iterator[Path]:
+    """As `whole_or_nothing`; a full disk is told in our words."""
+    try:
+        with whole_or_nothing(path) as part:
+            yield part
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        full = OSError(
+            f"There is no space left to write the video into {str(path.parent)!r}. Free some space "
+            "and run the same again."
+        )
+        full.errno = errno.ENOSPC  # not as an argument: the message would begin with it
+        raise full from error
+
+
 def _write_png(frame: Frames, path: Path) -> None:
     from PIL import Image
 
-    with whole_or_nothing(path) as part:
+    with _whole_video(path) as part:
         Image.fromarray(frame).save(part, format="PNG")
 
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +12,7 @@ import torch
 
 from fastvideo_lightning.checkpoint.folder import CheckpointError
 from fastvideo_lightning.checkpoint.weights import StoredWeight
+from fastvideo_lightning.output.files import sync, sync_folder, whole_or_nothing
 from fastvideo_lightning.pack.layout import PackedFile, PackedTensor
 
 CHUNK_BYTES = 32 << 20
@@ -29,13 +29,13 @@ def write_file(packed: PackedFile, path: Path, advance: Advance) -> None:
         CheckpointError: If it reads back otherwise than it was written, or a source has shrunk.
         OSError: If the disk refuses.
     """
-    with _whole_or_nothing(path) as partial:
+    with whole_or_nothing(path, partial_path(path)) as partial:
         with partial.open("wb") as file:
             file.write(packed.header)
             checksums = [_write_tensor(tensor, file, advance) for tensor in packed.tensors]
-            _sync(file)
+            sync(file)
         verify_file(packed, checksums, partial, advance)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def verify_file(packed: PackedFile, checksums: list[int], path: Path, advance: Advance) -> None:
@@ -69,10 +69,10 @@ def is_finished(packed: PackedFile, path: Path) -> bool:
 
 def write_bytes(content: bytes, path: Path) -> None:
     """Write a small file as a whole or not at all."""
-    with _whole_or_nothing(path) as partial, partial.open("wb") as file:
+    with whole_or_nothing(path, partial_path(path)) as partial, partial.open("wb") as file:
         file.write(content)
-        _sync(file)
-    _sync_folder(path.parent)
+        sync(file)
+    sync_folder(path.parent)
 
 
 def copy_file(source: Path, path: Path) -> None:
@@ -83,29 +83,16 @@ def copy_file(source: Path, path: Path) -> None:
         if (there.st_size, there.st_mtime_ns) == (found.st_size, found.st_mtime_ns):
             return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _whole_or_nothing(path) as partial:
+    with whole_or_nothing(path, partial_path(path)) as partial:
         with source.open("rb") as original, partial.open("wb") as copy:
             shutil.copyfileobj(original, copy, CHUNK_BYTES)
-            _sync(copy)
+            sync(copy)
         os.utime(partial, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def partial_path(path: Path) -> Path:
     """The name of a file while it is written; one that a killed run left is written anew."""
     return path.with_name(f".{path.name}.partial")
-
-
-@contextmanager
-def _whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Give the partial name of `path`; on success it becomes `path`, on failure it goes."""
-    partial = partial_path(path)
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        with suppress(OSError):  # what went wrong first is what is told
-            partial.unlink(missing_ok=True)
-        raise
 
 
 def _write_tensor(tensor: PackedTensor, file: BinaryIO, advance: Advance) -> int:
@@ -148,18 +135,3 @@ def _checksum(file: BinaryIO, size_bytes: int, advance: Advance) -> int:
         left -= len(raw)
         advance(len(raw))
     return -1 if left else checksum
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; only POSIX opens folders."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

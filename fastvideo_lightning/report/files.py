@@ -4,10 +4,10 @@ import errno
 import json
 import os
 import tempfile
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from fastvideo_lightning.output.files import whole_or_nothing
 from fastvideo_lightning.report.timeline import Timeline
 
 ENDINGS = (".html", ".png", ".json")
@@ -60,13 +60,10 @@ def write_report(timeline: Timeline, path: str | os.PathLike[str]) -> Path:
         from fastvideo_lightning.report.page import make_page
 
         content = make_page(timeline).encode()
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        with whole_or_nothing(path) as part:
+            part.write_bytes(content)
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         raise _explain(path, error) from error
     return path
 

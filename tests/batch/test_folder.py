@@ -54,7 +54,7 @@ def die(*_, **__):
         ("fastvideo_lightning.output.video._encode_mp4", 3),
         ("fastvideo_lightning.batch.manifest.Manifest.append", 3),
         ("os.link", 2),
-        ("fastvideo_lightning.batch.folder._sync_folder", 2),
+        ("fastvideo_lightning.batch.folder.sync_folder", 2),
     ],
 )
 def test_killed_at_each_step_of_a_write_a_video_is_not_lost_and_not_made_twice(

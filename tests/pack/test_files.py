@@ -91,8 +91,8 @@ def test_what_reads_back_otherwise_than_written_is_found_and_left_nowhere(
         sync(file)
         damage(Path(file.name), kind)
 
-    sync = files._sync
-    monkeypatch.setattr(files, "_sync", sync_badly)
+    sync = files.sync
+    monkeypatch.setattr(files, "sync", sync_badly)
     with pytest.raises(CheckpointError, match=named):
         write_file(plan(model), tmp_path / "m.safetensors", quiet)
     assert list(tmp_path.iterdir()) == []
@@ -159,7 +159,7 @@ def test_a_small_file_that_does_not_fit_leaves_nothing_and_what_was_there_stays(
     out.mkdir()
     (out / "a.json").write_text("before")
     source.write_text("[]")
-    monkeypatch.setattr(files, "_sync", no_room)
+    monkeypatch.setattr(files, "sync", no_room)
     with pytest.raises(OSError, match="No space left"):
         write(source, out / "a.json")
     assert [path.name for path in out.iterdir()] == ["a.json"]

@@ -31,7 +31,7 @@ def kill(file):
         os.kill(os.getpid(), signal.SIGKILL)
 
 packing = plan_packing(sys.argv[1], sys.argv[2])
-files._sync = kill
+files.sync = kill
 packing.write()
 """
 
@@ -216,7 +216,7 @@ def test_what_the_system_refuses_while_writing_is_told_of_the_folder(
         def refuse(file, code=code) -> None:
             raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr(files, "_sync", refuse)
+        monkeypatch.setattr(files, "sync", refuse)
         with pytest.raises(OSError, match=f"^Cannot write .*out: .*{to_type}") as raised:
             packing.write()
         assert raised.value.errno == code
