@@ -6,12 +6,21 @@ from fastvideo_lightning.cli.options import StrictCommand
 
 
 @click.command(cls=StrictCommand, short_help="Measure this machine for plans.")
+@click.option(
+    "--folder",
+    default=".",
+    metavar="FOLDER",
+    help="Where the weights lie: a file of 1 GiB is written there and removed. Default: here.",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries say.")
-def probe(debug: bool) -> None:
-    """Measure the GPU, its link and the host once, and keep the figures for plans."""
+def probe(folder: str, debug: bool) -> None:
+    """Measure the GPU, its link, the host and its disk once, and keep the figures for plans."""
+    from pathlib import Path
+
     import torch
 
     from fastvideo_lightning.cli.console import quieten_libraries
+    from fastvideo_lightning.cli.errors import usage_errors
     from fastvideo_lightning.plan import probe as probing
 
     if not debug:
@@ -27,9 +36,13 @@ def probe(debug: bool) -> None:
         )
         return
     machine = probing.probe(torch.device("cuda", torch.cuda.current_device()))
+    with usage_errors():
+        machine = probing.with_reads(machine, Path(folder).expanduser())
     path = probing.save_probe(machine)
     for what, rate, unit in (
         ("host to GPU, pinned", machine.link_bytes_per_s / 1e9, "GB/s"),
+        ("files in the page cache", machine.cache_bytes_per_s / 1e9, "GB/s"),
+        ("files on the disk", machine.disk_bytes_per_s / 1e9, "GB/s"),
         ("bf16 matrix products", machine.matmul_flops / 1e12, "TFLOP/s"),
         ("bf16 attention", machine.attention_flops / 1e12, "TFLOP/s"),
         ("GPU memory", machine.memory_bytes_per_s / 1e9, "GB/s"),

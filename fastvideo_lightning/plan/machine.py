@@ -21,6 +21,7 @@ How much of these rates is reached is said in the table "Constants" of `docs/pla
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fastvideo_lightning.config import nearest_name
 
@@ -72,7 +73,7 @@ class Machine:
             disk_gb_per_s: What its disk reads, in 10^9 bytes per second.
             link_gb_per_s: What its memory gives to the device, likewise.
         """
-        found = {
+        found: dict[str, Any] = {
             "host_memory_bytes": None if memory_gib is None else round(memory_gib * GIB),
             "disk_bytes_per_s": None if disk_gb_per_s is None else disk_gb_per_s * 1e9,
             "link_bytes_per_s": None if link_gb_per_s is None else link_gb_per_s * 1e9,

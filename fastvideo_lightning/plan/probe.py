@@ -2,9 +2,11 @@
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +15,8 @@ import psutil
 import torch
 from platformdirs import user_cache_path
 
+from fastvideo_lightning.offload.host.couriers import BUFFER_BYTES, NUM_READERS
+from fastvideo_lightning.offload.host.file_reads import DIRECT_BYTES, FileReader, version_of
 from fastvideo_lightning.offload.host.slab import HostSlab
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.plan.machine import Machine
@@ -66,6 +70,57 @@ def probe(device: torch.device) -> Machine:
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
     return machine
+
+
+def with_reads(machine: Machine, folder: Path, size_bytes: int = 1 << 30) -> Machine:
+    """The machine with what couriers read from a file in a folder, cached and past the cache.
+
+    A file system that cannot be read past the cache, as one in memory, leaves the disk's rate.
+
+    Raises:
+        OSError: If the folder has no room for the file.
+    """
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
+        piece = os.urandom(1 << 20)
+        for _ in range(-(-size_bytes // len(piece))):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        path = Path(file.name)
+        machine = replace(machine, cache_bytes_per_s=measure_reads(path))
+        if not _reads_direct(path):
+            return machine
+        return replace(machine, disk_bytes_per_s=measure_reads(path, direct=True))
+
+
+def measure_reads(path: Path, *, direct: bool = False) -> float:
+    """Bytes per second that as many threads read from a file as couriers have."""
+    reader = FileReader(path, version_of(path.stat()))
+    size = path.stat().st_size // DIRECT_BYTES * DIRECT_BYTES
+    room = torch.empty(NUM_READERS * BUFFER_BYTES + DIRECT_BYTES, dtype=torch.uint8)
+    first = -(-room.data_ptr() // DIRECT_BYTES) * DIRECT_BYTES
+
+    def read(thread: int) -> None:
+        for offset in range(thread * BUFFER_BYTES, size, NUM_READERS * BUFFER_BYTES):
+            count = min(BUFFER_BYTES, size - offset)
+            reader.read(first + thread * BUFFER_BYTES, offset, count, direct=direct)
+
+    def read_all() -> None:
+        list(threads.map(read, range(NUM_READERS)))
+
+    try:
+        with ThreadPoolExecutor(NUM_READERS) as threads:
+            return size / time_call(read_all, torch.device("cpu"), rounds=3)
+    finally:
+        reader.close()
+
+
+def _reads_direct(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0)))
+    except OSError:
+        return False
+    return hasattr(os, "O_DIRECT")
 
 
 def measure_link(device: torch.device, size_bytes: int = 1 << 30) -> float:

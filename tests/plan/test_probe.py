@@ -37,3 +37,19 @@ def test_every_rate_is_a_positive_number():
     assert probing.measure_attention(CPU, tokens=16, heads=1) > 0
     assert probing.measure_memory(CPU, size_bytes=1 << 12) > 0
     assert 0 < probing.measure_launch(CPU, num_blocks=1) < 1
+
+
+def test_what_a_folder_s_files_are_read_with_is_measured_and_nothing_is_left(tmp_path):
+    before = find_card("H100")
+    machine = probing.with_reads(before, tmp_path, size_bytes=2 << 20)
+    assert machine.cache_bytes_per_s > 0
+    assert machine.cache_bytes_per_s != before.cache_bytes_per_s
+    assert machine.disk_bytes_per_s > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_never_read_past_the_cache_keeps_its_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(probing, "_reads_direct", lambda path: False)
+    before = find_card("H100")
+    machine = probing.with_reads(before, tmp_path, size_bytes=2 << 20)
+    assert machine.disk_bytes_per_s == before.disk_bytes_per_s
