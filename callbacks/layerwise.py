@@ -16,22 +16,20 @@ from fastvideo_lightning.callbacks.placement import (
     weight_sources,
 )
 from fastvideo_lightning.config.checks import check_count
-from fastvideo_lightning.offload.blocks import BlockList, deal, find_block_lists, split_list, spread
-from fastvideo_lightning.offload.distributed.transport import ShardTransport, share_streaming
-from fastvideo_lightning.offload.handles import Undo
-from fastvideo_lightning.offload.hooks import (
-    hook_model,
-    hook_tables,
-    hook_unit,
-    refuse_whole_compile,
-    wrap_unit,
+from fastvideo_lightning.offload.blocks import (
+    BlockList,
+    deal,
+    find_block_lists,
+    resident_positions,
+    split_list,
 )
+from fastvideo_lightning.offload.distributed.transport import ShardTransport
 from fastvideo_lightning.offload.host.mapped import check_supported
 from fastvideo_lightning.offload.host.slab import HostMemory
 from fastvideo_lightning.offload.registry import engine_of
+from fastvideo_lightning.offload.streaming import stream
 from fastvideo_lightning.offload.tensors.bindings import TensorBinding, split_staying
-from fastvideo_lightning.offload.tensors.embeddings import split_tables
-from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup
+from fastvideo_lightning.offload.unit import OffloadUnit
 
 _log = logging.getLogger(__name__)
 
@@ -138,59 +136,66 @@ class LayerwiseOffload(Placement):
         return any(engine is not None and engine.transport.is_gathered for engine in engines)
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
-        root, sources = attachment.root, weight_sources(attachment.root)
-        blocks = [block for found in self._find_lists(target) for block in found.blocks]
+        root, units, staying = attachment.root, *self._make_units(attachment.root, target)
         model_fqn = self._enclosing_model(target)
         model = attachment.model = root.get_submodule(model_fqn)
-        refuse_whole_compile(model, model_fqn)
         engine = attachment.engine = engine_of(root, device, num_slots=self.num_slots)
 
-        tensors, staying = split_staying(*bindings_inside(root, [block for _, block in blocks]))
-        blocks, tensors = self._leave_out_empty(blocks, tensors)
-        num_streamed = max(len(blocks) - self.resident_blocks, 0)
-        num_streamed -= num_streamed % self.num_slots
-        stays = spread(len(blocks), len(blocks) - num_streamed)
-        units = [
-            OffloadUnit(fqn, block, inside, host_memory=next(iter(self.host_memory)))
-            for (fqn, block), inside in zip(blocks, tensors, strict=True)
-        ]
+        stays = resident_positions(len(units), self.resident_blocks, self.num_slots)
         residents = [units[i] for i in sorted(stays)]
         streamed = [unit for unit in units if unit not in residents]
         for unit, kind in zip(streamed, deal(len(streamed), self.host_memory), strict=True):
             unit.host_memory = kind
-        group = UnitGroup(streamed, residents if self.share_residents else ())
-        staying = [*tensors_between(root, model, [block for _, block in blocks]), *staying]
+        staying = [*tensors_between(root, model, [unit.module for unit in units]), *staying]
         if not self.share_residents:
             staying = [binding for unit in residents for binding in unit.bindings] + staying
+            residents = []
+        if self.skippable:
+            _warn_of_earlier([*streamed, *residents])
+        streaming = stream(
+            engine,
+            model,
+            model_fqn,
+            streamed,
+            residents,
+            staying=staying,
+            sources=weight_sources(root),
+            transport=self._transport,
+            on_call=lambda: self._complete_residents(attachment, model, device),
+            skippable=self.skippable,
+            cuda_graphs=self.cuda_graphs and device.type == "cuda",
+        )
+        attachment.handles.append(streaming)
+        attachment.group, attachment.units = streaming.group, streaming.group.units
+        attachment.graphed = streaming.graphed
+        self._keep(attachment, streaming.staying, device, run_device=device)
+        self._keep(attachment, streaming.tables, torch.device("cpu"), run_device=device)
+
+    @property
+    def _transport(self) -> ShardTransport:
+        """The choice of transport; where each rank skips, captures or reads for itself, local."""
         by_file = any(kind.is_read for kind in self.host_memory)
         is_apart = self.skippable or self.cuda_graphs or by_file
-        choice = ShardTransport.LOCAL if is_apart else self.shard_transport
-        share_streaming(engine, choice, group.units)
-        engine.attach(group, sources)
-        attachment.group, attachment.units = group, group.units
-        attachment.handles.append(Undo(lambda: engine.detach(group.units)))
-        tables, staying = split_tables(staying, sources, device, larger_than=engine.ring.slot_bytes)
-        self._keep(attachment, staying, device, run_device=device)
-        self._keep(attachment, tables, torch.device("cpu"), run_device=device)
-        attachment.handles.extend(hook_tables(tables, device))
-        graphs = self.cuda_graphs and device.type == "cuda"
-        if graphs:
-            attachment.graph(model, model_fqn, device, group)
-        if self.skippable:
-            _warn_of_earlier(group.units)
-        surround = wrap_unit if self.skippable else hook_unit
-        for unit in group.units:
-            attachment.handles.extend(surround(engine, unit))
-        attachment.handles.extend(
-            hook_model(
-                engine,
-                model,
-                model_fqn,
-                group,
-                starts=not graphs,
-                on_call=lambda: self._complete_residents(attachment, model, device),
+        return ShardTransport.LOCAL if is_apart else self.shard_transport
+
+    def _make_units(
+        self, root: nn.Module, target: nn.Module
+    ) -> tuple[list[OffloadUnit], list[TensorBinding]]:
+        """One unit for each block that has bytes of its own, and what of the blocks stays."""
+        blocks = [block for found in self._find_lists(target) for block in found.blocks]
+        tensors, staying = split_staying(*bindings_inside(root, [block for _, block in blocks]))
+        units = [
+            OffloadUnit(fqn, block, inside, host_memory=next(iter(self.host_memory)))
+            for (fqn, block), inside in zip(blocks, tensors, strict=True)
+            if any(binding.tensor.numel() for binding in inside)
+        ]
+        if not units:
+            raise ValueError(
+                f"{self!r}: it has no blocks with weights of their own, so there is nothing to "
+                f"stream. Use Resident({self.target!r}) for weights that blocks share, or leave "
+                "the callback out."
             )
-        )
+        return units, staying
 
     def _keep(
         self,
@@ -236,23 +241,6 @@ class LayerwiseOffload(Placement):
                 f"Use ModelOffload({self.target!r}), which moves it as a whole."
             )
         return lists
-
-    def _leave_out_empty(
-        self, blocks: list[tuple[str, nn.Module]], tensors: list[list[TensorBinding]]
-    ) -> tuple[list[tuple[str, nn.Module]], list[list[TensorBinding]]]:
-        """Go without blocks that have no bytes of their own: there is nothing to bring."""
-        pairs = [
-            (block, inside)
-            for block, inside in zip(blocks, tensors, strict=True)
-            if any(binding.tensor.numel() for binding in inside)
-        ]
-        if not pairs:
-            raise ValueError(
-                f"{self!r}: it has no blocks with weights of their own, so there is nothing to "
-                f"stream. Use Resident({self.target!r}) for weights that blocks share, or leave "
-                "the callback out."
-            )
-        return [block for block, _ in pairs], [inside for _, inside in pairs]
 
     def _enclosing_model(self, target: nn.Module) -> str:
         """FQN of the model that the blocks belong to: the target, or a list's outermost parent."""

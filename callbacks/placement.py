@@ -163,11 +163,9 @@ class Attachment:
         first = self.residents[0]
         self.keep(list(mine.values()), first.device, run_device=first.run_device)
 
-    def graph(
-        self, model: nn.Module, fqn: str, device: torch.device, group: UnitGroup | None = None
-    ) -> None:
-        """Let calls of ``model`` be captured and replayed, with the copies of ``group``."""
-        self.graphed, handles = graph_forward(model, fqn, device, self.engine, group)
+    def graph(self, model: nn.Module, fqn: str, device: torch.device) -> None:
+        """Let calls of ``model``, whose weights stay, be captured and replayed."""
+        self.graphed, handles = graph_forward(model, fqn, device)
         self.handles.extend(handles)
 
     def keep(
