@@ -13,6 +13,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from enum import IntEnum
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -42,6 +43,34 @@ class _Claim(IntEnum):
     APART = 0
     EDITED = 1
     SHARED = 2
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a rank tells the others before a run.
+
+    Attributes:
+        joined: chunks that it has joined so far.
+        claims: what it says of its bytes, for each unit.
+        loads: the load of its link by each unit, in thousandths; 0 where it does not know.
+        alone: whether it brings the unit as a whole, for each unit.
+    """
+
+    joined: int
+    claims: Sequence[int]
+    loads: Sequence[int]
+    alone: Sequence[bool]
+
+    def pack(self) -> list[int]:
+        """All of it as whole numbers, as many on every rank with as many units."""
+        return [self.joined, *self.claims, *self.loads, *self.alone]
+
+    @classmethod
+    def unpack(cls, numbers: Sequence[int]) -> "Statement":
+        """What a rank has packed."""
+        joined, *rest = numbers
+        n = len(rest) // 3
+        return cls(joined, rest[:n], rest[n : 2 * n], [bool(flag) for flag in rest[2 * n :]])
 
 
 class SharedUnits:
@@ -77,24 +106,26 @@ class SharedUnits:
             RuntimeError: the ranks have not made the same calls so far.
         """
         units = [unit for unit in units if not unit.transient]
-        claims = [self._claim(unit) for unit in units]
         load_by = self._pace.take() if self._pace is not None else lambda _: 0
-        loads = [load_by(unit.slab) for unit in units]
-        alone = [unit.slab in self._alone for unit in units]
-        known = self.shards.all_gather_numbers([self.joined, *claims, *loads, *alone])
-        self._check_step(known[:, 0].tolist())
-        least, most = known[:, 1:].amin(dim=0), known[:, 1:].amax(dim=0)
-        lowest, least_load, all_alone = least.view(3, -1).tolist()
-        highest, most_load, _ = most.view(3, -1).tolist()
-        self._settle_loads(units, least_load, most_load, all_alone)
+        mine = Statement(
+            joined=self.joined,
+            claims=[self._claim(unit) for unit in units],
+            loads=[load_by(unit.slab) for unit in units],
+            alone=[unit.slab in self._alone for unit in units],
+        )
+        packed = self.shards.all_gather_numbers(mine.pack())
+        statements = [Statement.unpack(row) for row in packed.tolist()]
+        self._check_step([each.joined for each in statements])
+        self._settle_loads(units, statements)
         edited = []
-        for unit, low, high in zip(units, lowest, highest, strict=True):
+        of_units = zip(*(each.claims for each in statements), strict=True)
+        for unit, claims in zip(units, of_units, strict=True):
             assert unit.slab is not None
-            if low != _Claim.SHARED:
+            if min(claims) != _Claim.SHARED:
                 self._cuts.pop(unit.slab, None)
             elif unit.slab not in self._cuts:
                 self.add(unit.slab)
-            if low == high == _Claim.EDITED:
+            if set(claims) == {_Claim.EDITED}:
                 edited.append(unit)
         if edited:
             drain()
@@ -126,29 +157,26 @@ class SharedUnits:
         self.joined += 1
         self.shards.join(buffer[chunk.begin : chunk.end], buffer[chunk.own_begin : chunk.own_end])
 
-    def _settle_loads(
-        self,
-        units: Sequence[OffloadUnit],
-        least: Sequence[int],
-        most: Sequence[int],
-        all_alone: Sequence[int],
-    ) -> None:
+    def _settle_loads(self, units: Sequence[OffloadUnit], statements: Sequence[Statement]) -> None:
         """Let ranks bring alone what their links are fast enough for, as all of them found it.
 
         Where a rank does not know, units come as before; where that is not the same on all, for one
         has other memory for a unit since, in parts.
         """
         changed: list[tuple[HostMaster, int]] = []
-        for unit, low, high, were_alone in zip(units, least, most, all_alone, strict=True):
+        of_units = zip(*(each.loads for each in statements), strict=True)
+        were_alone = zip(*(each.alone for each in statements), strict=True)
+        for unit, loads, alone in zip(units, of_units, were_alone, strict=True):
             assert unit.slab is not None
-            is_alone = high < MAX_LOAD if low > 0 else bool(were_alone)
+            is_known = min(loads) > 0
+            is_alone = max(loads) < MAX_LOAD if is_known else all(alone)
             if is_alone == (unit.slab in self._alone):
                 continue
             (self._alone.add if is_alone else self._alone.discard)(unit.slab)
             if is_alone:
                 self.store.pin_again(unit.slab)
-            if low > 0:
-                changed.append((unit.slab, high))
+            if is_known:
+                changed.append((unit.slab, max(loads)))
         if self.shards.rank == 0:
             self._tell(changed)
 
