@@ -34,8 +34,9 @@ from fastvideo_lightning.offload.tensors.bindings import (
     split_by_owner,
     split_sharing,
 )
+from fastvideo_lightning.offload.tensors.shown import is_lent
 from fastvideo_lightning.offload.tensors.sources import WeightSource
-from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup, is_lent
+from fastvideo_lightning.offload.unit import OffloadUnit, UnitGroup
 
 _CLAIMS = "_offload_claims"
 

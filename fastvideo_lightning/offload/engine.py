@@ -29,9 +29,10 @@ from fastvideo_lightning.offload.tensors.autograd import (
     outside_transforms,
 )
 from fastvideo_lightning.offload.tensors.bindings import split_ties
+from fastvideo_lightning.offload.tensors.shown import is_lent
 from fastvideo_lightning.offload.tensors.sources import WeightSource
 from fastvideo_lightning.offload.timing import DeviceClock, TimedTransport
-from fastvideo_lightning.offload.unit import DeviceSlot, OffloadUnit, UnitGroup, UnitState, is_lent
+from fastvideo_lightning.offload.unit import DeviceSlot, OffloadUnit, UnitGroup, UnitState
 
 
 @dataclass

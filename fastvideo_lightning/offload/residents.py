@@ -14,8 +14,8 @@ from fastvideo_lightning.offload.tensors.autograd import lasting
 from fastvideo_lightning.offload.tensors.bindings import TensorBinding, split_ties
 from fastvideo_lightning.offload.tensors.layout import empty_host_tensor
 from fastvideo_lightning.offload.tensors.leaves import find_leaves, rebuild
+from fastvideo_lightning.offload.tensors.shown import is_lent
 from fastvideo_lightning.offload.tensors.sources import WeightSource, find_source, source_spec
-from fastvideo_lightning.offload.unit import is_lent
 
 READ_THREADS = min(16, os.cpu_count() or 1)
 

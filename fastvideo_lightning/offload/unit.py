@@ -4,7 +4,6 @@ A unit is a block, or a whole component, whose tensors share one slab on the hos
 the device.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -12,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils import stateless
 
 from fastvideo_lightning.offload.host.mapped import find_in_files
 from fastvideo_lightning.offload.host.slab import HostMaster, HostMemory
@@ -27,12 +25,12 @@ from fastvideo_lightning.offload.tensors.bindings import (
 )
 from fastvideo_lightning.offload.tensors.layout import SlabLayout, TensorSpec
 from fastvideo_lightning.offload.tensors.leaves import (
-    addresses_of,
     fill,
     find_leaves,
     leaves_of,
     rebuild,
 )
+from fastvideo_lightning.offload.tensors.shown import ShownTensors
 from fastvideo_lightning.offload.tensors.sources import (
     FileBytes,
     WeightSource,
@@ -96,60 +94,6 @@ class DeviceSlot:
         """``(ready, free)``, see Note [Slots and events]; a slot on the CPU has none."""
         assert self._events is not None, "a slot outside CUDA has no events"
         return self._events
-
-
-_FUNCTIONAL_CODE = stateless._functional_call.__code__
-
-
-class ShownTensors:
-    """The host tensors of a unit, each in every place that shows it.
-
-    Args:
-        places: what is shown where.
-    """
-
-    def __init__(self, places: Shown) -> None:
-        self.places = places
-        self._traits = [(addresses_of(tensor), tensor.requires_grad) for _, _, tensor in places]
-
-    def changed(self) -> bool:
-        """Whether a tensor is another one now, lies elsewhere or became trainable, or no more."""
-        return any(
-            registry.get(name) is not tensor
-            or addresses != addresses_of(tensor)
-            or requires_grad is not tensor.requires_grad
-            for (registry, name, tensor), (addresses, requires_grad) in zip(
-                self.places, self._traits, strict=True
-            )
-        )
-
-    def given(self) -> dict[int, torch.Tensor | None]:
-        """What places have in place of their host tensor, by the place's number."""
-        return {
-            i: registry.get(name)
-            for i, (registry, name, tensor) in enumerate(self.places)
-            if registry.get(name) is not tensor
-        }
-
-    def moved(self) -> dict[int, torch.Tensor | None]:
-        """Host tensors that lie elsewhere by now, by the place's number."""
-        return {
-            i: tensor
-            for i, ((_, _, tensor), (addresses, _)) in enumerate(
-                zip(self.places, self._traits, strict=True)
-            )
-            if addresses != addresses_of(tensor)
-        }
-
-
-def is_lent() -> bool:
-    """Whether `torch.func.functional_call` runs: what modules have now is theirs for a call."""
-    frame = sys._getframe()
-    while (caller := frame.f_back) is not None:
-        frame = caller
-        if frame.f_code is _FUNCTIONAL_CODE:
-            return True
-    return False
 
 
 class Entrance(NamedTuple):
