@@ -15,10 +15,11 @@ waits: the turn is still that one's.
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial, wraps
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from torch import nn
 
@@ -195,3 +196,43 @@ def _runs_backward(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+class TakesTurns(Protocol):
+    """An engine, whose calls come one thread after the other."""
+
+    def begin_call(self, call: OpenCall) -> None:
+        """Wait for this thread's turn."""
+        ...
+
+    def end_call(self, called: object) -> None:
+        """What is called is over."""
+        ...
+
+
+E = TypeVar("E", bound=TakesTurns)
+P = ParamSpec("P")
+
+
+def in_turn(method: Callable[Concatenate[E, P], None]) -> Callable[Concatenate[E, P], None]:
+    """Let a method of an engine take place while no other thread is in a call."""
+
+    @wraps(method)
+    def call(engine: E, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        _Turn(engine).call_in_turn(partial(method, engine, *args, **kwargs))
+
+    return call
+
+
+class _Turn:
+    """Stands for what is called in a turn of its own, see Note [Calls and threads]."""
+
+    def __init__(self, engine: TakesTurns) -> None:
+        self.engine = engine
+
+    def call_in_turn(self, work: Callable[[], None]) -> None:
+        try:
+            self.engine.begin_call(OpenCall(self))
+            work()
+        finally:
+            self.engine.end_call(self)

@@ -8,13 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial, wraps
-from typing import Concatenate, ParamSpec
 
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.calls import Calls, OpenCall
+from fastvideo_lightning.offload.calls import Calls, OpenCall, in_turn
 from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.order import UnitOrder
 from fastvideo_lightning.offload.profiling import phase, span
@@ -53,33 +51,6 @@ class OffloadStats:
 
 
 Args = tuple[object, ...]
-P = ParamSpec("P")
-
-
-def in_turn(
-    method: "Callable[Concatenate[OffloadEngine, P], None]",
-) -> "Callable[Concatenate[OffloadEngine, P], None]":
-    """Let a method of the engine take place while no other thread is in a call."""
-
-    @wraps(method)
-    def call(engine: "OffloadEngine", /, *args: P.args, **kwargs: P.kwargs) -> None:
-        _Turn(engine).call_in_turn(partial(method, engine, *args, **kwargs))
-
-    return call
-
-
-class _Turn:
-    """Stands for what is called in a turn of its own, see Note [Calls and threads]."""
-
-    def __init__(self, engine: "OffloadEngine") -> None:
-        self.engine = engine
-
-    def call_in_turn(self, work: Callable[[], None]) -> None:
-        try:
-            self.engine.begin_call(OpenCall(self))
-            work()
-        finally:
-            self.engine.end_call(self)
 
 
 class OffloadEngine:
