@@ -85,26 +85,13 @@ class LayerwiseOffload(Placement):
     ) -> None:
         check_count("num_slots", num_slots, low=1)
         check_count("resident_blocks", resident_blocks, low=0)
-        if skippable and shard_transport == "gather":
-            raise ValueError(
-                "skippable=True cannot be combined with shard_transport='gather': ranks may skip "
-                "different blocks, and would wait for each other. Pass shard_transport='local'."
-            )
-        if cuda_graphs and skippable:
-            raise ValueError(
-                "cuda_graphs=True cannot be combined with skippable=True: what is repeated skips "
-                "nothing else. Leave one of the two out."
-            )
-        if cuda_graphs and shard_transport == "gather":
-            raise ValueError(
-                "cuda_graphs=True cannot be combined with shard_transport='gather': ranks would "
-                "have to capture alike. Pass shard_transport='local'."
-            )
+        gathers = shard_transport == "gather"
+        _check_together(skippable=skippable, cuda_graphs=cuda_graphs, gathers=gathers)
         counts = {host_memory: 0} if isinstance(host_memory, str) else host_memory
         for kind, count in counts.items():
             check_count(f"host_memory[{kind!r}]", count, low=0)
         self.host_memory = {HostMemory(kind): count for kind, count in counts.items()}
-        self._check_reads(cuda_graphs=cuda_graphs, gathers=shard_transport == "gather")
+        self._check_reads(cuda_graphs=cuda_graphs, gathers=gathers)
         super().__init__(target)
         self.num_slots = num_slots
         self.resident_blocks = resident_blocks
@@ -248,6 +235,25 @@ class LayerwiseOffload(Placement):
             return self.target
         first, _, rest = self.target.partition(".")
         return first if rest else ""
+
+
+def _check_together(*, skippable: bool, cuda_graphs: bool, gathers: bool) -> None:
+    """Refuse ways of streaming that exclude each other."""
+    if skippable and gathers:
+        raise ValueError(
+            "skippable=True cannot be combined with shard_transport='gather': ranks may skip "
+            "different blocks, and would wait for each other. Pass shard_transport='local'."
+        )
+    if cuda_graphs and skippable:
+        raise ValueError(
+            "cuda_graphs=True cannot be combined with skippable=True: what is repeated skips "
+            "nothing else. Leave one of the two out."
+        )
+    if cuda_graphs and gathers:
+        raise ValueError(
+            "cuda_graphs=True cannot be combined with shard_transport='gather': ranks would "
+            "have to capture alike. Pass shard_transport='local'."
+        )
 
 
 def tensors_between(
