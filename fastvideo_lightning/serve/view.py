@@ -9,7 +9,7 @@ from fastvideo_lightning.serve.jobs import JobState, Progress
 _STAGES = ("encode", "denoise", "decode", "write")
 _DOING = {
     "": "Starting",
-    "load": "ModelPlacement the weights",
+    "load": "Placing the weights",
     "encode": "Reading the prompt",
     "denoise": "Denoising",
     "decode": "Turning latents into frames",

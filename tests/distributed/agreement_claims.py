@@ -90,7 +90,7 @@ def a_component_may_be_called_by_one_rank(device):
     head.detach()
 
 
-class PerModule(logging.Handler):
+class KeptMessages(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.messages: list[str] = []
@@ -101,7 +101,7 @@ class PerModule(logging.Handler):
 
 def auto_takes_the_faster(device, speeds):
     """Return what was chosen and said, with speeds that are given or measured."""
-    kept = PerModule()
+    kept = KeptMessages()
     transport._log.addHandler(kept)
     transport._log.setLevel(logging.INFO)
     measure = transport.measure_links
@@ -121,7 +121,7 @@ def auto_takes_the_faster(device, speeds):
 
 def blocks_that_compute_long_come_as_a_whole(device):
     """And in parts again where links are what limits them, or one rank finds that they are."""
-    kept = PerModule()
+    kept = KeptMessages()
     agreement._log.addHandler(kept)
     agreement._log.setLevel(logging.INFO)
     model, plain = toy_of(), toy_of()

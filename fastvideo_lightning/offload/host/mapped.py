@@ -224,7 +224,7 @@ class MappedFile:
 
 
 def split_at_chunks(begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """ShardPlan a range of a file where no copy may cross from one registration into the next."""
+    """Cut a range of a file where no copy may cross from one registration into the next."""
     while begin < end:
         stop = min(end, (begin // CHUNK_BYTES + 1) * CHUNK_BYTES)
         yield begin, stop
@@ -501,7 +501,7 @@ def merge(ranges: Sequence[tuple[int, int]], size_bytes: int) -> list[tuple[int,
     """Pages of a file that cover ranges of its bytes, as pieces to be registered.
 
     Args:
-        ranges: where each begins and ends; none crosses a multiple of ``mapped_file.CHUNK_BYTES``.
+        ranges: where each begins and ends; none crosses a multiple of ``CHUNK_BYTES``.
         size_bytes: of the file.
 
     Returns:
