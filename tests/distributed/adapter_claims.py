@@ -41,7 +41,7 @@ def an_adapter_on_one_rank_changes_no_ranks_way_alone(device):
     for change, load in steps:  # a load of 0: not known
         if change is not None:
             change(model, plain, blocks=blocks)
-        shared._pace.take = lambda load=load: lambda _: load
+        shared._link_load.take = lambda load=load: lambda _: load
         callback.on_predict_batch_start()
         whole = [shared.find(unit.slab) is None for unit in engine.units]
         assert shared.shards.all_gather(whole) == [whole] * dist.get_world_size()

@@ -136,7 +136,7 @@ def blocks_that_compute_long_come_as_a_whole(device):
     ):
         shared = engine_in(callback).transport.shared
         if load is not None:
-            shared._pace.take = lambda load=load: lambda _: load
+            shared._link_load.take = lambda load=load: lambda _: load
         before = shared.joined
         callback.on_predict_batch_start()
         assert_equal(model, plain, device, times=passes)
@@ -144,9 +144,9 @@ def blocks_that_compute_long_come_as_a_whole(device):
         assert (shared.joined == before) == comes_whole, (load, passes)
     assert callback.lockstep
     first, second, *_ = (unit.slab for unit in engine_in(callback).units)
-    shared._pace.take = lambda: lambda master: {first: 500, second: 600}.get(master, 0)
+    shared._link_load.take = lambda: lambda master: {first: 500, second: 600}.get(master, 0)
     assert_equal(model, plain, device)
-    shared._pace.take = lambda: lambda master: 900 if master is first else 700
+    shared._link_load.take = lambda: lambda master: 900 if master is first else 700
     assert_equal(model, plain, device)
     callback.detach()
     agreement._log.removeHandler(kept)
@@ -174,10 +174,10 @@ def two_transports_on_one_module_are_refused(device):
 
 def nodes_share_among_themselves(device, num_nodes):
     """As if the ranks were on so many nodes; return what each shares with."""
-    home, rank = process_group._home, dist.get_rank()
+    node, rank = process_group._node, dist.get_rank()
     try:
         process_group._FOUND.clear()
-        process_group._home = lambda: f"node {rank * num_nodes // dist.get_world_size()}"
+        process_group._node = lambda: f"node {rank * num_nodes // dist.get_world_size()}"
         group = find_shard_group(device)
         model, plain = toy_of(), toy_of()
         callback = attach(model, device)
@@ -188,7 +188,7 @@ def nodes_share_among_themselves(device, num_nodes):
         callback.detach()
         return None if group is None else group.ranks
     finally:
-        process_group._home = home
+        process_group._node = node
         process_group._FOUND.clear()
 
 

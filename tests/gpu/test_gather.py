@@ -31,7 +31,7 @@ class BothRanks(SharedUnits):
 
     def agree(self, units, *, drain) -> None:
         for unit in units:
-            self._cuts[unit.slab] = shard(unit.slab, rank=0, num_ranks=2)
+            self._plans[unit.slab] = shard(unit.slab, rank=0, num_ranks=2)
             self.others[unit.slab] = shard(unit.slab, rank=1, num_ranks=2)
 
     def find(self, master) -> ShardPlan | None:

@@ -79,19 +79,22 @@ class SharedUnits:
     Args:
         shards: the ranks.
         store: the units' host masters.
-        pace: notes how fast units are wanted; without, ranks never bring alone what they share.
+        link_load: how busy this rank's link would be by itself; without it, ranks never bring alone
+            what they share.
 
     Attributes:
         joined: chunks that this rank has joined so far.
     """
 
-    def __init__(self, shards: ShardGroup, store: HostStore, pace: LinkLoad | None = None) -> None:
+    def __init__(
+        self, shards: ShardGroup, store: HostStore, link_load: LinkLoad | None = None
+    ) -> None:
         self.shards = shards
         self.store = store
         self.joined = 0
-        self._pace = pace
+        self._link_load = link_load
         self._alone: WeakSet[HostMaster] = WeakSet()
-        self._cuts: WeakKeyDictionary[HostMaster, ShardPlan] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[HostMaster, ShardPlan] = WeakKeyDictionary()
         self._apart: WeakSet[HostMaster] = WeakSet()
 
     @phase("agree with the other ranks")
@@ -106,7 +109,7 @@ class SharedUnits:
             RuntimeError: the ranks have not made the same calls so far.
         """
         units = [unit for unit in units if not unit.transient]
-        load_by = self._pace.take() if self._pace is not None else lambda _: 0
+        load_by = self._link_load.take() if self._link_load is not None else lambda _: 0
         mine = Statement(
             joined=self.joined,
             claims=[self._claim(unit) for unit in units],
@@ -122,8 +125,8 @@ class SharedUnits:
         for unit, claims in zip(units, of_units, strict=True):
             assert unit.slab is not None
             if min(claims) != _Claim.SHARED:
-                self._cuts.pop(unit.slab, None)
-            elif unit.slab not in self._cuts:
+                self._plans.pop(unit.slab, None)
+            elif unit.slab not in self._plans:
                 self.add(unit.slab)
             if set(claims) == {_Claim.EDITED}:
                 edited.append(unit)
@@ -133,24 +136,24 @@ class SharedUnits:
 
     def add(self, master: HostMaster) -> None:
         """Join a unit's parts from now on."""
-        self._cuts[master] = shard(master, rank=self.shards.rank, num_ranks=self.shards.size)
+        self._plans[master] = shard(master, rank=self.shards.rank, num_ranks=self.shards.size)
 
     def find(self, master: HostMaster) -> ShardPlan | None:
         """How a unit is brought; None where each rank brings it as a whole."""
-        return None if master in self._alone else self._cuts.get(master)
+        return None if master in self._alone else self._plans.get(master)
 
     def arrive(self, master: HostMaster, mark: MakeMark) -> None:
         """A unit is about to be copied."""
-        if self._pace is not None:
-            self._pace.arrive(master, mark)
+        if self._link_load is not None:
+            self._link_load.arrive(master, mark)
 
     def bring_alone(self, master: HostMaster, mark: MakeMark, copy: Callable[[], None]) -> None:
         """Copy a unit that does not come in parts; its slot is free."""
         self.store.pin_again(master)
-        if self._pace is None:
+        if self._link_load is None:
             copy()
         else:
-            self._pace.time_alone(master, mark, copy)
+            self._link_load.time_alone(master, mark, copy)
 
     def join(self, chunk: Chunk, buffer: torch.Tensor) -> None:
         """Fill in the other ranks' parts of a chunk of a slot, on the current stream."""

@@ -158,10 +158,10 @@ def make_gather(
         alone_bytes_per_s: what each link brings when all bring whole units; where that turns out to
             be enough, they do, see Note [Brought alone]. None: never.
     """
-    pace = None
+    link_load = None
     if alone_bytes_per_s is not None:
-        pace = LinkLoad(DeviceClock(device), alone_bytes_per_s)
-    shared = SharedUnits(shards, store, pace)
+        link_load = LinkLoad(DeviceClock(device), alone_bytes_per_s)
+    shared = SharedUnits(shards, store, link_load)
     for master in common:
         shared.add(master)
     if device.type == "cuda":

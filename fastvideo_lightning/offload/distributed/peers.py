@@ -97,12 +97,12 @@ class _Opened(NamedTuple):
     """A slot that all ranks know.
 
     Attributes:
-        place: its number among this rank's; it is the same on all.
+        number: its number among this rank's; it is the same on all.
         theirs: what the other ranks have in its place, as memory that this device reaches.
         meeting: of the ranks, the same for all slots.
     """
 
-    place: int
+    number: int
     theirs: list[torch.Tensor]
     barrier: PeerBarrier
 
@@ -156,15 +156,15 @@ class PeerSlots:
         if all(self.shards.all_gather(barrier is not None)):
             assert theirs is not None
             assert barrier is not None
-            for place, (slot, others) in enumerate(zip(slots, theirs, strict=True), 1):
-                self._opened[slot] = _Opened(place, others, barrier)
+            for number, (slot, others) in enumerate(zip(slots, theirs, strict=True), 1):
+                self._opened[slot] = _Opened(number, others, barrier)
         else:
             self._is_possible = False
 
     def enter(self, slot: DeviceSlot, stream: int) -> None:
         """A unit comes into a slot: let a stream wait until it is free on all ranks."""
         opened = self._opened[slot]
-        self._trail = (31 * self._trail + opened.place) % _LARGEST_TRAIL
+        self._trail = (31 * self._trail + opened.number) % _LARGEST_TRAIL
         opened.barrier.wait(stream)
 
     def bring(self, segments: Sequence[Segment], slot: DeviceSlot, stream: int) -> None:

@@ -21,8 +21,8 @@ class ShardGroup:
     Args:
         ranks: their global ranks, in order.
         world: a group of all ranks of all nodes, on the CPU.
-        words: a group on the CPU, for what they have to agree on.
-        weights: a group for bytes in device memory, used for nothing else: its collectives run
+        cpu_group: a group on the CPU, for what they have to agree on.
+        device_group: a group for bytes in device memory, used for nothing else: its collectives run
             beside those of the model.
     """
 
@@ -30,21 +30,21 @@ class ShardGroup:
         self,
         ranks: list[int],
         world: dist.ProcessGroup,
-        words: dist.ProcessGroup,
-        weights: dist.ProcessGroup,
+        cpu_group: dist.ProcessGroup,
+        device_group: dist.ProcessGroup,
     ) -> None:
         self.ranks = ranks
         self._world = world
-        self.rank = dist.get_rank(words)
+        self.rank = dist.get_rank(cpu_group)
         self.size = len(ranks)
-        self._cpu_group = words
-        self._device_group = weights
+        self._cpu_group = cpu_group
+        self._device_group = device_group
 
-    def all_gather(self, word: T) -> list[T]:
+    def all_gather(self, item: T) -> list[T]:
         """What every rank passed, in the order of the ranks; a collective call."""
-        words: list[T | None] = [None] * self.size
-        dist.all_gather_object(words, word, group=self._cpu_group)
-        return words  # type: ignore[return-value]
+        items: list[T | None] = [None] * self.size
+        dist.all_gather_object(items, item, group=self._cpu_group)
+        return items  # type: ignore[return-value]
 
     def all_gather_numbers(self, numbers: list[int]) -> torch.Tensor:
         """The same for as many whole numbers on each rank: ``[ranks, numbers] int64``."""
@@ -111,26 +111,26 @@ def find_shard_group(device: torch.device) -> ShardGroup | None:
 
 
 def _make_shard_group(device: torch.device) -> ShardGroup | None:
-    homes: list[str] = [""] * dist.get_world_size()
+    nodes: list[str] = [""] * dist.get_world_size()
     everyone = dist.new_group(backend="gloo")
     assert everyone is not None
-    dist.all_gather_object(homes, _home(), group=everyone)
-    if min(homes.count(home) for home in homes) == 1:
+    dist.all_gather_object(nodes, _node(), group=everyone)
+    if min(nodes.count(node) for node in nodes) == 1:
         return None
     mine: ShardGroup | None = None
-    for home in sorted(set(homes)):
-        ranks = [rank for rank, other in enumerate(homes) if other == home]
+    for node in sorted(set(nodes)):
+        ranks = [rank for rank, other in enumerate(nodes) if other == node]
         # Every rank takes part in making every group.
-        words = dist.new_group(ranks, backend="gloo")
-        weights = dist.new_group(ranks, backend="nccl" if device.type == "cuda" else "gloo")
-        if home == homes[dist.get_rank()]:
-            assert words is not None
-            assert weights is not None
-            mine = ShardGroup(ranks, everyone, words, weights)
+        cpu_group = dist.new_group(ranks, backend="gloo")
+        device_group = dist.new_group(ranks, backend="nccl" if device.type == "cuda" else "gloo")
+        if node == nodes[dist.get_rank()]:
+            assert cpu_group is not None
+            assert device_group is not None
+            mine = ShardGroup(ranks, everyone, cpu_group, device_group)
     return mine
 
 
-def _home() -> str:
+def _node() -> str:
     """What processes have in common that can open each other's memory: the same for a node.
 
     Two containers of one machine count as two nodes.

@@ -79,14 +79,14 @@ def load_together(
     def maps(unit: OffloadUnit) -> bool:
         return store.maps(unit.layout, unit.sources, unit.host_memory)
 
-    with sharing(shards, streamed, maps) as store.places:
+    with sharing(shards, streamed, maps) as store.locations:
         try:
             yield
-            store.places = {}
+            store.locations = {}
             if store.brings_parts:
                 _pin_parts(shards, store, streamed)
         finally:
-            store.places = {}
+            store.locations = {}
 
 
 def _pin_parts(shards: ShardGroup, store: HostStore, units: Sequence[OffloadUnit]) -> None:
@@ -125,18 +125,18 @@ def sharing(
         RuntimeError: the ranks have different units, or one of them failed.
     """
     name = Path(f"/memory/{shards.all_gather((os.getpid(), next(_numbers)))[0]}")
-    places: FileLocations = {}
+    locations: FileLocations = {}
     jobs: list[_Job] = []
     size = 0
     for unit in units:
-        size = _arrange(unit, name, size, places, jobs, maps=maps(unit))
+        size = _arrange(unit, name, size, locations, jobs, maps=maps(unit))
     with phase("compare the ranks' weights"):
-        _check_alike(shards, units, places)
+        _check_alike(shards, units, locations)
     with phase("fill shared memory"):
         file = _open_memory(shards, name, size, jobs) if size else None
     try:
         with shards.fail_together():
-            yield places
+            yield locations
     finally:
         if file is not None:
             close_file(file)  # the units' masters have it open
@@ -146,7 +146,7 @@ def _arrange(
     unit: OffloadUnit,
     name: Path,
     begin: int,
-    places: FileLocations,
+    locations: FileLocations,
     jobs: list[_Job],
     *,
     maps: bool,
@@ -170,7 +170,7 @@ def _arrange(
         found.append(FileBytes(name, offset, spec.shape, spec.dtype))
         from_file = None if isinstance(source, FileBytes) else source
         jobs.append(_Job(spec, offset, leaf if from_file is None else from_file))
-    places[unit.layout] = found
+    locations[unit.layout] = found
     end = begin + layout.size_bytes
     return -(-end // mmap.PAGESIZE) * mmap.PAGESIZE  # a page is written for one unit only
 
@@ -208,12 +208,14 @@ def _share_of(shards: ShardGroup, jobs: Sequence[_Job]) -> list[_Job]:
     return mine
 
 
-def _check_alike(shards: ShardGroup, units: Sequence[OffloadUnit], places: FileLocations) -> None:
+def _check_alike(
+    shards: ShardGroup, units: Sequence[OffloadUnit], locations: FileLocations
+) -> None:
     """RuntimeError where a rank has other units, or other files, than the first."""
     digest = hashlib.sha256()
     for unit in units:
-        digest.update(repr((unit.fqn, unit.layout.specs, places[unit.layout])).encode())
-    paths = {p.path for found in places.values() for p in found if p is not None}
+        digest.update(repr((unit.fqn, unit.layout.specs, locations[unit.layout])).encode())
+    paths = {p.path for found in locations.values() for p in found if p is not None}
     for path in sorted(path for path in paths if path is not None and path.exists()):
         of_file = path.stat()
         digest.update(repr((of_file.st_size, of_file.st_mtime_ns)).encode())

@@ -39,7 +39,7 @@ class HostStore:
 
     Attributes:
         masters: what it has made and not freed.
-        places: of units that are being loaded, where their tensors lie in files that ranks share.
+        locations: where the tensors of units that are being loaded lie in files that ranks share.
         is_shared: whether the ranks of the node hold their weights together.
         brings_parts: whether of what they share this process copies its parts alone.
     """
@@ -48,7 +48,7 @@ class HostStore:
         self._has_driver = device.type == "cuda"
         self._refused: set[type] = set()
         self._lock = threading.Lock()
-        self.places: FileLocations = {}
+        self.locations: FileLocations = {}
         self.masters: list[HostMaster] = []
         self._file_refusal: RuntimeError | None = None
         self.is_shared = False
@@ -102,8 +102,8 @@ class HostStore:
         Raises:
             ValueError: mapped memory is asked for and no weight can be.
         """
-        if layout in self.places and not kind.is_read:
-            master: HostMaster = MappedSlab(layout, self.places[layout])
+        if layout in self.locations and not kind.is_read:
+            master: HostMaster = MappedSlab(layout, self.locations[layout])
         elif self.maps(layout, sources, kind) and not self._must_copy:
             master = self._map(layout, sources, kind)
         else:
@@ -153,7 +153,7 @@ class HostStore:
         """
         if not self._has_driver or kind is HostMemory.PAGEABLE:
             return True
-        if self._pins_later or (self.brings_parts and master.layout in self.places):
+        if self._pins_later or (self.brings_parts and master.layout in self.locations):
             return True  # with the other units, when all are there
         base = _base(master)
         kind_of_master = HostSlab if base.reads else type(base)  # of a file, what lies beside it

@@ -13,12 +13,12 @@ class Run:
     """Copies at times that it says; links bring 1 MB/s."""
 
     def __init__(self):
-        self.pace = LinkLoad(DeviceClock(torch.device("cpu")), 1e6)
+        self.link_load = LinkLoad(DeviceClock(torch.device("cpu")), 1e6)
         self.now = 0.0
 
     def copy(self, *masters, seconds=1.0):
         for master in masters:
-            self.pace.arrive(master, lambda: self.now)
+            self.link_load.arrive(master, lambda: self.now)
             self.now += seconds
 
     def copy_alone(self, *masters, seconds, waits=0.0):
@@ -26,9 +26,9 @@ class Run:
             self.now += seconds
 
         for master in masters:
-            self.pace.arrive(master, lambda: self.now)
+            self.link_load.arrive(master, lambda: self.now)
             self.now += waits
-            self.pace.time_alone(master, lambda: self.now, copy)
+            self.link_load.time_alone(master, lambda: self.now, copy)
 
 
 def masters(*sizes):
@@ -43,7 +43,7 @@ def test_the_fastest_cycle_counts_and_only_units_within():
     run.copy(first, second, seconds=4)
     run.copy(first, second, seconds=1)
     run.copy(first, second, vae, seconds=2)
-    load_by = run.pace.take()
+    load_by = run.link_load.take()
     assert load_by(first) == load_by(second) == 4  # 8000 bytes in 2 s
     assert load_by(encoder) == 0
     assert load_by(None) == 0
@@ -55,17 +55,17 @@ def test_what_came_round_too_seldom_is_unknown(passes):
     units = masters(3000, 5000)
     for _ in range(passes):
         run.copy(*units)
-    assert [run.pace.take()(unit) for unit in units] == [0, 0]
+    assert [run.link_load.take()(unit) for unit in units] == [0, 0]
 
 
 def test_each_run_counts_for_itself():
     run = Run()
     (unit,) = masters(6000)
     run.copy(*[unit] * 4)
-    assert run.pace.take()(unit) == 6
+    assert run.link_load.take()(unit) == 6
     run.copy(*[unit] * 4, seconds=3)
-    assert run.pace.take()(unit) == 2
-    assert run.pace.take()(unit) == 0
+    assert run.link_load.take()(unit) == 2
+    assert run.link_load.take()(unit) == 0
 
 
 @pytest.mark.parametrize(("waits", "load"), [(0.0, 1000), (1.0, 667), (6.0, 250)])
@@ -74,7 +74,7 @@ def test_units_that_come_alone_tell_what_the_link_brings(waits, load):
     units = masters(4000, 4000)
     for _ in range(5):
         run.copy_alone(*units, seconds=2.0, waits=waits)  # far from the 1 MB/s that was measured
-    assert run.pace.take()(units[0]) == load
+    assert run.link_load.take()(units[0]) == load
 
 
 def test_what_copies_told_of_the_link_counts_when_units_come_in_parts_again():
@@ -82,11 +82,11 @@ def test_what_copies_told_of_the_link_counts_when_units_come_in_parts_again():
     run = Run()
     (unit,) = masters(8000)
     run.copy(*[unit] * 4, seconds=0.01)
-    assert run.pace.take()(unit) == 800  # by the 1 MB/s that was measured
+    assert run.link_load.take()(unit) == 800  # by the 1 MB/s that was measured
     run.copy_alone(*[unit] * 4, seconds=0.01)
-    assert run.pace.take()(unit) == 1000
+    assert run.link_load.take()(unit) == 1000
     run.copy(*[unit] * 4, seconds=0.01)
-    assert run.pace.take()(unit) == 1000
+    assert run.link_load.take()(unit) == 1000
 
 
 def test_each_model_of_a_run_counts_for_its_own_units():
@@ -97,7 +97,7 @@ def test_each_model_of_a_run_counts_for_its_own_units():
     run.copy(*encoder * 2, *encoder[:1], seconds=0.5)
     run.copy(*denoiser * 4, seconds=2)
     run.copy(*other * 4, seconds=1)
-    load_by = run.pace.take()
+    load_by = run.link_load.take()
     assert [load_by(unit) for unit in [*encoder, *denoiser, *other]] == [5, 5, 2, 2, 1, 1]
 
 
@@ -108,4 +108,4 @@ def test_a_unit_that_is_fetched_twice_makes_no_other_look_fast():
         run.copy(units[0], seconds=2)
         run.copy(units[1], seconds=0.1)  # and given up
         run.copy(units[1], seconds=2)
-    assert run.pace.take()(units[0]) == 2
+    assert run.link_load.take()(units[0]) == 2
