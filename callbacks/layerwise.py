@@ -263,7 +263,7 @@ def tensors_between(
     others = [block for found in find_block_lists(model) for _, block in found.blocks]
     _, outside = bindings_inside(root, [*blocks, *others])
     within = {id(module) for module in model.modules()}
-    return [b for b in outside if any(id(place.owner) in within for place in b.places)]
+    return [b for b in outside if any(id(r.owner) in within for r in b.registrations)]
 
 
 def _warn_of_earlier(units: Iterable[OffloadUnit]) -> None:

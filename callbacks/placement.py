@@ -30,7 +30,7 @@ from fastvideo_lightning.offload.tensors.autograd import lasting
 from fastvideo_lightning.offload.tensors.bindings import (
     TensorBinding,
     find_bindings,
-    places_in,
+    registrations_in,
     split_by_owner,
     split_sharing,
 )
@@ -57,14 +57,14 @@ class Attachment:
         residents: weights that stay in one place.
         graphed: the model's forward, where it is captured and replayed.
         group: the units of the target, where units move.
-        places: where ``model`` had tensors when they were last looked at; see ``adapt``.
+        registrations: where ``model`` had tensors at the last look, see ``sync_tensors``.
     """
 
     def __init__(self, callback: "Placement", root: nn.Module, model: nn.Module) -> None:
         self.callback = callback
         self.root = root
         self.model = model
-        self.places: list[tuple[int, str]] | None = None
+        self.registrations: list[tuple[int, str]] | None = None
         self.units: Sequence[OffloadUnit] = ()
         self.engine: OffloadEngine | None = None
         self.residents: list[ResidentSet] = []
@@ -116,8 +116,8 @@ class Attachment:
         forget_idle_engines(self.root)
 
     def watch(self) -> None:
-        """Call ``adapt`` before the engine takes over edits, from now on."""
-        self.places = places_in(self.model)
+        """Call ``sync_tensors`` before the engine takes over edits, from now on."""
+        self.registrations = registrations_in(self.model)
         if self.engine is not None:
             listeners = self.engine.before_refresh
             listeners.append(self.sync_tensors)
@@ -128,7 +128,8 @@ class Attachment:
 
         That is what an adapter (LoRA) does: it puts layers of its own around the model's.
         """
-        if self.places is None or self.places == (places := places_in(self.model)) or is_lent():
+        before = self.registrations
+        if before is None or before == (now := registrations_in(self.model)) or is_lent():
             return
         if self.engine is not None:
             if any(unit.uses for unit in self.engine.units):
@@ -146,7 +147,7 @@ class Attachment:
                 rebind_units(self.engine, contents)
         else:
             rest = find_bindings(self.root)
-        self.places = places
+        self.registrations = now
         if self.residents:
             self._adapt_residents(rest)
 
@@ -156,7 +157,7 @@ class Attachment:
         mine = {
             id(binding.tensor): binding
             for binding in bindings
-            if any(id(place.owner) in within for place in binding.places)
+            if any(id(registration.owner) in within for registration in binding.registrations)
             and not any(is_within(binding.fqn, fqn) for fqn in others)
         }
         for residents in self.residents:

@@ -43,7 +43,9 @@ def streamed_share(model: nn.Module, *, num_slots: int = 2) -> float:
     largest = max(map(_count, blocks))
     inside = {id(module) for block in blocks for module in block.modules()}
     tables = (
-        b for b in find_bindings(model) if is_table(b) and id(b.places[0].owner) not in inside
+        b
+        for b in find_bindings(model)
+        if is_table(b) and id(b.registrations[0].owner) not in inside
     )
     streamed += sum(b.tensor.numel() for b in tables if b.tensor.numel() > largest)
     return streamed / _count(model)

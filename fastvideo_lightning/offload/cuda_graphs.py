@@ -36,13 +36,13 @@ class Captured:
         graph: makes it again.
         inputs: tensors that the graph reads, in the order of the flattened arguments.
         output: what the call returned, with tensors that the graph writes.
-        places: slots with weights that were copied before the call.
+        slots: those with weights that were copied before the call.
     """
 
     graph: torch.cuda.CUDAGraph
     inputs: list[torch.Tensor]
     output: object
-    places: tuple[DeviceSlot, ...]
+    slots: tuple[DeviceSlot, ...]
 
 
 class GraphedForward(NotPicklable):
@@ -95,15 +95,15 @@ class GraphedForward(NotPicklable):
         Raises:
             RuntimeError: the call cannot be captured.
         """
-        places = None if not self._open or torch.is_grad_enabled() else self._places()
-        if places is None:
+        slots = None if not self._open or torch.is_grad_enabled() else self._slots_at_start()
+        if slots is None:
             return self._call(args, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
-        kind = kind_of(leaves, spec, places)
+        kind = kind_of(leaves, spec, slots)
         if kind in self._captured:
             return self._repeat(self._captured[kind], leaves)
         if kind in self._seen and len(self._captured) < MAX_GRAPHS:
-            captured = self._capture(leaves, spec, places)
+            captured = self._capture(leaves, spec, slots)
             if captured is not None:
                 self._captured[kind] = captured
                 return self._replay(captured)
@@ -116,16 +116,16 @@ class GraphedForward(NotPicklable):
             self._engine.start(self._group)
         return self._forward(*args, **kwargs)
 
-    def _places(self) -> tuple[DeviceSlot, ...] | None:
+    def _slots_at_start(self) -> tuple[DeviceSlot, ...] | None:
         """Where weights are as the pass begins; None where it is not to end so, or cannot copy."""
         if self._engine is None:
             return ()
         if any(unit.slab is None or not unit.slab.pinned for unit in self._group.streamed):
             return None
-        return self._engine.places_at_start(self._group)
+        return self._engine.slots_at_start(self._group)
 
     def _capture(
-        self, leaves: list[object], spec: TreeSpec, places: tuple[DeviceSlot, ...]
+        self, leaves: list[object], spec: TreeSpec, slots: tuple[DeviceSlot, ...]
     ) -> Captured | None:
         """Record a call without making it; None where it does not end as it began.
 
@@ -155,10 +155,10 @@ class GraphedForward(NotPicklable):
                 f"{self.fqn} cannot be captured as a CUDA graph: {str(cause).splitlines()[0]} "
                 "Leave cuda_graphs out."
             ) from cause
-        if self._places() != places:
+        if self._slots_at_start() != slots:
             self._give_up()
             return None
-        return Captured(graph, [c for c in copies if isinstance(c, torch.Tensor)], output, places)
+        return Captured(graph, [c for c in copies if isinstance(c, torch.Tensor)], output, slots)
 
     def _give_up(self) -> None:
         """Forget copies that were to be captured and never made."""
@@ -180,7 +180,7 @@ class GraphedForward(NotPicklable):
             captured.graph.replay()
         else:
             memory = self._engine.memory
-            for slot in captured.places:
+            for slot in captured.slots:
                 self._engine.transport.wait(slot)
             captured.graph.replay()
             self._engine.transport.replayed((*memory.ring.slots, *memory.resident_slots))
@@ -195,16 +195,16 @@ class GraphedForward(NotPicklable):
 
 
 def kind_of(
-    leaves: Sequence[object], spec: TreeSpec, places: tuple[DeviceSlot, ...] = ()
+    leaves: Sequence[object], spec: TreeSpec, slots: tuple[DeviceSlot, ...] = ()
 ) -> Hashable | None:
     """What calls have in common that one graph can stand for; None for a call that none can.
 
     Args:
         leaves: the call's arguments, flattened.
         spec: how they were nested.
-        places: slots with weights that are there before the call.
+        slots: those with weights that are there before the call.
     """
-    kind: list[Hashable] = [spec, *places]
+    kind: list[Hashable] = [spec, *slots]
     for leaf in leaves:
         if isinstance(leaf, torch.Tensor):
             kind.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device))

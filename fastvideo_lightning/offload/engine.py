@@ -433,7 +433,7 @@ class OffloadEngine:
         if group.first is not None:
             self._start(group.first)
 
-    def places_at_start(self, group: UnitGroup) -> tuple[DeviceSlot, ...] | None:
+    def slots_at_start(self, group: UnitGroup) -> tuple[DeviceSlot, ...] | None:
         """Where a pass finds its first units; None where it does not begin as the last one ended.
 
         Passes that begin alike, and as far as is known end so too, are alike to the last address,
@@ -446,7 +446,7 @@ class OffloadEngine:
             and self.order.closes(group.streamed)
         )
         ahead = self.order.window(group.streamed[0], self.ring.num_slots) if group.streamed else ()
-        return self.memory.places_of(ahead[:-1], group.residents) if regular else None
+        return self.memory.slots_of(ahead[:-1], group.residents) if regular else None
 
     def repeat(self, group: UnitGroup) -> None:
         """Take note of a pass over a group that the device made again by itself."""

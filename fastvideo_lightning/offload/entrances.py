@@ -67,7 +67,7 @@ def make_entrances(engine: OffloadEngine, unit: OffloadUnit) -> Handle:
 def find_entrances(engine: OffloadEngine, unit: OffloadUnit) -> None:
     """Give entrances to the modules that are in a unit now; the unit is away."""
     unit.close_entrances()
-    owners = {id(place.owner) for binding in unit.bindings for place in binding.places}
+    owners = {id(r.owner) for binding in unit.bindings for r in binding.registrations}
     unit.entrances = [
         Entrance(vars(part), _CALL, PartCall(engine, unit, part, fqn))
         for fqn, part in unit.module.named_modules(prefix=unit.fqn)

@@ -373,7 +373,7 @@ def graph_forward(
 
 def hook_tables(tables: list[TensorBinding], device: torch.device) -> list[Handle]:
     """Let the tables' modules look up on the CPU and hand the rows to the device."""
-    names = {place.owner: table.fqn for table in tables for place in table.places}
+    names = {r.owner: table.fqn for table in tables for r in table.registrations}
     return [
         handle
         for owner, fqn in names.items()

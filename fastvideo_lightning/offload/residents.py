@@ -73,7 +73,7 @@ class ResidentSet:
 
     def keep_only(self, found: dict[int, TensorBinding]) -> None:
         """Go on with those of ``found``, by the tensor's id, that are in the set; take them out."""
-        mine = {id(p.registry.get(p.name)) for binding in self.bindings for p in binding.places}
+        mine = {id(r.registry.get(r.name)) for b in self.bindings for r in b.registrations}
         self.bindings = [found.pop(key) for key in list(found) if key in mine]
 
     def unload(self) -> None:

@@ -222,7 +222,7 @@ class DeviceMemory:
             if slot.holder is not None and slot.holder.state is UnitState.OFFLOADED:
                 slot.holder = None
 
-    def places_of(
+    def slots_of(
         self, units: Sequence[OffloadUnit], residents: Sequence[OffloadUnit]
     ) -> tuple[DeviceSlot, ...] | None:
         """Slots of ``units``, if they and no others are prefetched, ``residents`` being at home."""

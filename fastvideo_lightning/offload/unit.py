@@ -264,12 +264,12 @@ class OffloadUnit:
             pairs = zip(self.hosts, self._rebuild_over(self._written), strict=True)
             shown = [route_gradient_to(*pair) for pair in pairs]
             self._written += [tensor for tensor in shown if tensor.requires_grad]
-            self._now = self._places(shown)
+            self._now = self._registered(shown)
         else:
             if self.slot not in self._shown:
                 with lasting():
                     over = self._rebuild_over(self.layout.views(self.slot.buffer))
-                self._shown[self.slot] = self._places(over)
+                self._shown[self.slot] = self._registered(over)
             self._now, self._written = self._shown[self.slot], [self.slot.buffer]
         self._given = {**self.shown.given(), **self._moved}
         show(self._now if not self._given else self._with_given())
@@ -279,7 +279,7 @@ class OffloadUnit:
     def show_host(self) -> None:
         """Let the module see the host tensors, and what was put in their place."""
         given, lent = self._given, self._lent
-        self._written, self._now, self._given, self._lent = [], self.shown.places, {}, {}
+        self._written, self._now, self._given, self._lent = [], self.shown.tensors, {}, {}
         self.memory = self._watch = self.inputs = None
         show(self._now if not given else [p for i, p in enumerate(self._now) if i not in given])
         for i, tensor in given.items():
@@ -331,7 +331,7 @@ class OffloadUnit:
                 view.copy_(written)
         is_assigned = False
         for i, ((registry, name, shown), (_, _, host)) in enumerate(
-            zip(self._now, self.shown.places, strict=True)
+            zip(self._now, self.shown.tensors, strict=True)
         ):
             current = registry.get(name)
             if (current is shown and i not in moved) or i in self._given:
@@ -428,14 +428,14 @@ class OffloadUnit:
         """Assert that the module shows what the state says."""
         resident = self.state is UnitState.RESIDENT
         assert resident <= (self.slot is not None), f"{self.fqn} is resident nowhere"
-        expected = self._now if resident else self.shown.places
+        expected = self._now if resident else self.shown.tensors
         for registry, name, tensor in expected:
             assert registry[name] is tensor, f"{self.fqn}: {name} is not what {self.state} shows"
 
     def has(self, binding: TensorBinding) -> bool:
         """Whether the tensor that a binding names moves with the unit, under one of its names."""
-        mine = {(id(p.registry), p.name) for b in self.bindings for p in b.places}
-        return any((id(place.registry), place.name) in mine for place in binding.places)
+        mine = {(id(r.registry), r.name) for b in self.bindings for r in b.registrations}
+        return any((id(r.registry), r.name) in mine for r in binding.registrations)
 
     def host_tensors(self) -> dict[str, torch.Tensor]:
         """The host master by FQN, every alias included."""
@@ -499,13 +499,13 @@ class OffloadUnit:
 
     def show_as_host(self) -> None:
         """Take the host tensors, where and as they are, for what the module shows at rest."""
-        self.shown = ShownTensors(self._places(self.hosts))
+        self.shown = ShownTensors(self._registered(self.hosts))
 
-    def _places(self, tensors: list[torch.Tensor]) -> Shown:
+    def _registered(self, tensors: list[torch.Tensor]) -> Shown:
         return [
-            (place.registry, place.name, tensor)
+            (registration.registry, registration.name, tensor)
             for binding, tensor in zip(self.bindings, tensors, strict=True)
-            for place in binding.places
+            for registration in binding.registrations
         ]
 
 

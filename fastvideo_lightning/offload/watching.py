@@ -52,8 +52,8 @@ class Watch:
         The tensors themselves may be kept: who does so looks whether they are still shown (RNNs).
         """
         known = {id(tensor) for _, _, tensor in self._shown}
-        places = {(id(registry), name) for registry, name, _ in self._shown}
-        for name, tensor in _registered_by(module, places):
+        registrations = {(id(registry), name) for registry, name, _ in self._shown}
+        for name, tensor in _registered_by(module, registrations):
             if lies_in(tensor, self.memory):
                 return name
         for name, value in _attributes_of(module):
@@ -66,13 +66,13 @@ class Watch:
 
 
 def _registered_by(
-    module: nn.Module, places: set[tuple[int, str]]
+    module: nn.Module, registrations: set[tuple[int, str]]
 ) -> Iterator[tuple[str, torch.Tensor | None]]:
     """Tensors in other places than these, by name."""
     for prefix, part in module.named_modules():
         for registry in (part._parameters, part._buffers):
             for name, tensor in registry.items():
-                if (id(registry), name) not in places:
+                if (id(registry), name) not in registrations:
                     yield f"{prefix}.{name}" if prefix else name, tensor
 
 

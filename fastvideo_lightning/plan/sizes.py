@@ -236,8 +236,8 @@ def _specs(root: VideoModule, binding: TensorBinding) -> list[TensorSpec]:
 
 def _narrow(binding: TensorBinding, spec: TensorSpec, quantization: str) -> list[TensorSpec]:
     """A linear layer's weight as torchao keeps it, row by row; other tensors as they are."""
-    place = binding.places[0]
-    is_linear = type(place.owner) is torch.nn.Linear and place.name == "weight"
+    registration = binding.registrations[0]
+    is_linear = type(registration.owner) is torch.nn.Linear and registration.name == "weight"
     if not is_linear or spec.dtype is torch.float32:  # what a library keeps so
         return [spec]
     rows = spec.shape[:1]

@@ -53,7 +53,7 @@ def test_a_call_with_an_object_that_may_change_is_of_no_kind():
 
 
 def is_at_start(engine, group):
-    return engine.places_at_start(group) is not None
+    return engine.slots_at_start(group) is not None
 
 
 @pytest.mark.parametrize(("num_blocks", "num_slots"), [(4, 1), (4, 2), (6, 3), (3, 3)])
@@ -107,10 +107,10 @@ def test_passes_that_begin_in_other_places_are_of_another_kind():
     toy, callback, engine, group = attach()
     callback.on_predict_batch_start()
     toy(sample())
-    places = engine.places_at_start(group)
+    slots = engine.slots_at_start(group)
     leaves, spec = tree_flatten(((sample(),), {}))
-    assert kind_of(leaves, spec, places) == kind_of(leaves, spec, (engine.ring.slots[0],))
-    assert kind_of(leaves, spec, places) != kind_of(leaves, spec, (engine.ring.slots[1],))
+    assert kind_of(leaves, spec, slots) == kind_of(leaves, spec, (engine.ring.slots[0],))
+    assert kind_of(leaves, spec, slots) != kind_of(leaves, spec, (engine.ring.slots[1],))
 
 
 def test_the_order_and_the_counts_are_the_same_whether_a_pass_was_made_or_repeated():

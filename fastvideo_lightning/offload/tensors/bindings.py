@@ -1,4 +1,4 @@
-"""Where a module keeps its tensors: each tensor once, with every place that registers it."""
+"""Where a module keeps its tensors: each tensor once, with all of its registrations."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -37,31 +37,31 @@ class Registration:
 class TensorBinding:
     """A parameter or buffer, whichever tensor stands for it at the moment.
 
-    A tied tensor has several places and is stored and moved once.
+    A tied tensor is registered several times and is stored and moved once.
 
     Attributes:
         fqn: the first name that the tensor is known by, seen from the root module.
         is_buffer: whether it is a buffer; everything else is a parameter.
-        places: every registration of the tensor within the root module.
+        registrations: all that the tensor has within the root module.
     """
 
     fqn: str
     is_buffer: bool
-    places: list[Registration] = field(default_factory=list)
+    registrations: list[Registration] = field(default_factory=list)
     aliases: list[str] = field(default_factory=list)
 
     @property
     def tensor(self) -> torch.Tensor:
         """The tensor that the module sees now."""
-        place = self.places[0]
-        tensor = place.registry[place.name]
+        registration = self.registrations[0]
+        tensor = registration.registry[registration.name]
         assert tensor is not None, f"{self.fqn} was removed from its module"
         return tensor
 
     def bind(self, tensor: torch.Tensor) -> None:
-        """Let every place show ``tensor``."""
-        for place in self.places:
-            place.registry[place.name] = tensor
+        """Let every registration show ``tensor``."""
+        for registration in self.registrations:
+            registration.registry[registration.name] = tensor
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,11 +92,11 @@ def find_bindings(root: nn.Module, prefix: str = "") -> list[TensorBinding]:
                     binding = bindings[id(tensor)] = TensorBinding(fqn, is_buffer)
                 else:
                     binding.aliases.append(fqn)
-                binding.places.append(Registration(owner, registry, name))
+                binding.registrations.append(Registration(owner, registry, name))
     return list(bindings.values())
 
 
-def places_in(module: nn.Module) -> list[tuple[int, str]]:
+def registrations_in(module: nn.Module) -> list[tuple[int, str]]:
     """Which tensors a module has, whatever they are: the same as before unless some came or went.
 
     True only as long as somebody keeps the modules that were there, as bindings do.
@@ -145,21 +145,21 @@ def _size_bytes(binding: TensorBinding) -> int:
 
 
 def split_ties(bindings: list[TensorBinding]) -> list[TensorBinding]:
-    """The same bindings, but one more for each place that was given a tensor of its own.
+    """The same bindings, but one more for each registration that was given a tensor of its own.
 
-    Places that have none any more are left out.
+    Registrations that have none any more are left out.
     """
     split: list[TensorBinding] = []
     for binding in bindings:
         apart: dict[int, TensorBinding] = {}
-        for fqn, place in zip(binding.names, binding.places, strict=True):
-            tensor = place.registry.get(place.name)
+        for fqn, registration in zip(binding.names, binding.registrations, strict=True):
+            tensor = registration.registry.get(registration.name)
             if tensor is None:
                 continue
             if id(tensor) not in apart:
-                apart[id(tensor)] = TensorBinding(fqn, binding.is_buffer, [place])
+                apart[id(tensor)] = TensorBinding(fqn, binding.is_buffer, [registration])
                 continue
-            apart[id(tensor)].places.append(place)
+            apart[id(tensor)].registrations.append(registration)
             apart[id(tensor)].aliases.append(fqn)
         split.extend(apart.values())
     return split
@@ -168,7 +168,7 @@ def split_ties(bindings: list[TensorBinding]) -> list[TensorBinding]:
 def split_by_owner(
     bindings: list[TensorBinding], modules: list[nn.Module], root: nn.Module | None = None
 ) -> tuple[list[list[TensorBinding]], list[TensorBinding]]:
-    """Sort bindings by the one module of ``modules`` that holds all of their places.
+    """Sort bindings by the one module of ``modules`` that has all of their registrations.
 
     Args:
         bindings: what to sort.
@@ -191,7 +191,7 @@ def split_by_owner(
     inside: list[list[TensorBinding]] = [[] for _ in modules]
     outside: list[TensorBinding] = []
     for binding in bindings:
-        homes = {home.get(id(place.owner)) for place in binding.places}
+        homes = {home.get(id(registration.owner)) for registration in binding.registrations}
         index = homes.pop()
         if homes or index is None:
             outside.append(binding)

@@ -28,10 +28,10 @@ def is_table(binding: TensorBinding) -> bool:
     A tied output layer multiplies by all of it, and a class of its own may keep what is quantized
     in a way of its own.
     """
-    owners = [place.owner for place in binding.places]
+    owners = [registration.owner for registration in binding.registrations]
     if all(type(owner) is nn.Embedding for owner in owners):
         return True
-    is_weight = all(place.name == "weight" for place in binding.places)
+    is_weight = all(registration.name == "weight" for registration in binding.registrations)
     are_embeddings = all(isinstance(owner, nn.Embedding) for owner in owners)
     return is_weight and are_embeddings and is_plain(binding.tensor)
 

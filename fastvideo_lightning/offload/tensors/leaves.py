@@ -54,8 +54,10 @@ def leaves_of(binding: TensorBinding) -> list[torch.Tensor]:
     leaves = find_leaves(tensor, binding.fqn)
     if leaves[0] is tensor and not is_plain(tensor):
         known = {id(leaf) for leaf in leaves}
-        for place in binding.places:
-            beside = [leaf for value in vars(place.owner).values() for leaf in _inside(value)]
+        for registration in binding.registrations:
+            beside = [
+                leaf for value in vars(registration.owner).values() for leaf in _inside(value)
+            ]
             if any(id(leaf) not in known for leaf in beside):
                 raise _refusal(tensor, binding.fqn)
     return leaves

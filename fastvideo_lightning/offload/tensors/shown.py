@@ -18,9 +18,9 @@ class ShownTensors:
         places: what is shown where.
     """
 
-    def __init__(self, places: Shown) -> None:
-        self.places = places
-        self._traits = [(addresses_of(tensor), tensor.requires_grad) for _, _, tensor in places]
+    def __init__(self, tensors: Shown) -> None:
+        self.tensors = tensors
+        self._traits = [(addresses_of(tensor), tensor.requires_grad) for _, _, tensor in tensors]
 
     def changed(self) -> bool:
         """Whether a tensor is another one now, lies elsewhere or became trainable, or no more."""
@@ -29,7 +29,7 @@ class ShownTensors:
             or addresses != addresses_of(tensor)
             or requires_grad is not tensor.requires_grad
             for (registry, name, tensor), (addresses, requires_grad) in zip(
-                self.places, self._traits, strict=True
+                self.tensors, self._traits, strict=True
             )
         )
 
@@ -37,7 +37,7 @@ class ShownTensors:
         """What places have in place of their host tensor, by the place's number."""
         return {
             i: registry.get(name)
-            for i, (registry, name, tensor) in enumerate(self.places)
+            for i, (registry, name, tensor) in enumerate(self.tensors)
             if registry.get(name) is not tensor
         }
 
@@ -46,7 +46,7 @@ class ShownTensors:
         return {
             i: tensor
             for i, ((_, _, tensor), (addresses, _)) in enumerate(
-                zip(self.places, self._traits, strict=True)
+                zip(self.tensors, self._traits, strict=True)
             )
             if addresses != addresses_of(tensor)
         }
