@@ -1,11 +1,11 @@
-"""Units whose modules were given tensors, or lost some, after they were attached.
+"""Gives units the tensors that their modules got, and takes those that they lost, once attached.
 
 Note [Adapters in streamed blocks]
 PEFT puts a layer of its own around a linear layer: the block's weights stay the same tensors under
-other names, and small ones come beside them. The bytes of a unit's first tensors therefore stay
-where they are, be it a mapped file or a pinned slab, and those that came later are copied to a
-slab behind them (``ExtendedMaster``). When they go, that slab goes. Only where one of the first
-tensors itself is no longer in the module is the whole unit laid out anew.
+other names, and the adapter's small tensors come beside them. So the bytes of a unit's original
+tensors stay where they are, in a mapped file or in a pinned slab, and added tensors are copied to a
+second slab behind them (``ExtendedMaster``), which goes when they go. The whole unit is laid out
+anew only where one of its original tensors has left the module.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def _rebind(unit: OffloadUnit, bindings: list[TensorBinding], store: HostStore) 
     if found:
         _append(unit, list(found.values()), store)
     unit.show_as_host()
-    unit.revalidate(store)  # the first ones may have been edited as well
+    unit.revalidate(store)  # the original tensors may have been edited as well
 
 
 def _append(unit: OffloadUnit, added: list[TensorBinding], store: HostStore) -> None:

@@ -29,11 +29,11 @@ def spread(total: int, count: int) -> set[int]:
 
 
 def streamed_share(model: nn.Module, *, num_slots: int = 2) -> float:
-    """The part of ``model``'s bytes that does not stay on the device when its blocks stream.
+    """The share of ``model``'s bytes that does not stay on the device when its blocks stream.
 
-    That is the blocks, but for those left over when the number of slots does not divide them, and
-    embedding tables larger than a block, of which the rows that are read come over. 0.0 where there
-    is no block.
+    Not on the device are the blocks, but for those left over when the number of slots does not
+    divide them, and embedding tables larger than a block, of which only rows are copied. 0.0 for a
+    model without blocks.
     """
     blocks = [block for found in find_block_lists(model) for _, block in found.blocks]
     if not blocks:
@@ -71,11 +71,11 @@ def split_list(module: nn.Module, fqn: str) -> list[BlockList]:
 
 
 def deal(num_blocks: int, counts: Mapping[HostMemory, int]) -> list[HostMemory]:
-    """Say for each of some blocks which kind of host memory it waits in, each kind evenly spaced.
+    """Deal kinds of host memory to blocks, each kind evenly spaced.
 
     Args:
-        num_blocks: how many; where they are fewer than counted, each kind has its share of them.
-        counts: blocks of each kind; the first kind has those that are over.
+        num_blocks: blocks to deal to; where the counts sum to more, each kind gets its share.
+        counts: blocks of each kind; the first kind also gets all blocks beyond the sum.
     """
     first = next(iter(counts))
     total = max(sum(counts.values()), 1)

@@ -6,11 +6,11 @@ place while other threads wait for their turn, from the outermost call to its en
 
 Torch's hooks do not see a call end that Ctrl-C ends, and Ctrl-C may come in the hooks themselves.
 Whether a call is in progress is therefore not only noted but can be looked up: as long as it is, it
-has a frame in the stack of its thread. What is noted and has none any more is over, and is ended by
-whoever finds it.
+has a frame in the stack of its thread. A call that is noted and has no frame any more is over, and
+the next call to find it ends it.
 
 A backward on a GPU calls blocks again on a thread of autograd's, for which the thread that began it
-waits: the turn is still that one's.
+waits: the turn still belongs to that thread.
 """
 
 import sys
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fastvideo_lightning.offload.unit import OffloadUnit
 
 _FRAMES = {"_wrapped_call_impl", "call_in_turn"}
-"""Functions whose ``self`` is what is called: nn.Module's own, and those of what stands for one."""
+"""Functions whose ``self`` is what is called: nn.Module's own, and our stand-ins'."""
 
 _POLL_S = 0.02
 _POLLS_OF_WAITING = 10
@@ -40,9 +40,9 @@ class OpenCall:
     """A call in progress.
 
     Attributes:
-        called: a module, or what stands for a call of it; it is ``self`` in a frame of the call.
+        called: a module, or an object that stands for a call of it: ``self`` in the call's frame.
         unit: what was brought for it, or None.
-        keeps_weights: edits were taken over: until it is over, weights stay as they are.
+        keeps_weights: edits were taken over; until the call is over, weights stay as they are.
     """
 
     called: object
@@ -206,7 +206,7 @@ class TakesTurns(Protocol):
         ...
 
     def end_call(self, called: object) -> None:
-        """What is called is over."""
+        """Note that a call is over."""
         ...
 
 

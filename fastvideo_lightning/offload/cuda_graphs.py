@@ -4,9 +4,9 @@ Note [One graph for a step]
 A small step is bound by the host, which launches some fifty kernels a block. Weights meet the same
 addresses in every pass, so the device can make the next pass by itself: the second call of a kind
 is captured and from then on replayed. Inputs are copied to where the graph reads them, the outputs
-out of it. What was captured holds as long as a run does, in which weights stay; a kind of call is
-its tensors' shapes and everything else by value. A pass that does not end as it began, such as the
-last before the VAE, is made call by call.
+out of it. Graphs last as long as a run, in which weights stay. Calls are of one kind if their
+tensors have equal shapes and all other arguments are equal. A pass that does not end as it began,
+such as the last one before the VAE, is not captured but made call by call.
 """
 
 from collections.abc import Hashable, Sequence
@@ -22,7 +22,7 @@ from fastvideo_lightning.offload.handles import Call, NotPicklable
 from fastvideo_lightning.offload.unit import DeviceSlot, UnitGroup
 
 MAX_GRAPHS = 4
-"""Kinds of calls that are captured in one run; more share nothing worth keeping."""
+"""Kinds of calls that are captured in one run; with more, calls hardly repeat each other."""
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 """Arguments of these types are told apart by their values."""
@@ -75,7 +75,7 @@ class GraphedForward(NotPicklable):
         self._captured: dict[Hashable, Captured] = {}
 
     def begin_step(self, *, is_last: bool) -> None:
-        """A denoising step begins, or a run does: weights stay as and where they are until its end.
+        """A denoising step or a run begins: until its end weights stay as and where they are.
 
         Args:
             is_last: something else follows the step and wants the memory: no more is captured.
@@ -117,7 +117,7 @@ class GraphedForward(NotPicklable):
         return self._forward(*args, **kwargs)
 
     def _slots_at_start(self) -> tuple[DeviceSlot, ...] | None:
-        """Where weights are as the pass begins; None where it is not to end so, or cannot copy."""
+        """The slots with weights as a pass begins; None where the pass cannot be captured."""
         if self._engine is None:
             return ()
         if any(unit.slab is None or not unit.slab.pinned for unit in self._group.streamed):
@@ -145,7 +145,9 @@ class GraphedForward(NotPicklable):
             ):
                 output = self._call(args, kwargs)
         except BaseException as error:
-            torch.cuda.set_stream(current)  # which a failed end of a capture leaves as it was in it
+            torch.cuda.set_stream(
+                current
+            )  # a failed end of a capture leaves its own stream current
             self._give_up()
             is_echo = isinstance(error, torch.AcceleratorError)  # of a capture that ended early
             cause = (error.__context__ if is_echo else None) or error
@@ -197,7 +199,7 @@ class GraphedForward(NotPicklable):
 def kind_of(
     leaves: Sequence[object], spec: TreeSpec, slots: tuple[DeviceSlot, ...] = ()
 ) -> Hashable | None:
-    """What calls have in common that one graph can stand for; None for a call that none can.
+    """A key that is equal for calls that one graph can stand for; None where no graph can.
 
     Args:
         leaves: the call's arguments, flattened.

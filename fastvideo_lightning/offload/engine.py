@@ -75,7 +75,7 @@ class OffloadEngine:
         self.units: list[OffloadUnit] = []
         self.stats = OffloadStats()
         self.store = HostStore(self.device)
-        # Where ranks share memory, what surrounds the loading of units in all of them.
+        # Surrounds the loading of units; where ranks share memory, it is collective.
         self.loading_together: Callable[[Sequence[OffloadUnit]], AbstractContextManager[object]] = (
             self.store.holding_some
         )
@@ -180,7 +180,7 @@ class OffloadEngine:
         """Say that a unit's call is over: its slot is free once the kernels so far are through.
 
         Raises:
-            RuntimeError: the call did to the unit's tensors what no unit can keep.
+            RuntimeError: the call changed the unit's tensors in a way that cannot be kept.
         """
         if unit.state is not UnitState.RESIDENT:
             return
@@ -205,7 +205,7 @@ class OffloadEngine:
             self._hand_over(slot)
 
     def release_all(self, *, transient: bool = True) -> None:
-        """Release every unit, as after an exception that passed the hooks by."""
+        """Release every unit, as after an exception that the hooks did not see."""
         for unit in self.units:
             if transient or not unit.transient or unit.state is not UnitState.RESIDENT:
                 self._let_go(unit)
@@ -246,7 +246,7 @@ class OffloadEngine:
             self.transport.forget(timed)
 
     def settle(self) -> None:
-        """Make sure that all weights of the calls so far were weights.
+        """Make sure that the calls so far computed with weights that were read in full.
 
         Raises:
             RuntimeError: a file could not be read on its way to the device.
@@ -264,7 +264,7 @@ class OffloadEngine:
 
     @property
     def device_bytes(self) -> int:
-        """Device memory of ring and homes in bytes, constant until units come or go."""
+        """Bytes of device memory that all slots take, constant until units come or go."""
         return self.memory.size_bytes
 
     def check(self) -> None:
@@ -295,15 +295,15 @@ class OffloadEngine:
             unit = following
 
     def _drop_all_but_from(self, unit: OffloadUnit) -> None:
-        """Give up prefetches that were wrong: all but those of ``unit`` and of who follows it."""
+        """Give up wrong prefetches: all but those of ``unit`` and of the units that follow it."""
         if not unit.transient and unit.resident_slot is None:
             self.memory.drop_prefetched(keep=self.order.window(unit, self.ring.num_slots))
 
-    def _hand_over(self, home: DeviceSlot) -> None:
-        """In a model's last pass, bring what is expected to live in a home next."""
+    def _hand_over(self, slot: DeviceSlot) -> None:
+        """In a model's last pass, prefetch the next model's resident into a resident's slot."""
         if self.order.expected is not None:
             for resident in self._residents_of(self.order.expected):
-                if resident.resident_slot is home:
+                if resident.resident_slot is slot:
                     self.prefetch(resident)
 
     def _residents_of(self, unit: OffloadUnit) -> Sequence[OffloadUnit]:
@@ -322,7 +322,7 @@ class OffloadEngine:
         self.order.begin_run()
         if self.order.first is not None:
             self._start(self.order.first)
-        for group in self.groups:  # where several share homes, the first of them comes first
+        for group in self.groups:  # where groups share slots, the first group's come first
             for resident in group.residents:
                 self.prefetch(resident)
 
@@ -335,15 +335,15 @@ class OffloadEngine:
         self.drain()
 
     def expect(self, unit: OffloadUnit, *, after_passes: int = 1) -> None:
-        """Say that ``unit`` is needed after so many more calls of models with streamed blocks.
+        """Say that ``unit`` is needed after ``after_passes`` more calls of streamed models.
 
         It is prefetched while the last block of these calls computes; if its group has residents,
-        they take over their homes on the way. What is expected and does not come costs a copy.
+        they take over their slots on the way. A unit that is expected and not called costs a copy.
         """
         self.order.expect(unit, after_passes=after_passes)
 
     def begin_call(self, call: OpenCall) -> None:
-        """Wait for this thread's turn; what was interrupted before in a call is released.
+        """Wait for this thread's turn; release the units of calls that were interrupted before.
 
         Raises:
             RuntimeError: the block's model is in a call on another thread, and waits there.
@@ -352,11 +352,11 @@ class OffloadEngine:
         self._abandon(self.calls.over())
 
     def end_call(self, called: object) -> None:
-        """What is called has returned or raised, or was interrupted."""
+        """Note that a call has returned or raised, or was interrupted."""
         self._abandon(self.calls.within(called))
 
     def finish_call(self, called: object) -> None:
-        """What is called has returned or raised; outside of a batch its result may be used at once.
+        """Note that a call is over; outside of a batch its result is valid when this returns.
 
         Raises:
             RuntimeError: a file could not be read on its way to the device.
@@ -366,7 +366,7 @@ class OffloadEngine:
             self.settle()
 
     def finish_unit(self, called: object, output: object) -> object:
-        """The same for a unit's module or a part of it; what lies in its slot leaves as a copy."""
+        """``finish_call`` for a unit's module or part; results in its slot become copies."""
         try:
             unit = self.calls.last_unit(called)
             if unit is not None and unit.memory is not None and not unit.recorded:
@@ -376,7 +376,7 @@ class OffloadEngine:
         return output
 
     def _abandon(self, calls: Sequence[OpenCall]) -> None:
-        """Release what calls brought that are over, the latest first."""
+        """Release the units of calls that are over, the latest first."""
         for call in calls:
             unit = call.unit
             try:
@@ -389,7 +389,7 @@ class OffloadEngine:
     def begin_unit(
         self, unit: OffloadUnit, called: object, args: Args, kwargs: dict[str, object]
     ) -> None:
-        """A unit's module or a part of it is called: bring the unit, in a form for autograd.
+        """Bring a unit whose module, or a part of it, is called; where autograd records, as a copy.
 
         Args:
             unit: what is needed.
@@ -434,10 +434,10 @@ class OffloadEngine:
             self._start(group.first)
 
     def slots_at_start(self, group: UnitGroup) -> tuple[DeviceSlot, ...] | None:
-        """Where a pass finds its first units; None where it does not begin as the last one ended.
+        """The slots of a pass's first units; None where it does not begin as the last one ended.
 
-        Passes that begin alike, and as far as is known end so too, are alike to the last address,
-        and one can stand for the others.
+        Passes that begin alike, and are expected to end alike, use the same addresses, so a graph
+        of one can stand for the others.
         """
         regular = (
             self.running
@@ -449,7 +449,7 @@ class OffloadEngine:
         return self.memory.slots_of(ahead[:-1], group.residents) if regular else None
 
     def repeat(self, group: UnitGroup) -> None:
-        """Take note of a pass over a group that the device made again by itself."""
+        """Take note of a pass over a group that a CUDA graph has replayed."""
         for unit in group.streamed:
             self.order.arrive(unit)
             self.stats.copies += 1
@@ -472,7 +472,7 @@ class OffloadEngine:
         """Take over edits, with the other ranks or not; RuntimeError where a dtype changed."""
         for listener in self.before_refresh:
             listener()
-        self.release_all(transient=False)  # a component may be in its call, around this one
+        self.release_all(transient=False)  # a component's call may be around this one
         if any(unit.transient and unit.state is UnitState.PREFETCHING for unit in self.units):
             self.transport.drain()  # memory of its own must not go while a copy fills it
         self.memory.forget(self.units)
@@ -494,7 +494,7 @@ class OffloadEngine:
             unit.preferred_slot = i % self.memory.ring.num_slots
 
     def _start(self, unit: OffloadUnit) -> None:
-        """Prefetch from ``unit`` on, in place of what was expected, and its group's residents."""
+        """Prefetch ``unit``, the units after it and its group's residents, and no others."""
         self._drop_all_but_from(unit)
         self.prefetch(unit)
         self._prefetch_after(unit)

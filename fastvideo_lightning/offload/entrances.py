@@ -1,10 +1,10 @@
-"""Parts of a unit that are called by themselves, as a model calls ``blocks[0].norm1.emb``.
+"""Lets parts of a unit be called by themselves, as a model calls ``blocks[0].norm1.emb``.
 
 Note [Entrances]
-While a unit is away, the modules inside of it would compute with what lies on the host. So each of
-them that has tensors of the unit has an entrance: its call is put in the place of the part's
-(``_call_impl``, which hooks of the part belong to) and brings the whole unit. When the unit is
-shown, the entrances are taken off, so that a block calls its parts as ever, compiled or not.
+While a unit is away, the modules inside of it would compute with host tensors. So each part that
+has tensors of the unit gets an entrance: a call that replaces the part's own (``_call_impl``, which
+runs the part's hooks) and brings the whole unit. While the unit is there, the entrances are taken
+off, and a block calls its parts directly, compiled or not.
 """
 
 import torch

@@ -3,10 +3,10 @@
 Every function returns handles whose ``remove`` undoes what it did.
 
 Note [Skipped blocks]
-A step-skipping cache puts a forward of its own in the place of a block's and calls the block's only
-when it has to. Torch's hooks fire around the cache's forward, and the block would be brought for
-nothing. What surrounds the block's own forward, below the cache, is called when the block computes
-and only then. The wrap therefore has to be there before the cache is enabled.
+A step-skipping cache replaces a block's forward by one of its own, and calls the block's forward
+only when it has to. Torch's hooks fire around the cache's forward, so the block would be brought
+for nothing. A wrap of the block's own forward, below the cache, is called only when the block
+computes. The wrap therefore has to be there before the cache is enabled.
 """
 
 import sys
@@ -108,7 +108,7 @@ def hook_model(
         model: holds the blocks and what lies between them.
         fqn: its name.
         group: its blocks in their order.
-        on_call: called first of all.
+        on_call: called at each call, before edits are taken over.
         starts: prefetch the first blocks at the call; without, the model's forward does.
     """
 
@@ -233,7 +233,7 @@ def end_interrupted(engine: OffloadEngine, module: nn.Module) -> Handle:
 
 
 def hook_lookup(owner: nn.Embedding, fqn: str, device: torch.device) -> list[Handle]:
-    """Let an embedding look up on the host, and compute all else on ``device``."""
+    """Let an embedding look up rows on the host, and compute everything else on ``device``."""
     lookup, forward = HostLookup(owner, device), owner.forward
 
     def look_up(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
@@ -273,7 +273,7 @@ def _is_called_compiled(model: nn.Module) -> bool:
 def refuse_conversion(
     module: nn.Module, fqn: str, *, may_cast: Callable[[], bool] = lambda: False
 ) -> Handle:
-    """Refuse ``.to(...)``, ``.half()`` and the like; but a cast, where it may be ``may_cast``."""
+    """Refuse ``.to(...)``, ``.half()`` and the like; a cast passes where ``may_cast()`` says so."""
 
     def check(convert: Conversion, recurse: bool = True) -> nn.Module:
         check_unchanged(convert, module, fqn, may_cast=may_cast())
@@ -366,7 +366,7 @@ def graph_forward(
     engine: OffloadEngine | None = None,
     group: UnitGroup | None = None,
 ) -> tuple[GraphedForward, list[Handle]]:
-    """Let a model's forward be captured and replayed; returns what does it, and what undoes it."""
+    """Let a model's forward be captured and replayed; returns the new forward and its handles."""
     forward = GraphedForward(model.forward, fqn, device, engine, group)
     return forward, [MethodHandle(model, "forward", forward), Undo(forward.end_run)]
 

@@ -1,22 +1,23 @@
 """UnitOrder: which unit is expected after which.
 
 Note [The order of units]
-Each streamed unit has a successor: whom to prefetch while it computes. At first that is the next
-block of its own list, and the list wraps around, for the next denoising step begins where this one
-did. When another unit follows twice in a row it becomes the successor; a single detour (a skipped
-block) is a miss and leaves the order alone.
+Each streamed unit has a successor: the unit to prefetch while it computes. At first that is the
+next block of its own list, and the list wraps around, for the next denoising step begins where this
+one did. When another unit follows twice in a row it becomes the successor; a single detour (a
+skipped block) is a miss and leaves the order alone.
 
-A model may call its lists in another order than it names them, or by turns. Where two passes in a
-row needed all of its units in one and the same other order, the cycle is made anew (``follow``), so
-that a pass begins with the unit that is needed first, and the list ends where the model does.
+A model may call its lists in another order than it registers them, or alternate between them. Where
+two passes in a row needed all of its units in the same new order, the cycle is made anew
+(``follow``): a pass begins with the unit that is needed first, and the list ends where the model
+does.
 
-In a backward the blocks are called again in the opposite order, which changes no successor: whom to
-prefetch then is who comes before.
+In a backward the blocks are called again in the opposite order, which changes no successor: the
+unit to prefetch then is the predecessor.
 
-Where a list ends, three things can tell what comes next. Whoever knows says so (``expect``): the
-last step is followed by the VAE, an expert's last step by the other expert. Otherwise it is what
-followed there in the run before, as long as this run has gone the same way: a text encoder is
-called twice and then the denoiser is. Otherwise the list begins anew.
+Where a list ends, three things can tell which unit comes next. First, a callback may have said so
+(``expect``): the VAE follows the last step, the other expert follows an expert's last step. Second,
+the run before: as long as this run has gone the same way, the same unit follows (a text encoder is
+called twice, then the denoiser). Third, without either, the list begins anew.
 """
 
 from collections import defaultdict
@@ -27,7 +28,7 @@ from fastvideo_lightning.offload.unit import OffloadUnit
 
 
 class UnitOrder:
-    """The order in which units are expected to be needed, learned as they are."""
+    """The order in which units are expected to be needed, learned from their calls."""
 
     def __init__(self) -> None:
         self._successor: dict[OffloadUnit, OffloadUnit] = {}
@@ -44,7 +45,7 @@ class UnitOrder:
 
     @property
     def first(self) -> OffloadUnit | None:
-        """The unit that a run is expected to need first: what the last run did."""
+        """The unit that a run is expected to need first: the one that the last run needed first."""
         return self._first or next(iter(self._successor), None)
 
     @property
@@ -60,7 +61,7 @@ class UnitOrder:
         self._tails.update(units[-1:])
 
     def remove(self, unit: OffloadUnit) -> None:
-        """Expect its successor in its place."""
+        """Forget a unit: its predecessor is followed by its successor from now on."""
         follower = self._successor.pop(unit, unit)
         self._position.pop(unit, None)
         self._doubted.clear()
@@ -80,12 +81,12 @@ class UnitOrder:
         self._tails.discard(unit)
 
     def begin_run(self) -> None:
-        """A run begins: what the last one did is what this one is expected to do."""
+        """A run begins: it is expected to go as the last one went."""
         self._turns_before, self._turns = self._turns, defaultdict(list)
         self._last = self._expected = None
 
     def end_run(self) -> None:
-        """The run is over; what it still expected does not come."""
+        """The run is over: the unit that was still expected does not come."""
         self._expected = None
 
     def begin_pass(self) -> None:

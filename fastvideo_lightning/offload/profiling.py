@@ -1,4 +1,4 @@
-"""What is seen of a run: names for a profiler, and how long each part of a set-up takes."""
+"""Names for a profiler, and times of the parts of a set-up."""
 
 import logging
 import time

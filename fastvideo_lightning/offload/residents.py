@@ -23,8 +23,8 @@ READ_THREADS = min(16, os.cpu_count() or 1)
 class ResidentSet:
     """Ordinary tensors on a device: read there from their sources, or moved there.
 
-    What stays on the CPU is not read at all where its file has it in the dtype that it computes in:
-    it is mapped, privately, and the system keeps in memory what is used.
+    On the CPU, a weight that its file has in the dtype that it computes in is not read at all: it
+    is mapped, privately, and the system keeps in memory the pages that are used.
 
     Args:
         bindings: the tensors.
@@ -63,7 +63,7 @@ class ResidentSet:
             torch.cuda.synchronize(self.device)  # other threads' copies, before this one computes
 
     def refresh(self) -> None:
-        """Bring tensors that were put in the place of others to where they belong."""
+        """Bring tensors that replaced others since then to the device."""
         if is_lent():
             return
         self.bindings = split_ties(self.bindings)
@@ -72,7 +72,7 @@ class ResidentSet:
                 move(binding, self.device)
 
     def keep_only(self, found: dict[int, TensorBinding]) -> None:
-        """Go on with those of ``found``, by the tensor's id, that are in the set; take them out."""
+        """Keep only tensors that ``found`` has, by the tensor's id, and take them out of it."""
         mine = {id(r.registry.get(r.name)) for b in self.bindings for r in b.registrations}
         self.bindings = [found.pop(key) for key in list(found) if key in mine]
 

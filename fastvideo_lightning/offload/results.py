@@ -1,7 +1,7 @@
 """Results of a call that lie in a slot, which the next block's weights are about to overwrite.
 
-A block may give out one of its weights, or a view of one. What leaves it is a copy, with the
-strides and the alignment that the view has, for kernels choose their code by these.
+A block may return one of its weights, or a view of one. The caller then gets a copy with the
+strides and the alignment of the view, for kernels choose their code by these.
 """
 
 import torch
@@ -13,7 +13,7 @@ from fastvideo_lightning.offload.tensors.leaves import is_plain
 
 
 def apart_from(memory: torch.Tensor, result: object) -> object:
-    """A result with copies of what lies in ``memory``; the result itself where nothing does."""
+    """A result in which tensors that lie in ``memory`` are replaced by copies."""
     if isinstance(result, torch.Tensor):
         return _copied(result, memory) if lies_in(result, memory) else result
     if result is None or not tree_any(lambda leaf: _reaches(leaf, memory), result):

@@ -1,11 +1,11 @@
 """Device memory: a ring of slots for what streams, slots of their own for what stays.
 
-Note [Homes]
-A unit at home is copied once and then only waited for: no other unit's copy ever takes its place.
-Two models that work one after the other, such as the experts of a two-expert denoiser, share their
-homes: the n-th resident of each has the n-th home. When one model is in its last pass and the other
-one is known to follow, each home changes hands as soon as its holder has computed, so that the
-copies run under what is left of the pass.
+Note [Resident slots]
+A resident has a slot of its own. It is copied once and then only waited for: no other unit is
+copied there. Two models that work one after the other, such as the experts of a two-expert
+denoiser, share these slots: the n-th resident of each model uses the n-th slot. When one model is
+in its last pass and the other one is known to follow, each slot is refilled as soon as its holder
+has computed, so the copies run while the rest of the pass computes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,7 +56,7 @@ class SlotRing:
             evict: where none is idle, take one whose unit was prefetched and not used yet.
 
         Returns:
-            The slot, or None where the others' units are in use, or wanted and not to be evicted.
+            The slot, or None where all hold units in use, or prefetched ones that must stay.
         """
         candidates = (self.slots[unit.preferred_slot], *self.slots)
         for may_evict in (False, True) if evict else (False,):
@@ -67,7 +67,7 @@ class SlotRing:
 
 
 class ResidentSlots:
-    """The homes of an engine, see Note [Homes].
+    """Slots of an engine that residents keep, see Note [Resident slots].
 
     Args:
         device: where they lie.
@@ -80,14 +80,14 @@ class ResidentSlots:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all homes together."""
+        """Bytes of all these slots together."""
         return sum(slot.size_bytes for slot in self._slots)
 
     def __iter__(self) -> Iterator[DeviceSlot]:
         return iter(self._slots)
 
     def move_in(self, residents: Sequence[OffloadUnit]) -> None:
-        """Give the n-th resident of a model the n-th home, made or enlarged if need be.
+        """Give the n-th resident of a model the n-th slot, made or enlarged if need be.
 
         No resident may be in use.
         """
@@ -99,7 +99,7 @@ class ResidentSlots:
             self._fit(i)
 
     def move_out(self, unit: OffloadUnit) -> None:
-        """Take a unit's home from it; a home without units is given back."""
+        """Take a unit's slot from it; a slot that no unit uses any more is freed."""
         if unit.resident_slot is None:
             return
         i = self._slots.index(unit.resident_slot)
@@ -111,7 +111,7 @@ class ResidentSlots:
             del self._slots[i], self._tenants[i]
 
     def resize(self) -> None:
-        """Make every home as large as its largest unit is now."""
+        """Make every slot as large as the largest unit that uses it."""
         for i in range(len(self._slots)):
             self._fit(i)
 
@@ -128,7 +128,7 @@ class ResidentSlots:
 
 
 class DeviceMemory:
-    """The slots of an engine: a ring for what streams, homes for what stays.
+    """The slots of an engine: a ring for what streams, slots of their own for residents.
 
     A transient unit has memory of its own while it is in use. When it is fetched ahead of its call
     and fits, it borrows an idle slot of the ring instead and takes no further memory.
@@ -175,7 +175,7 @@ class DeviceMemory:
         )
 
     def find(self, unit: OffloadUnit, *, evict: bool) -> DeviceSlot | None:
-        """A slot that the unit may be copied to now; None where others use or want them all.
+        """A slot that the unit may be copied to now; None where other units occupy all of them.
 
         Args:
             unit: what is to be copied.
@@ -214,7 +214,7 @@ class DeviceMemory:
         unit.state = UnitState.OFFLOADED
 
     def forget(self, units: Iterable[OffloadUnit]) -> None:
-        """Nothing that is not in use counts as copied. Copies in flight precede later ones."""
+        """Forget what slots hold, but for units in use. Copies in flight precede later ones."""
         for unit in units:
             if unit.state is UnitState.PREFETCHING:
                 self.empty(unit)
@@ -225,14 +225,14 @@ class DeviceMemory:
     def slots_of(
         self, units: Sequence[OffloadUnit], residents: Sequence[OffloadUnit]
     ) -> tuple[DeviceSlot, ...] | None:
-        """Slots of ``units``, if they and no others are prefetched, ``residents`` being at home."""
+        """Slots of ``units``, if no other is prefetched and all ``residents`` are in theirs."""
         holders = [slot.holder for slot in self.ring.slots if slot.holder is not None]
         prefetched = {unit for unit in holders if unit.state is UnitState.PREFETCHING}
-        at_home = all(
+        are_in_slots = all(
             unit.resident_slot is not None and unit.resident_slot.holder is unit
             for unit in residents
         )
-        if prefetched != set(units) or not at_home:
+        if prefetched != set(units) or not are_in_slots:
             return None
         return tuple(unit.slot for unit in units if unit.slot is not None)
 
@@ -244,7 +244,7 @@ class DeviceMemory:
                 self.empty(unit)
 
     def check(self, units: Iterable[OffloadUnit]) -> None:
-        """Assert that the ring has the size its units need, and that each is where it says."""
+        """Assert that the ring fits its units, and that each unit's slot and state agree."""
         for unit in units:
             held = unit.slot is not None and unit.slot.holder is unit
             assert held or unit.state is UnitState.OFFLOADED, f"{unit.fqn} has no slot"

@@ -1,4 +1,4 @@
-"""StreamDriver: what a stream can do by the CUDA driver, and torch has no call for."""
+"""StreamDriver: calls of the CUDA driver on streams that torch does not offer."""
 
 from types import ModuleType
 

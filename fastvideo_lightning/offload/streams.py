@@ -1,16 +1,16 @@
-"""CopyStream: how a slab gets into a slot, and who waits for whom.
+"""CopyStream: how a slab gets into a slot, and which stream waits for which.
 
 Note [Slots and events]
-A slot carries two events. ``ready`` is recorded on the copy stream behind the copy into the slot;
-whoever computes from the slot lets its stream wait for it. ``free`` is recorded on the computing
-stream behind the last kernel that read the slot; the next copy into the slot waits for it. The host
-never waits, nothing is allocated, and memory that outlives every copy needs no ``record_stream``.
+A slot carries two events. ``ready`` is recorded on the copy stream behind the copy into the slot; a
+stream that computes from the slot waits for it first. ``free`` is recorded on the computing stream
+behind the last kernel that read the slot; the next copy into the slot waits for it. The host never
+waits, nothing is allocated, and memory that outlives every copy needs no ``record_stream``.
 
 Note [Captured copies]
 A CUDA graph may hold a pass with its copies: the copy stream forks off the stream that is captured
-and joins it at the end. Within, it has events of its own, for those of before cannot be waited for.
-They need not be: whoever replays the graph waits for the earlier copies first, and all that follows
-the graph is behind its end.
+and joins it at the end. A capture cannot wait for events that were recorded before it, so it uses
+events of its own. Earlier copies are waited for before the graph is replayed, and later work is
+ordered behind the graph's end.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,16 +37,16 @@ class Transport(Protocol):
         ...
 
     def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
-        """Called before a run, when edits were taken over; what a run may rely on is settled.
+        """Settle what a run relies on; called before each run, after edits were taken over.
 
         Args:
             units: what is to be moved.
-            slots: where to, but for units that have memory of their own.
+            slots: the slots that they are moved to, but for units with memory of their own.
         """
         ...
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
-        """Start bringing a unit's bytes to their places in ``slot``."""
+        """Start copying a unit's bytes into ``slot``."""
         ...
 
     def wait(self, slot: DeviceSlot) -> None:
@@ -58,7 +58,7 @@ class Transport(Protocol):
         ...
 
     def capturing(self) -> AbstractContextManager[None]:
-        """Make the copies within part of the CUDA graph that the current stream captures."""
+        """Let copies inside of this context be part of the CUDA graph that is being captured."""
         ...
 
     def replayed(self, slots: Iterable[DeviceSlot]) -> None:
@@ -66,7 +66,7 @@ class Transport(Protocol):
         ...
 
     def settle(self) -> None:
-        """Block the host until all that copies read from files is read.
+        """Block the host until all reads from files are done.
 
         Raises:
             RuntimeError: a file could not be read; what was computed since is of no use.
@@ -136,7 +136,7 @@ class CopyStream:
     def capturing(self) -> Iterator[None]:
         """Be part of the CUDA graph that the current stream captures, see Note [Captured copies].
 
-        Whoever replays the graph lets it wait for the copies that were under way before.
+        Before a replay, the graph's stream has to wait for copies that are under way.
         """
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_event(current.record_event())
@@ -149,7 +149,7 @@ class CopyStream:
                 current.wait_event(self.stream.record_event())
 
     def replayed(self, slots: Iterable[DeviceSlot]) -> None:
-        """The current stream has replayed a graph: what it did with the slots comes first now."""
+        """The current stream has replayed a graph: later work on the slots comes behind it."""
         current = torch.cuda.current_stream(self.device)
         for slot in slots:
             for event in slot.events():

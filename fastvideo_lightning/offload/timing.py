@@ -1,4 +1,4 @@
-"""Time as the device sees it: marks in the computing stream, and what copies made it wait."""
+"""Time as the device sees it: marks in the computing stream, and how long copies made it wait."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,12 +63,12 @@ class TimedTransport:
 
     @property
     def innermost(self) -> "TimedTransport":
-        """The one next to what moves the bytes, where several time the same transport."""
+        """The wrapper next to the real transport, where several wrappers time it."""
         inner = self.transport
         return inner.innermost if isinstance(inner, TimedTransport) else self
 
     def forget(self, timed: "TimedTransport") -> None:
-        """Leave one of those inside of this out."""
+        """Take out a wrapper that is inside of this one."""
         if self.transport is timed:
             self.transport = timed.transport
         elif isinstance(self.transport, TimedTransport):

@@ -65,8 +65,8 @@ class DeviceSlot:
 
     Attributes:
         buffer: ``[size_bytes] uint8``.
-        holder: the unit whose bytes are in the buffer or on their way; None where they do not
-            count.
+        holder: the unit whose bytes are in the buffer or on their way; None where the buffer may be
+            overwritten.
     """
 
     def __init__(self, size_bytes: int, device: torch.device) -> None:
@@ -85,7 +85,7 @@ class DeviceSlot:
         return self.buffer.numel()
 
     def is_free_for(self, unit: "OffloadUnit", *, evict: bool) -> bool:
-        """Whether ``unit`` may be copied here: nothing else is in use, or, to evict, waits here."""
+        """Whether ``unit`` may be copied here; with ``evict``, also over a prefetched unit."""
         if self.holder in (None, unit) or self.holder.state is UnitState.OFFLOADED:
             return True
         return evict and self.holder.state is UnitState.PREFETCHING
@@ -97,7 +97,7 @@ class DeviceSlot:
 
 
 class Entrance(NamedTuple):
-    """What is put into a module's own attributes while its unit is away, see Note [Entrances]."""
+    """An attribute that a module has while its unit is away, see Note [Entrances]."""
 
     attributes: dict[str, object]
     name: str
@@ -117,12 +117,12 @@ class OffloadUnit:
     Attributes:
         state: see ``UnitState``.
         slot: the slot that holds the unit's bytes, or None.
-        home: the slot that is kept for it, or None; see Note [Homes].
+        resident_slot: the slot that is kept for it, or None; see Note [Resident slots].
         uses: calls in progress.
         recorded: autograd records its call; see Note [Backward through streamed blocks].
         sources: until ``load``, what each tensor is read from; None where it has its bytes.
         hosts: the tensors on the host, one for each of ``bindings``.
-        rest: where the module shows them between its calls.
+        shown: these tensors where the module shows them between its calls.
         entrances: how parts of the module are called by themselves.
         inputs: what the module was called with, during a call.
         memory: ``[bytes] uint8``, what the module's tensors lie in during a call; else None.
@@ -253,7 +253,7 @@ class OffloadUnit:
     def show_slot(self) -> None:
         """Let the module see the tensors in the unit's slot, or a copy that autograd may keep.
 
-        A tensor that was put in the place of a host tensor is seen itself.
+        A tensor that somebody put in place of a host tensor is shown itself.
         """
         assert self.slot is not None, f"{self.fqn} has no slot"
         self.close_entrances()
@@ -294,7 +294,7 @@ class OffloadUnit:
             attributes[name] = call
 
     def close_entrances(self) -> None:
-        """Let parts be called as ever."""
+        """Let parts be called without bringing the unit: it is there."""
         for attributes, name, _ in self.entrances:
             attributes.pop(name, None)
 
@@ -345,7 +345,7 @@ class OffloadUnit:
         return not (is_assigned or moved or (is_written and self.recorded))
 
     def _carry(self, current: torch.Tensor | None, host: torch.Tensor, name: str) -> bool:
-        """Copy what a forward put in a place to the host master; whether that changed it."""
+        """Copy a tensor that a forward assigned to the host master; say whether that changed it."""
         if current is None or current.shape != host.shape or current.dtype != host.dtype:
             raise RuntimeError(
                 f"{self.fqn}: the forward replaced {name!r} ({list(host.shape)} {host.dtype}) "
@@ -383,9 +383,9 @@ class OffloadUnit:
     def revalidate(self, store: HostStore) -> None:
         """Take over what was edited since the last run.
 
-        An edit in place wrote the slab itself, for the module's tensors are the slab. Where a
-        tensor was replaced (``assign=True``, ``p.data = ...``) the unit is laid out anew: what it
-        replaced may be put back one day, and keeps its memory until then.
+        An edit in place has written the slab itself, for the module's tensors lie in it. Where a
+        tensor was replaced (``assign=True``, ``p.data = ...``) the unit is laid out anew, and the
+        old tensor keeps its memory, for it may be put back one day.
 
         Raises:
             RuntimeError: a tensor changed its shape or dtype, and slots are made for the old one.
@@ -418,7 +418,7 @@ class OffloadUnit:
             self._move(store)
 
     def leave_lent(self, store: HostStore) -> None:
-        """In `functional_call`: take over what is not another's, and let the call see the rest."""
+        """In `functional_call`: take over writes, but leave the tensors that the call lends."""
         assert self.slab is not None
         if self.slab.is_written():
             self._move(store)
@@ -466,7 +466,7 @@ class OffloadUnit:
         store.pin(self.slab, self.host_memory)
 
     def _with_given(self) -> list[tuple[Registry, str, torch.Tensor | None]]:
-        """What the module is to see in a call in which places have other tensors."""
+        """What the module shows in a call where other tensors replace host tensors."""
         self._lent = {i: self._bring(given) for i, given in self._given.items()}
         return [
             (registry, name, self._lent.get(i, shown))
@@ -474,7 +474,7 @@ class OffloadUnit:
         ]
 
     def _bring(self, given: torch.Tensor | None) -> torch.Tensor | None:
-        """A tensor for a call, on the device; one that is there already is seen itself."""
+        """A replacing tensor on the device, for a call; itself where it is there already."""
         assert self.memory is not None
         device = self.memory.device
         if given is None or given.device == device:
@@ -498,7 +498,7 @@ class OffloadUnit:
         ]
 
     def show_as_host(self) -> None:
-        """Take the host tensors, where and as they are, for what the module shows at rest."""
+        """Take the host tensors as they are now for what the module shows between calls."""
         self.shown = ShownTensors(self._registered(self.hosts))
 
     def _registered(self, tensors: list[torch.Tensor]) -> Shown:
@@ -515,8 +515,9 @@ class UnitGroup:
 
     Attributes:
         streamed: the units that take turns in the ring's slots, in the order of execution.
-        residents: units that stay in homes, see Note [Homes].
-        otherwise: the order in which the last pass needed the streamed ones, where it was another.
+        residents: units that stay in slots of their own, see Note [Resident slots].
+        candidate_order: the order in which the last pass needed the streamed units, where that
+            was another order.
     """
 
     streamed: Sequence[OffloadUnit] = ()
@@ -525,10 +526,10 @@ class UnitGroup:
 
     @property
     def first(self) -> OffloadUnit | None:
-        """Who is needed first when the model is called, as far as the ring goes."""
+        """The unit that a call of the model needs first."""
         return next(iter((*self.streamed, *self.residents)), None)
 
     @property
     def units(self) -> tuple[OffloadUnit, ...]:
-        """All of them."""
+        """All units of the group."""
         return (*self.streamed, *self.residents)

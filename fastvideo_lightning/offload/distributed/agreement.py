@@ -1,12 +1,13 @@
 """SharedUnits: which units the ranks bring in parts, and how they come to agree on it.
 
 Note [Agreement]
-Parts can only be joined where all ranks have the same bytes. Before each run the ranks tell each
-other which units they were given edits of. Such a unit is brought as a whole by every rank from
-then on, each from its own host copy: edits may differ from rank to rank, as without sharing. Where
-all ranks have edited a unit alike, as fusing an adapter does, its bytes go into shared memory
-again. The ranks also compare how many collectives they have started: in a run all must make the
-same calls. And they settle which units each of them brings alone, see Note [Brought alone].
+Parts can only be joined where all ranks have the same bytes. Before each run each rank makes a
+statement to the others (``Statement``). It says which units were edited: from then on every rank
+brings an edited unit as a whole, from its own host copy, for edits may differ from rank to rank.
+Where all ranks have edited a unit alike, as fusing an adapter does, its bytes go into shared memory
+again. It says how many chunks the rank has joined: in a run all ranks must make the same calls. And
+it says what the rank knows of its link, which settles the units that each rank brings alone, see
+Note [Brought alone].
 """
 
 import hashlib
@@ -79,8 +80,8 @@ class SharedUnits:
     Args:
         shards: the ranks.
         store: the units' host masters.
-        link_load: how busy this rank's link would be by itself; without it, ranks never bring alone
-            what they share.
+        link_load: how busy this rank's link would be with whole units; without it, ranks never
+            bring alone what they share.
 
     Attributes:
         joined: chunks that this rank has joined so far.
@@ -99,7 +100,7 @@ class SharedUnits:
 
     @phase("agree with the other ranks")
     def agree(self, units: Sequence[OffloadUnit], *, drain: Callable[[], None]) -> None:
-        """Settle which units are joined; a collective call.
+        """Settle which units come in parts; a collective call.
 
         Args:
             units: those of the engine, none of them in use but for transient ones.
@@ -161,10 +162,10 @@ class SharedUnits:
         self.shards.join(buffer[chunk.begin : chunk.end], buffer[chunk.own_begin : chunk.own_end])
 
     def _settle_loads(self, units: Sequence[OffloadUnit], statements: Sequence[Statement]) -> None:
-        """Let ranks bring alone what their links are fast enough for, as all of them found it.
+        """Let ranks bring alone the units that all of their links are fast enough for.
 
-        Where a rank does not know, units come as before; where that is not the same on all, for one
-        has other memory for a unit since, in parts.
+        Where a rank does not know its load by a unit, the unit comes as before. Where it came
+        differently before, for one rank has other memory for it since, it comes in parts.
         """
         changed: list[tuple[HostMaster, int]] = []
         of_units = zip(*(each.loads for each in statements), strict=True)
@@ -184,7 +185,7 @@ class SharedUnits:
             self._tell(changed)
 
     def _tell(self, changed: Sequence[tuple[HostMaster, int]]) -> None:
-        """Say which way units go from now on, and the load that speaks for it."""
+        """Log which way units come from now on, and the load that decided it."""
         for how, is_alone in (("as a whole to each rank", True), ("in parts again", False)):
             loads = [load for master, load in changed if (master in self._alone) == is_alone]
             if loads:
@@ -225,7 +226,7 @@ class SharedUnits:
 
 
 def _digest(unit: OffloadUnit) -> str:
-    """What tells a unit's layout and bytes from others."""
+    """A digest of a unit's layout and bytes."""
     assert unit.slab is not None
     digest = hashlib.blake2b(repr(unit.layout.specs).encode())
     for view in unit.slab.views:

@@ -1,7 +1,7 @@
 """GatherStream: each rank brings a part of a unit over its own link, and the parts are joined.
 
-They are pushed where devices reach each other's memory, and else joined by an all-gather. See Note
-[Parts and chunks], Note [Pushed parts] and Note [Agreement].
+Where devices reach each other's memory, parts are pushed; elsewhere an all-gather joins them. See
+Note [Parts and chunks], Note [Pushed parts] and Note [Agreement].
 """
 
 import time
@@ -154,9 +154,9 @@ def make_gather(
         device: where the slots are.
         shards: the ranks.
         store: the units' host masters.
-        common: what is joined without being agreed on.
-        alone_bytes_per_s: what each link brings when all bring whole units; where that turns out to
-            be enough, they do, see Note [Brought alone]. None: never.
+        common: masters that are joined without an agreement.
+        alone_bytes_per_s: each link's rate when all ranks bring whole units; they do so where this
+            rate is enough, see Note [Brought alone]. None: never.
     """
     link_load = None
     if alone_bytes_per_s is not None:

@@ -1,15 +1,15 @@
-"""Pace: how fast units are wanted, to tell whether each rank can bring them by itself.
+"""LinkLoad: how busy a link would be, did its rank bring units by itself.
 
 Note [Brought alone]
-Parts leave each of N links 1/N to bring, and make ranks wait for each other at every block: what
-delays one delays all. Where a block computes for longer than it takes to come as a whole, nobody
-has to wait. How long it computes depends on the video, so it is measured while one is made: bytes
-that came between two arrivals of the same unit, by the time between them. That over what the link
-brings is the link's load by what came in between, were it brought alone. Before the next video the
-ranks compare theirs; where the highest leaves a tenth of the link to spare, units come as a whole.
-Then copies themselves tell what the link brings, and where it turns out to be what limits them,
-they come in parts again; what they told counts from then on, or the next video's would come as a
-whole.
+In parts, each of N links brings 1/N of a block, and ranks wait for each other at every block: a
+delay of one delays all. Where a block computes for longer than it takes to bring it as a whole, no
+rank has to wait. How long it computes depends on the video, so it is measured while one is made:
+the bytes that came between two arrivals of the same unit, divided by the time between them. This
+rate, divided by the link's own rate, is the load that these units would put on the link if the rank
+brought them alone. Before the next video the ranks compare their loads; where the highest leaves a
+tenth of the link to spare, units come as a whole. Then the copies themselves show the link's rate.
+Where the link turns out to be the limit, units come in parts again; the rate that was seen counts
+from then on, or the next video's units would come as a whole again.
 """
 
 import statistics
@@ -20,14 +20,14 @@ from fastvideo_lightning.offload.host.slab import HostMaster
 from fastvideo_lightning.offload.timing import DeviceClock, Mark
 
 MAX_LOAD = 900
-"""In thousandths of what the link brings; above it copies begin to show."""
+"""In thousandths of the link's rate; above it copies begin to show."""
 
 MakeMark = Callable[[], Mark]
 """Marks this moment in the stream of the copies."""
 
 
 class Cycle(NamedTuple):
-    """What came from one arrival of a unit to the next.
+    """The units that came from one arrival of a unit to the next.
 
     Attributes:
         begin: when it came.
@@ -47,7 +47,7 @@ class LinkLoad:
 
     Args:
         clock: of the device that they come to.
-        bytes_per_s: what the links were measured to bring when all ranks bring whole units.
+        bytes_per_s: the links' rate, measured while all ranks bring whole units.
     """
 
     def __init__(self, clock: DeviceClock, bytes_per_s: float) -> None:

@@ -1,26 +1,26 @@
-"""What ranks reach of each other's devices: slots that they write to, streams that wait.
+"""Ranks that reach each other's device memory: slots that they write to, streams that wait.
 
 Note [Pushed parts]
 A device's copy engines write into another device's memory as well as into their own, over NVLink,
 and no kernel takes part. A collective that joins parts is a kernel: it takes multiprocessors from
-the model for as long as it runs, and a product that was cut into one piece for each of them then
-needs a second round. So each rank pushes what it has brought into the same slot of every other
-rank. Two meetings surround that, see Note [Meetings]: before the first push the slot is free on
-every rank, behind the last one all parts are there. All of it goes to the driver at once: torch
-would make a view and choose a stream for each piece, and where kernels are short the host is what a
-step waits for, on every rank for the slowest.
+the model for as long as it runs, and a matrix product that was cut into one piece for each
+multiprocessor then needs a second round. So each rank pushes what it has brought into the same slot
+of every other rank. Two barriers surround that, see Note [Peer barriers]: before the first push the
+slot is free on every rank, behind the last one all parts are there. The calls go to the driver
+directly: torch would make a view and choose a stream for each piece, and where kernels are short a
+step waits for the host, on every rank for the slowest host.
 
-All ranks use the same slots in the same order, for they make the same calls; that they did is
-compared before each run, as all else is, see Note [Agreement].
+All ranks use the same slots in the same order, for they make the same calls; that is checked before
+each run, with the rest of Note [Agreement].
 
-Note [Meetings]
+Note [Peer barriers]
 An all-reduce of one number lets streams wait for each other, and is a kernel: while one rank is
-behind, it keeps a multiprocessor of the others from the model, and a product that was cut into one
-piece for each of them needs a second round. A stream can also write a number into another device's
-memory, and wait until one of its own has come to a value; the part of the device that starts
-kernels does both, and no kernel takes part. Each rank has a number for each other one, which counts
-its meetings: who comes writes the count to all others, and waits until theirs have reached it. A
-count may be ahead, never behind, so no rank has to set one back.
+behind, it takes a multiprocessor of each other rank from the model, with the same cost. A stream
+can also write a number into another device's memory, and wait until one of its own has come to a
+value; the part of the device that starts kernels does both, and no kernel takes part. Each rank has
+a counter for each other rank. A rank that arrives at a barrier writes its count to all others, and
+waits until their counts have reached its own. A count may be ahead, never behind, so no counter has
+to be set back.
 """
 
 import logging
@@ -41,11 +41,11 @@ _ITEM_BYTES = 4
 
 
 class PeerBarrier:
-    """Counts in each other's memory, see Note [Meetings].
+    """A barrier of the ranks' streams, see Note [Peer barriers].
 
     Args:
         driver: what lets streams write and wait.
-        rank: this rank's place among those that meet.
+        rank: this rank's position among the ranks.
         flags: this rank's counts, ``[ranks] int32`` zeros on its device.
         theirs: those of the other ranks, in their order, as memory that this device reaches.
     """
@@ -70,7 +70,7 @@ class PeerBarrier:
         self._write_and_wait(stream)
 
     def try_out(self, stream: int) -> None:
-        """Make the calls of a meeting, for which no rank waits; before the first one.
+        """Make the calls of a barrier, for which no rank waits; before the first one.
 
         Raises:
             RuntimeError: the driver refuses, as some do that share one GPU among machines.
@@ -90,7 +90,7 @@ _STORAGE_DEVICE, _EVENT_SYNC_REQUIRED = 6, 14  # arguments of ``rebuild_cuda_ten
 _LARGEST_TRAIL = 1 << 61
 
 Description = tuple[object, ...]
-"""What another process needs to open a buffer."""
+"""Arguments with which another process opens a buffer."""
 
 
 class _Opened(NamedTuple):
@@ -98,8 +98,8 @@ class _Opened(NamedTuple):
 
     Attributes:
         number: its number among this rank's; it is the same on all.
-        theirs: what the other ranks have in its place, as memory that this device reaches.
-        meeting: of the ranks, the same for all slots.
+        theirs: the other ranks' slots of this number, as memory that this device reaches.
+        barrier: of the ranks' streams, the same for all slots.
     """
 
     number: int
@@ -187,17 +187,17 @@ class PeerSlots:
         self._opened[slot].barrier.wait(stream)
 
     def _arrange(self, flags: torch.Tensor, theirs: Sequence[torch.Tensor]) -> PeerBarrier | None:
-        """Arrange where ranks meet; None where the driver does not let streams do so."""
+        """Make the ranks' barrier; None where the driver lets no stream write and wait."""
         assert self._driver is not None
         barrier = PeerBarrier(self._driver, self.shards.rank, flags, theirs)
-        stream = torch.cuda.Stream(self.device)  # meetings are not on the default one either
+        stream = torch.cuda.Stream(self.device)  # barriers are not on the default one either
         try:
             with torch.cuda.device(self.device):
                 barrier.try_out(stream.cuda_stream)
         except RuntimeError as error:
             _log.info("Parts are joined by all-gathers, for ranks cannot meet: %s", error)
             return None
-        stream.synchronize()  # no count of this may come later than one of a meeting
+        stream.synchronize()  # no count of this may come later than one of a barrier
         return barrier
 
     def _describe(self, buffers: Sequence[torch.Tensor]) -> list[Description] | None:
@@ -210,7 +210,7 @@ class PeerSlots:
             return None
 
     def _open(self, told: Sequence[list[Description] | None]) -> list[list[torch.Tensor]] | None:
-        """The other ranks' of each buffer; None where there is one that cannot be had."""
+        """The other ranks' counterparts of each buffer; None where one cannot be reached."""
         others = [buffers for rank, buffers in enumerate(told) if rank != self.shards.rank]
         try:
             opened = [[_open(one, self.device) for one in buffers] for buffers in others if buffers]

@@ -21,7 +21,7 @@ class ShardGroup:
     Args:
         ranks: their global ranks, in order.
         world: a group of all ranks of all nodes, on the CPU.
-        cpu_group: a group on the CPU, for what they have to agree on.
+        cpu_group: a group on the CPU, for objects and numbers.
         device_group: a group for bytes in device memory, used for nothing else: its collectives run
             beside those of the model.
     """
@@ -47,7 +47,7 @@ class ShardGroup:
         return items  # type: ignore[return-value]
 
     def all_gather_numbers(self, numbers: list[int]) -> torch.Tensor:
-        """The same for as many whole numbers on each rank: ``[ranks, numbers] int64``."""
+        """The same for equally many whole numbers on each rank: ``[ranks, numbers] int64``."""
         mine = torch.tensor(numbers, dtype=torch.int64)
         all_of_them = torch.empty(self.size * len(numbers), dtype=torch.int64)
         _all_gather(all_of_them, mine, group=self._cpu_group)
@@ -64,7 +64,7 @@ class ShardGroup:
 
         Args:
             whole: ``[size * bytes] uint8`` on the device.
-            part: ``[bytes] uint8``, this rank's; it lies in ``whole`` at its own place.
+            part: ``[bytes] uint8``, this rank's; it lies in ``whole``, at the rank's position.
         """
         _all_gather(whole, part, group=self._device_group)
 
@@ -73,7 +73,7 @@ class ShardGroup:
         """Let an exception on one rank be an exception on every rank.
 
         Raises:
-            RuntimeError: it went well here, and another rank failed; says which and why.
+            RuntimeError: another rank failed, and this one did not; says which and why.
         """
         failure: Exception | None = None
         try:
@@ -131,7 +131,7 @@ def _make_shard_group(device: torch.device) -> ShardGroup | None:
 
 
 def _node() -> str:
-    """What processes have in common that can open each other's memory: the same for a node.
+    """A name that is equal for processes that can open each other's memory: those of a node.
 
     Two containers of one machine count as two nodes.
     """

@@ -4,8 +4,8 @@ Note [Parts and chunks]
 A slab is cut into chunks, and each chunk into one part per rank, in the order of the ranks. A rank
 copies its part to where it lies in the slot; then the chunk is joined: the others' parts are filled
 in, in place. While one chunk is joined the next is copied. The last few bytes, which do not divide,
-are copied by every rank, so that a slot is no longer than its unit; so is what came to the unit
-later, such as an adapter. Every chunk costs the host time, so there are few.
+are copied by every rank, so that a slot is no longer than its unit. So are tensors that came to the
+unit later, such as an adapter's. Every chunk costs the host time, so there are few.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ from fastvideo_lightning.offload.host.slab import ExtendedMaster, HostMaster, Se
 from fastvideo_lightning.offload.tensors.layout import ALIGNMENT_BYTES
 
 CHUNK_BYTES = 32 << 20
-"""The least of a chunk: long enough for a link's full speed."""
+"""The smallest chunk: long enough for a link's full speed."""
 
 MOST_CHUNKS = 4
-"""Of a unit: what is joined behind its last copy is a quarter of it."""
+"""Chunks of a unit, at most: a quarter of it is joined behind its last copy."""
 
 
 class Chunk(NamedTuple):
@@ -47,7 +47,7 @@ class ShardPlan(NamedTuple):
     rest: list[Segment]
 
     def steps(self) -> Iterator[tuple[Sequence[Segment], Chunk | None]]:
-        """What to copy, and the chunk that can be joined then; the rest goes with the last one."""
+        """What to copy, and the chunk that can be joined then; the rest is in the last step."""
         if not self.chunks:
             yield self.rest, None
             return

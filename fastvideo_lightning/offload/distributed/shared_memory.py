@@ -1,18 +1,18 @@
 """Weights that the processes of a node hold together: each byte is read once and held once.
 
 Note [One copy for a node]
-What does not lie in a checkpoint's file as it runs (it needs a cast, or it was in memory before)
-goes into a file in memory that all processes of the node map. Each fills a part, so that together
-they read each byte once. From there on it is a mapped file as any other, see Note [Two mappings]:
-every rank sees all host tensors, and what one rank writes is its own. The file has no name in any
-file system: it is gone with the last process, however that one ends.
+A weight that does not lie in a checkpoint's file as it runs (it needs a cast, or was in memory
+before) goes into a file in memory that all processes of the node map. Each fills a part, so that
+together they read each byte once. From then on it is a mapped file like any other: every rank sees
+all host tensors, and a rank's writes are its own, see Note [Two mappings]. The file has no name in
+any file system: it is gone with the last process, however that process ends.
 
 Note [Registered parts]
 Registering memory takes about as long as bringing it to the device once. So a rank that brings 1/N
 of each unit registers the pages of its parts alone. One process may not register a page twice, nor
 may a copy cross from one registration into the next: the parts of all units of a file are rounded
-to pages and merged before the first is registered. What is brought as a whole later on, as a unit
-that one rank was given an edit of, has its file registered anew, as a whole.
+to pages and merged before the first is registered. Where a unit comes as a whole later on, as after
+an edit on one rank, its file is registered anew, as a whole.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ def load_together(
 
 
 def _pin_parts(shards: ShardGroup, store: HostStore, units: Sequence[OffloadUnit]) -> None:
-    """Pin what this rank brings of units that are loaded."""
+    """Pin the bytes that this rank brings of loaded units."""
     fits = [unit for unit in units if unit.host_memory is not HostMemory.PAGEABLE]
     slabs = [unit.slab for unit in fits if isinstance(unit.slab, MappedSlab)]
     if store.registers_files:
@@ -151,7 +151,7 @@ def _arrange(
     *,
     maps: bool,
 ) -> int:
-    """Find a place for every tensor of a unit, from ``begin`` of the file on; return the end."""
+    """Lay a unit's tensors out from ``begin`` of the file on; return the end."""
     leaves = [leaf for b in unit.bindings for leaf in find_leaves(b.tensor, b.fqn)]
     triples = list(zip(unit.layout.specs, unit.sources, leaves, strict=True))
     stays = [maps and is_mappable(source, spec.dtype) for spec, source, _ in triples]
@@ -230,7 +230,7 @@ def _check_alike(
 
 
 MOST = 0.75
-"""Of a file: where a rank brings more of it, it registers all, in a few calls."""
+"""Share of a file: a rank that brings more of it registers all, in a few calls."""
 
 
 def register_parts(slabs: Iterable[MappedSlab], *, rank: int, num_ranks: int) -> None:

@@ -1,6 +1,6 @@
-"""What several ranks that stream the same blocks do: each a part, or each everything.
+"""How ranks that stream the same blocks share the work: each brings a part, or each everything.
 
-As asked for, or as measured: how fast each rank's link is, alone and in parts.
+The caller chooses, or both ways are measured and the faster one is taken.
 """
 
 import logging
@@ -41,7 +41,7 @@ def measure_links(shards: ShardGroup, device: torch.device, *, size_bytes: int) 
     Args:
         shards: the ranks; all measure at the same time, as they will stream.
         device: this rank's.
-        size_bytes: of the unit. So much host memory, and device memory, is held meanwhile.
+        size_bytes: of the unit; as much host memory and device memory is held meanwhile.
     """
     slab = HostSlab(SlabLayout([TensorSpec.contiguous(torch.Size([size_bytes]), torch.uint8)]))
     slot = DeviceSlot(size_bytes, device)
@@ -58,7 +58,7 @@ def measure_links(shards: ShardGroup, device: torch.device, *, size_bytes: int) 
 
 
 def _time(shards: ShardGroup, transport: Transport, slab: HostSlab, slot: DeviceSlot) -> float:
-    """The best of several times, after one for what the first call sets up."""
+    """The best of several times; a first call that sets things up is not counted."""
     times = []
     for _ in range(1 + REPEATS):
         shards.all_gather(None)  # begin together
@@ -140,7 +140,7 @@ def share_streaming(
 def _choose(
     engine: OffloadEngine, choice: ShardTransport, units: Sequence[OffloadUnit], shards: ShardGroup
 ) -> tuple[ShardTransport, float | None]:
-    """The choice; and where it was left open, what links bring to each rank that brings all."""
+    """The choice; and where it was measured, the links' rate while each rank brings everything."""
     alone_bytes_per_s = None
     if choice is not ShardTransport.AUTO:
         reason = "as asked for"

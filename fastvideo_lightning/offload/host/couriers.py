@@ -1,19 +1,20 @@
 """Couriers: a few pinned buffers that bring files to device slots, and keep nothing of them.
 
 Note [Couriers]
-What waits in a file and not in memory of the process is read on its way: threads fill pinned
-buffers, the copy stream empties them into a slot. The thread that launches a model waits for
-neither. It enqueues all that a unit needs at once, in the order of its reads: let the copy stream
-wait until the buffer is filled, copy, say that the buffer is free. Both are numbers in pinned
-memory, which a stream can wait for and write.
+Weights that wait in a file, and not in memory of the process, are read on their way: threads fill
+pinned buffers, and the copy stream empties them into a slot. The thread that launches a model waits
+for neither. It enqueues all that a unit needs at once, in the order of its reads: let the copy
+stream wait until the buffer is filled, copy, say that the buffer is free. Both are numbers in
+pinned memory, which a stream can wait for and write.
 
 The threads make no CUDA call, for a stream that waits can hold the driver's lock. They take the
 reads in their order, so the one that the copy stream waits for is always under way. Number ``n``
 uses buffer ``n % num_buffers`` in turn ``n // num_buffers + 1``: it is filled once the copy of the
 turn before is done, and its numbers count turns.
 
-A read that fails counts as filled, and so do all behind it: no stream is left waiting. What was
-copied then is no weight, so ``settle`` raises before anybody may use what was computed from it.
+A read that fails counts as filled, and so do all reads behind it: no stream is left waiting. The
+bytes that were copied then are not the weights, so ``settle`` raises before a result computed from
+them can be used.
 """
 
 import atexit
@@ -139,7 +140,7 @@ class Couriers:
             raise self._readers.error
 
     def recover(self) -> None:
-        """Begin anew after a failure; whatever stream was told to bring something has done so."""
+        """Begin anew after a failure; every stream has to be through with its copies."""
         if self.is_broken:
             self._alive.pop().end()
             self._num_enqueued = 0
@@ -223,8 +224,8 @@ class _Readers:
     """The threads, which know memory and files alone.
 
     Attributes:
-        is_broken: a read failed, or a stream was not told of one: what comes is no weight.
-        error: what to tell of a read that failed.
+        is_broken: a read failed or was not enqueued: bytes that are copied are not the weights.
+        error: of the first read that failed.
         num_read: reads that are done.
     """
 

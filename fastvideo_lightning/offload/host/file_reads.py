@@ -17,10 +17,10 @@ DIRECT_BYTES = 4096
 """What direct reads are aligned to; a multiple of every disk's sector."""
 
 GAP_BYTES = 1 << 16
-"""Tensors that lie so near to each other are read at once, with what is between them."""
+"""Tensors with a smaller gap between them are read at once, the gap included."""
 
 Version = tuple[int, int, int, int]
-"""What tells a file from another that was at its path before: device, inode, bytes, change."""
+"""Tells a file from another one at the same path: device, inode, size, time of change."""
 
 
 def version_of(status: os.stat_result) -> Version:
@@ -84,7 +84,7 @@ class FilePiece(NamedTuple):
 def plan_reads(
     pieces: Iterable[FilePiece], *, max_bytes: int, direct: bool = False
 ) -> tuple[FileRead, ...]:
-    """Group what is near in a file into reads.
+    """Group pieces that lie near each other in a file into reads.
 
     Args:
         pieces: in the order of their files.

@@ -109,9 +109,9 @@ class MappedFile:
         at: where it can be opened now, if not there.
 
     Attributes:
-        shared: ``[size] uint8``, what copies read.
+        shared: ``[size] uint8``, the mapping that copies read.
         private: the mapping that parameters are views of.
-        sharers: processes that hold it together, where that is more than what a page cache does.
+        sharers: processes that hold this memory together; 1 for a checkpoint's file.
     """
 
     def __init__(self, path: Path, version: Version | None, at: Path | None = None) -> None:
@@ -263,7 +263,7 @@ _OPEN_LOCK = threading.Lock()
 def open_file(path: Path, *, at: Path | None = None) -> MappedFile:
     """The mappings of a file, which all its users share; each calls ``close_file`` at the end.
 
-    A file that was put in place of another is another file.
+    A file that has replaced another one at its path gets mappings of its own.
     """
     version = None if at is not None else _version_at(path)
     with _OPEN_LOCK:
@@ -292,7 +292,7 @@ def _unregister_all() -> None:
 
 
 class MappedSlab:
-    """One unit's bytes in checkpoint files; what needs a cast lies in a slab beside them.
+    """One unit's bytes in checkpoint files; tensors that need a cast lie in a slab beside them.
 
     Args:
         layout: where the tensors lie in a device slot.
@@ -367,7 +367,7 @@ class MappedSlab:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes held on the host; of shared memory the share. Files are held if not read anew."""
+        """Bytes held on the host: of shared memory a share, of files that are read anew none."""
         if self.reads:
             return self._side.size_bytes
         return sum(size // file.sharers for file, _, size in self._ranges) + self._side.size_bytes
@@ -394,7 +394,7 @@ class MappedSlab:
         self._side.pin()
 
     def pin_again(self) -> None:
-        """Register files as wholes of which this process has registered parts: all is copied now.
+        """Register files as a whole where parts were registered: all of them is copied from now on.
 
         Where the system refuses, copies come from memory that is not registered, and take longer.
         """
@@ -453,7 +453,7 @@ class MappedSlab:
 
 
 def check_supported(kind: HostMemory) -> None:
-    """Raise ValueError where mapped memory is asked for and the system cannot have it."""
+    """Raise ValueError where mapped memory is asked for and the system does not support it."""
     if (kind is HostMemory.MAPPED or kind.is_read) and not IS_SUPPORTED:
         raise ValueError(
             f"host_memory='{kind}' needs Linux and /proc/self/pagemap, which tells what was "
@@ -480,11 +480,11 @@ def find_in_files(bindings: Sequence[TensorBinding]) -> dict[torch.Tensor, FileB
 
 
 GAP_BYTES = 1 << 20
-"""A gap that is registered with its neighbours: it takes no longer than one more call."""
+"""A smaller gap is registered with its neighbours: that takes no longer than one more call."""
 
 
 def register_ranges(slabs: Iterable[MappedSlab]) -> None:
-    """Register what units have in files and no more: other units of the files are not to be held.
+    """Register only the bytes that these units have in files: no other units' are to be held.
 
     Raises:
         RuntimeError: the system refuses.

@@ -1,8 +1,8 @@
 """Host masters in memory of our own, exact in size, pinned where the system allows it.
 
-torch's pinned allocator rounds every block up to a power of two, which costs half as much again for
-a large model. A slab is anonymous memory of just the size that is needed, registered with the
-driver.
+torch's pinned allocator rounds every block up to a power of two, which makes a large model take
+half as much memory again. A slab is anonymous memory of just the size that is needed, registered
+with the driver.
 
 An adapter adds small tensors to a block whose weights lie in a file or in a pinned slab. They get a
 slab of their own behind it; the block's bytes stay where they are and are not read again.
@@ -27,7 +27,7 @@ class HostMemory(StrEnum):
     PINNED: memory of our own, of the exact size, registered with the driver.
     PAGEABLE: memory of our own as it is; copies from it are slower and do not overlap.
     COURIER: no memory: the checkpoint file is read on the way through a few pinned buffers, which
-        hold half a GiB however large the model is. The page cache has what was read before.
+        hold half a GiB however large the model is. The page cache keeps what it has room for.
     DISK: the same past the page cache, for what would not stay in it.
     """
 
@@ -61,8 +61,8 @@ class HostMaster(Protocol):
     Attributes:
         layout: where they lie in a slot.
         views: the tensors, in the order of ``layout.specs``.
-        segments: what a copy of the unit moves from host memory.
-        reads: what it moves from files, see Note [Couriers].
+        segments: host bytes that a copy of the unit moves.
+        reads: file bytes that it moves, see Note [Couriers].
         is_filled: which of the tensors have their bytes without being read.
         is_shared: whether its bytes are those of files, which other processes map as well.
     """
@@ -193,8 +193,8 @@ class ExtendedMaster:
     Attributes:
         layout: where the tensors of both lie in a slot; those of ``base`` lie where they lay.
         views: the tensors, first those of ``base``.
-        segments: what a copy of the unit moves from host memory.
-        reads: what it moves from files.
+        segments: host bytes that a copy of the unit moves.
+        reads: file bytes that it moves.
         is_filled: which of the tensors have their bytes without being read.
     """
 

@@ -38,10 +38,10 @@ class HostStore:
         device: the device that they are copied to; only CUDA memory can be registered for.
 
     Attributes:
-        masters: what it has made and not freed.
+        masters: those that it has made and not freed.
         locations: where the tensors of units that are being loaded lie in files that ranks share.
         is_shared: whether the ranks of the node hold their weights together.
-        brings_parts: whether of what they share this process copies its parts alone.
+        brings_parts: whether this process copies only its parts of the weights that ranks share.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -74,7 +74,7 @@ class HostStore:
 
     @contextmanager
     def holding_some(self, units: Sequence[Loaded]) -> Iterator[None]:
-        """Surrounds the loading of units; where some are read on their way, no others' are held."""
+        """Surrounds the loading of units; where some are read on the way, pins only the others."""
         units = [unit for unit in units if not unit.transient]
         is_read = [unit.host_memory.is_read for unit in units]
         self._pins_later = self._has_driver and any(is_read) and not all(is_read)
@@ -92,7 +92,7 @@ class HostStore:
     def make(
         self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
     ) -> HostMaster:
-        """A host master for a unit: not yet filled but for what is mapped, and not yet pinned.
+        """A host master for a unit: not yet pinned, and only its mapped tensors have their bytes.
 
         Args:
             layout: where its tensors lie in a slot.
@@ -128,7 +128,7 @@ class HostStore:
     def maps(
         self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
     ) -> bool:
-        """Whether what fits of a unit's file is its host copy; ValueError where nothing fits."""
+        """Whether a unit's file is its host copy where it fits; ValueError where nothing fits."""
         pairs = zip(layout.specs, sources, strict=True)
         fitting = sum(s.size_bytes for s, source in pairs if is_mappable(source, s.dtype))
         maps = kind is HostMemory.MAPPED or kind.is_read
@@ -145,8 +145,8 @@ class HostStore:
     def pin(self, master: HostMaster, kind: HostMemory) -> bool:
         """Pin a filled master: registering memory that was touched already is the fast way.
 
-        Where the system refuses, there is one warning, of what is done in the end, and nothing of
-        that kind is tried again.
+        Where the system refuses, one warning says what is done instead, and no memory of that kind
+        is tried again.
 
         Returns:
             Whether the master may stay; a mapped one that cannot be registered should not.
@@ -207,20 +207,20 @@ class HostStore:
         return self._has_driver and MappedSlab not in self._refused
 
     def pin_again(self, master: HostMaster) -> None:
-        """All of a master is copied from now on, not this rank's parts alone."""
+        """Register all of a master: from now on this rank copies more than its parts."""
         mapped = _base(master)
         if isinstance(mapped, MappedSlab):
             mapped.pin_again()
 
     def extend(self, base: HostMaster, added: HostMaster) -> ExtendedMaster:
-        """Let two masters be one from here on."""
+        """Make one master of two: ``added`` behind ``base``."""
         joined = ExtendedMaster(base, added)
         self.masters[self.masters.index(base)] = joined
         self.masters.remove(added)
         return joined
 
     def trim(self, master: HostMaster) -> HostMaster:
-        """Free what was joined to a master, and return the master."""
+        """Free the part that extends a master, and return the master without it."""
         if not isinstance(master, ExtendedMaster):
             return master
         self.masters[self.masters.index(master)] = master.base
@@ -249,7 +249,7 @@ def _base(master: HostMaster) -> HostMaster:
 
 
 def _where(layout: SlabLayout, sources: Sequence[StoredBytes | None]) -> str:
-    """Where weights lie that cannot be mapped: the first, for all."""
+    """Say where weights lie that cannot be mapped, by the first of them."""
     pairs = zip(layout.specs, sources, strict=True)
     source, spec = next((s, spec) for spec, s in pairs if not is_mappable(s, spec.dtype))
     if source is None or source.path is None:

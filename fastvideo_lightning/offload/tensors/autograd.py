@@ -1,4 +1,4 @@
-"""Calls that autograd records: their backward reads the weights again, long after the call.
+"""Calls that autograd records: their backward reads the weights again, after the call is over.
 
 Note [Backward through streamed blocks]
 A slot has other bytes by the time a backward comes. In a recorded call a unit's module therefore
@@ -24,15 +24,15 @@ from fastvideo_lightning.offload.tensors.layout import SlabLayout
 def lasting() -> Iterator[None]:
     """Surrounds the making of tensors that outlive the call, whatever mode the caller is in.
 
-    Under ``torch.inference_mode`` a tensor is made that has no version to compare, and a parameter
-    that wants no gradient, by which products choose their kernels.
+    A tensor made under ``torch.inference_mode`` has no version to compare, and a parameter made
+    there wants no gradient, which changes the kernel that a product chooses.
     """
     with torch.inference_mode(False), torch.no_grad():
         yield
 
 
 def outside_transforms() -> AbstractContextManager[None]:
-    """Surrounds what the engine does in a call that `torch.func` transforms, which it is not for.
+    """Surrounds the engine's own work in a call that `torch.func` transforms.
 
     Within a transform, copying into a slot would count as a write to a captured tensor.
     """
@@ -59,12 +59,12 @@ def in_backward() -> bool:
 
 
 def kept_views(layout: SlabLayout, memory: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors in a copy of a slot; a write to one is none to the others for autograd."""
+    """The tensors in a copy of a slot; for autograd, a write to one is no write to the others."""
     return [view.data for view in layout.views(memory)]
 
 
 def route_gradient_to(host: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-    """``shown``, with its gradient going to ``host`` where that one is trained."""
+    """``shown``; where ``host`` is trained, the gradient goes to ``host``."""
     if not host.requires_grad:
         return shown
     back: torch.Tensor = _WayBack.apply(host, shown.detach())  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ Shown = list[tuple[Registry, str, torch.Tensor]]
 """What modules are to show: for each registration its tensor."""
 
 STAYING_BYTES = 1 << 20
-"""So many bytes of a unit's buffers stay on the device."""
+"""Bytes of a unit's buffers that stay on the device, at most."""
 
 
 def show(tensors: Iterable[tuple[Registry, str, torch.Tensor | None]]) -> None:
@@ -35,7 +35,7 @@ class Registration:
 
 @dataclass(eq=False)
 class TensorBinding:
-    """A parameter or buffer, whichever tensor stands for it at the moment.
+    """A parameter or buffer; which tensor it is may change.
 
     A tied tensor is registered several times and is stored and moved once.
 
@@ -97,9 +97,9 @@ def find_bindings(root: nn.Module, prefix: str = "") -> list[TensorBinding]:
 
 
 def registrations_in(module: nn.Module) -> list[tuple[int, str]]:
-    """Which tensors a module has, whatever they are: the same as before unless some came or went.
+    """Which names have a tensor, for each registry of a module; equal until a tensor comes or goes.
 
-    True only as long as somebody keeps the modules that were there, as bindings do.
+    This holds only as long as somebody keeps the modules that were there, as bindings do.
     """
     return [
         (id(registry), name)
@@ -205,9 +205,8 @@ def split_sharing(
 ) -> tuple[list[list[TensorBinding]], list[TensorBinding]]:
     """Tell tensors that reach into another one's memory, or have gaps, from those that may move.
 
-    A write to the one is a write to the other, whatever units they are in: where they moved, each
-    would have bytes of its own. And what has gaps would have none any more, so that kernels would
-    be chosen which give other last bits.
+    A write to one of two such tensors is a write to the other; moved, each would have bytes of its
+    own. A tensor with gaps would lose its gaps, and other kernels would give other last bits.
 
     Args:
         inside: the tensors of each unit.

@@ -1,8 +1,8 @@
 """Embedding tables that stay on the host: a call reads a few rows of millions.
 
-An embedding of a class of its own computes more than a lookup, such as Gemma's, which scales the
-rows. That has to happen on the device, with the bits that it gives there and the buffers that lie
-there; so it is not the module that is brought to the host, but the lookup inside of its forward.
+Some embedding classes compute more than a lookup: Gemma's scales the rows. That has to happen on
+the device, where it gives the device's bits and finds its buffers. So the module computes on the
+device, and only the lookup inside of its forward is done on the host.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ _LOOK_UP: object = functional.embedding
 def is_table(binding: TensorBinding) -> bool:
     """Whether embeddings alone use a tensor, by looking up rows.
 
-    A tied output layer multiplies by all of it, and a class of its own may keep what is quantized
-    in a way of its own.
+    A tied output layer multiplies by the whole table; and a subclass may keep a quantized table in
+    a form that only its own forward can read.
     """
     owners = [registration.owner for registration in binding.registrations]
     if all(type(owner) is nn.Embedding for owner in owners):
@@ -81,7 +81,7 @@ def split_tables(
     *,
     larger_than: int,
 ) -> tuple[list[TensorBinding], list[TensorBinding]]:
-    """Tell the tables of embeddings that are larger than so many bytes from all else.
+    """Tell embedding tables of more than ``larger_than`` bytes from all other tensors.
 
     A table that something else uses too, such as a tied output layer, is no table.
 

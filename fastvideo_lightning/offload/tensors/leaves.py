@@ -5,8 +5,9 @@ tensors and can be built again around others. A parameter of a class of its own 
 is built again with its attributes: GGUF's has no more to it. Where an attribute is an object of
 tensors (the scales of bitsandbytes' 4 bits), those are leaves behind it, and the object is copied.
 
-What cannot be followed is refused: tensors that are attributes themselves, and such as the module
-keeps beside the parameter. bitsandbytes' 8 bits are first the one and then the other.
+Tensors that cannot be found again are refused: those that are attributes of the parameter itself,
+and those that the module keeps beside the parameter. bitsandbytes' 8-bit weights have the first
+kind until they are first used, and the second kind from then on.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +78,7 @@ def _has_tensors(thing: object) -> bool:
 
 
 def _inside(value: object) -> list[torch.Tensor]:
-    """The tensors of an object and of such of its own kind in it; of a module, none."""
+    """The tensors of an object and of objects of its own class in it; none of a module."""
     if isinstance(value, nn.Module | torch.Tensor | type) or not hasattr(value, "__dict__"):
         return []
     found = []

@@ -1,4 +1,4 @@
-"""What a unit's modules show on the host between its calls, and whether it is theirs to keep."""
+"""What a unit's modules show on the host between its calls, and whether somebody has changed it."""
 
 import sys
 
@@ -12,10 +12,10 @@ _FUNCTIONAL_CODE = stateless._functional_call.__code__
 
 
 class ShownTensors:
-    """The host tensors of a unit, each in every place that shows it.
+    """The host tensors of a unit, with every registration that shows them.
 
     Args:
-        places: what is shown where.
+        tensors: each registration and its tensor.
     """
 
     def __init__(self, tensors: Shown) -> None:
@@ -23,7 +23,7 @@ class ShownTensors:
         self._traits = [(addresses_of(tensor), tensor.requires_grad) for _, _, tensor in tensors]
 
     def changed(self) -> bool:
-        """Whether a tensor is another one now, lies elsewhere or became trainable, or no more."""
+        """Whether a tensor was replaced, given other memory, frozen or made trainable."""
         return any(
             registry.get(name) is not tensor
             or addresses != addresses_of(tensor)
@@ -34,7 +34,7 @@ class ShownTensors:
         )
 
     def given(self) -> dict[int, torch.Tensor | None]:
-        """What places have in place of their host tensor, by the place's number."""
+        """What registrations have in place of their host tensors, by the registration's number."""
         return {
             i: registry.get(name)
             for i, (registry, name, tensor) in enumerate(self.tensors)
@@ -42,7 +42,7 @@ class ShownTensors:
         }
 
     def moved(self) -> dict[int, torch.Tensor | None]:
-        """Host tensors that lie elsewhere by now, by the place's number."""
+        """Host tensors that were given other memory, by the registration's number."""
         return {
             i: tensor
             for i, ((_, _, tensor), (addresses, _)) in enumerate(
@@ -53,7 +53,7 @@ class ShownTensors:
 
 
 def is_lent() -> bool:
-    """Whether `torch.func.functional_call` runs: what modules have now is theirs for a call."""
+    """Whether `torch.func.functional_call` runs: modules have its tensors for one call only."""
     frame = sys._getframe()
     while (caller := frame.f_back) is not None:
         frame = caller

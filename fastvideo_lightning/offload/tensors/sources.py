@@ -1,4 +1,4 @@
-"""Where the bytes of a weight come from, and what that means for its place in memory."""
+"""Where the bytes of a weight come from, and what that means for where they lie in memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +61,8 @@ def source_spec(
     Args:
         source: where it lies.
         run_device: the device of the run, which settles the dtype.
-        device: where the tensor computes, by default there; on the CPU it keeps its file's phase.
+        device: where the tensor computes, by default ``run_device``; on the CPU it keeps the phase
+            that it has in its file.
     """
     spec = TensorSpec.contiguous(source.shape, source.dtype_on(run_device))
     plain = source.path is not None and spec.dtype == source.stored_dtype

@@ -1,4 +1,4 @@
-"""Brings what goes into a call and comes out of it to a device."""
+"""Brings a call's arguments and results to a device."""
 
 from typing import cast
 
@@ -18,7 +18,7 @@ def move_inputs(
 
 
 def move_tensors(tree: object, device: torch.device) -> object:
-    """A nest of containers and outputs with its tensors on ``device``."""
+    """A result, containers and output objects included, with its tensors on ``device``."""
     return tree_map(lambda leaf: _move_leaf(leaf, device), tree)
 
 
