@@ -38,8 +38,8 @@ from fastvideo_lightning.libraries import check_installed
 from fastvideo_lightning.prompts.dataset import check_prompt
 
 if TYPE_CHECKING:
+    from fastvideo_lightning.callbacks import MemoryReport
     from fastvideo_lightning.generator.generator import VideoGenerator
-    from fastvideo_lightning.modules import VideoModule
     from fastvideo_lightning.output.video import GeneratedVideo
 
 
@@ -55,6 +55,7 @@ A YAML file for --config holds option names and values, one a line, as in `num-f
 typed wins over the file.
 """
 
+_OPENING = ("num_gpus", "accelerator", "dtype", "revision", "variant", "allow_pickle")
 _AGAIN = "The video was not made. Run the same command again to make it."
 
 
@@ -199,54 +200,43 @@ def _open(request: Request) -> "VideoGenerator":
     """The generator of a request, checked against machine and model."""
     choices = request.choices
     # Seconds of imports from here on.
-    from fastvideo_lightning import CheckpointError, VideoModule
-    from fastvideo_lightning.config.devices import check_devices
+    from fastvideo_lightning import CheckpointError, VideoGenerator
+    from fastvideo_lightning.callbacks import MemoryReport
     from fastvideo_lightning.modules.prompt_checks import warn_of_unread
 
     with usage_errors(CheckpointError):
-        device_type = check_devices(choices["num_gpus"], choices["accelerator"])
-        module = VideoModule.from_pretrained(
+        path, quiet = choices.get("report"), choices["quiet"]
+        reports = [MemoryReport(path, quiet=quiet)] if path is not None else []
+        generator = VideoGenerator.open(
             choices["model"],
-            dtype=choices["dtype"],
-            revision=choices.get("revision"),
-            variant=choices.get("variant"),
-            allow_pickle=choices["allow_pickle"],
-            device_type="cpu" if device_type == "cpu" else None,
+            request.config,
+            callbacks=reports,
+            progress=not quiet,
+            **{name: choices[name] for name in _OPENING if name in choices},
         )
-        module.context_parallel = request.config.context_parallel
         if "lora" in choices:
-            module.check_takes_lora(*(lora.denoiser for lora in choices["lora"]))
+            generator.module.check_takes_lora(*(lora.denoiser for lora in choices["lora"]))
         if request.prompt is not None:
-            module.resolve_sampling(request.params)
+            generator.module.resolve_sampling(request.params)
             asked = {**request.params.given(), "prompt": request.prompt}
-            warn_of_unread(module.pipeline, [asked])
-        return _wire(request, module, on_gpu=device_type != "cpu")
+            warn_of_unread(generator.module.pipeline, [asked])
+            for report in reports:
+                _plan_report(report, generator, request.params)
+            generator.plan(**request.params.given())
+        return generator
 
 
-def _wire(request: Request, module: "VideoModule", *, on_gpu: bool) -> "VideoGenerator":
-    """The generator of a request, checked against the model; no weight is read yet."""
-    from fastvideo_lightning import VideoGenerator
+def _plan_report(
+    report: "MemoryReport", generator: "VideoGenerator", params: SamplingParams
+) -> None:
+    """Have a report hold the video against its plan, where there is device memory to plan."""
+    if generator.device_type == "cpu" or generator.config.use_fsdp_inference:
+        return
+    from fastvideo_lightning.plan import make_plan
 
-    choices = request.choices
-    watching = watch_run(
-        choices.get("report"),
-        module,
-        request.config,
-        request.params if request.prompts is None else None,
-        on_gpu=on_gpu,
-        quiet=choices["quiet"],
-    )
-    generator = VideoGenerator(
-        module,
-        request.config,
-        num_gpus=choices["num_gpus"],
-        accelerator=choices["accelerator"],
-        progress=not choices["quiet"],
-        **watching,
-    )
-    if request.prompts is None:
-        generator.plan(**request.params.given())
-    return generator
+    plan = make_plan(generator.module, params, flags=generator.config)
+    report.plan = plan.to_dict()
+    report.link_bytes_per_s = None if plan.machine is None else plan.machine.link_bytes_per_s
 
 
 def _make_batch(
@@ -266,39 +256,3 @@ def _report(video: "GeneratedVideo") -> None:
     if video.video_path is not None:
         click.echo(video.video_path)
     say(video.summary)
-
-
-def watch_run(
-    path: str | None,
-    module: "VideoModule",
-    config: OffloadConfig,
-    params: SamplingParams | None,
-    *,
-    on_gpu: bool,
-    quiet: bool,
-) -> dict[str, Any]:
-    """Return what the generator takes to be watched; nothing where no report is asked for.
-
-    Args:
-        path: Of the report.
-        module: The model.
-        config: The user's flags.
-        params: The video; None for a batch, which has no plan of one video.
-        on_gpu: Whether there is device memory to plan.
-        quiet: Whether to leave the five lines out.
-
-    Raises:
-        ValueError, OSError: If the file cannot be written.
-    """
-    if path is None:
-        return {}
-    from fastvideo_lightning.callbacks import MemoryReport
-
-    if params is None or not on_gpu or config.use_fsdp_inference:
-        return {"callbacks": [MemoryReport(path, quiet=quiet)]}
-    from fastvideo_lightning.plan import make_plan
-
-    plan = make_plan(module, params, flags=config)
-    link = None if plan.machine is None else plan.machine.link_bytes_per_s
-    report = MemoryReport(path, plan=plan.to_dict(), link_bytes_per_s=link, quiet=quiet)
-    return {"callbacks": [report]}

@@ -121,7 +121,8 @@ _LOADING = (
 class VideoGenerator:
     """Makes videos with one model, whose weights are where the flags say.
 
-    Usually made by `from_pretrained`; the constructor takes the pieces, and `setup` reads weights.
+    Usually made by `from_pretrained`, or by `open`, which reads no weight; the constructor takes
+    the pieces, and `setup` reads the weights.
 
     Args:
         module: The model.
@@ -173,6 +174,61 @@ class VideoGenerator:
         self._fabric: L.Fabric | None = None
 
     @classmethod
+    def open(
+        cls,
+        model: str | os.PathLike[str] = "tiny-shapes",
+        config: OffloadConfig | None = None,
+        *,
+        num_gpus: int = 1,
+        accelerator: str = "auto",
+        dtype: "str | torch.dtype" = "auto",
+        callbacks: Iterable[object] = (),
+        progress: bool = True,
+        revision: str | None = None,
+        variant: str | None = None,
+        allow_pickle: bool = False,
+    ) -> Self:
+        """Open a model and check what was chosen for it; only headers are read.
+
+        Args:
+            model: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
+            config: Where its weights live.
+            num_gpus: Devices, one process each.
+            accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
+            dtype: As in `VideoModule.from_pretrained`.
+            callbacks: The user's own, beside those the flags make.
+            progress: Draw bars where stderr is a terminal.
+            revision: Branch, tag or commit on the hub.
+            variant: Variant of the weight files, such as `fp16`.
+            allow_pickle: Load pickled weights where there are no others; they can run code.
+
+        Raises:
+            ValueError: If options conflict or the machine has fewer GPUs.
+            FileNotFoundError, CheckpointError: If there is no such model, or it is damaged.
+        """
+        config = config or OffloadConfig()
+        check_dtype(dtype, config)
+        device_type = check_devices(num_gpus, accelerator)
+        from fastvideo_lightning.modules import VideoModule
+
+        module = VideoModule.from_pretrained(
+            model,
+            dtype=dtype,
+            revision=revision,
+            variant=variant,
+            allow_pickle=allow_pickle,
+            device_type="cpu" if device_type == "cpu" else None,
+        )
+        return cls(
+            module,
+            config,
+            num_gpus=num_gpus,
+            accelerator=accelerator,
+            callbacks=callbacks,
+            progress=progress,
+        )
+
+    @classmethod
     def from_pretrained(
         cls,
         model: str | os.PathLike[str] = "tiny-shapes",
@@ -187,7 +243,7 @@ class VideoGenerator:
         allow_pickle: bool = False,
         **flags: Any,
     ) -> Self:
-        """Load a model, ready to make videos.
+        """Load a model, ready to make videos: `open`, then `setup`.
 
         Args:
             model: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
@@ -207,26 +263,17 @@ class VideoGenerator:
             FileNotFoundError, CheckpointError: If there is no such model, or it is damaged.
         """
         check_keywords(flags, known=_FLAGS, others=_LOADING, where="from_pretrained()")
-        config = OffloadConfig(**flags)
-        check_dtype(dtype, config)
-        device_type = check_devices(num_gpus, accelerator)
-        from fastvideo_lightning.modules import VideoModule
-
-        module = VideoModule.from_pretrained(
+        generator = cls.open(
             model,
+            OffloadConfig(**flags),
+            num_gpus=num_gpus,
+            accelerator=accelerator,
             dtype=dtype,
+            callbacks=callbacks,
+            progress=progress,
             revision=revision,
             variant=variant,
             allow_pickle=allow_pickle,
-            device_type="cpu" if device_type == "cpu" else None,
-        )
-        generator = cls(
-            module,
-            config,
-            num_gpus=num_gpus,
-            accelerator=accelerator,
-            callbacks=callbacks,
-            progress=progress,
         )
         try:
             generator.setup()

@@ -87,11 +87,6 @@ class Model:
     device_type: str = "cpu"
     loading: Mapping[str, Any] = field(default_factory=dict)
 
-    def open(self) -> VideoModule:
-        """Read its headers."""
-        device_type = "cpu" if self.device_type == "cpu" else None
-        return VideoModule.from_pretrained(self.name, device_type=device_type, **self.loading)
-
     def read_sampling(self) -> Mapping[str, Any]:
         """Read what its `sampling.json` says."""
         revision, variant = self.loading.get("revision"), self.loading.get("variant")
@@ -121,13 +116,13 @@ class Studio:
         self.model = model
         self.output_path = Path(os.path.expanduser(output_path))
         self.limits = limits or Limits()
-        self.module = model.open()
+        self._watch, self._report = JobWatch(), MemoryReport(quiet=True)
+        self._generator = self._open(model.config)
+        self.module = self._generator.module
         check_budget(self.module, model.config)
         self.images = WantedImages.of(self.module)
         self.defaults = self.module.sampling_defaults
         self._trained = SamplingDefaults.from_mapping(model.read_sampling()).trained
-        self._watch, self._report = JobWatch(), MemoryReport(quiet=True)
-        self._generator = self._make_generator(self.module, model.config)
         self._placed = model.config
         self._queue = JobQueue(self._make, max_queue=self.limits.max_queue, explain=explain)
 
@@ -239,12 +234,13 @@ class Studio:
             return self.model.config
         return replace(self.model.config, gpu_memory_budget=request.budget_gib)
 
-    def _make_generator(self, module: VideoModule, config: OffloadConfig) -> VideoGenerator:
-        return VideoGenerator(
-            module,
+    def _open(self, config: OffloadConfig) -> VideoGenerator:
+        return VideoGenerator.open(
+            self.model.name,
             config,
             accelerator=self.model.accelerator,
             callbacks=[self._watch, self._report],
+            **self.model.loading,
         )
 
     def _place_for(self, job: Job) -> None:
@@ -253,7 +249,7 @@ class Studio:
         if config == self._placed or self.model.device_type == "cpu":
             return
         job.reach("load")
-        other = self._make_generator(self.model.open(), config)  # no weight is read yet
+        other = self._open(config)  # no weight is read yet
         self._generator.close()
         self._generator, self._placed = other, config
 

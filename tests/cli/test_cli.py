@@ -40,7 +40,7 @@ def test_quiet_leaves_the_path_and_draws_no_bar(calls, capsys):
     assert run(["generate", "--prompt", "a", "--quiet"]) == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("output/video.mp4\n", "")
-    assert call(calls, "wire")[1]["progress"] is False
+    assert call(calls, "open")[2]["progress"] is False
     assert run(["generate", "--prompt", "a"]) == 0
     assert capsys.readouterr().err
 
@@ -53,17 +53,16 @@ def test_without_saving_stdout_stays_empty(calls, capsys):
 
 def test_parameters_are_resolved_before_weights_are_read(calls):
     run(["generate", "--prompt", "a"])
-    moments = ["load", "resolve", "wire", "plan", "setup", "generate", "close"]
+    moments = ["open", "resolve", "plan", "setup", "generate", "close"]
     assert [call[0] for call in calls] == moments
 
 
 def test_what_is_not_given_is_the_default_of_the_python_names(calls):
     run(["generate", "--prompt", "a"])
-    model, options = call(calls, "load")
-    config, machine = call(calls, "wire")
-    assert (model, options["dtype"]) == ("tiny-shapes", "auto")
-    assert config == OffloadConfig()
-    assert machine == {"num_gpus": 1, "accelerator": "auto", "progress": True}
+    model, config, options = call(calls, "open")
+    assert (model, config) == ("tiny-shapes", OffloadConfig())
+    machine = {"num_gpus": 1, "accelerator": "auto", "dtype": "auto", "allow_pickle": False}
+    assert options == {**machine, "callbacks": [], "progress": True}
     assert call(calls, "resolve") == (SamplingParams(),)
 
 
@@ -73,12 +72,12 @@ FLAGS = [field.name for field in fields(OffloadConfig) if isinstance(field.defau
 @pytest.mark.parametrize("kind", ["auto", "mapped", "pinned", "pageable"])
 def test_the_kind_of_host_memory_is_a_choice(calls, kind):
     assert run(["generate", "--prompt", "a", "--host-memory", kind]) == 0
-    assert call(calls, "wire")[0] == OffloadConfig(host_memory=kind)
+    assert call(calls, "open")[1] == OffloadConfig(host_memory=kind)
 
 
 def test_the_shard_transport_is_a_choice(calls):
     assert run(["generate", "--prompt", "a", "--shard-transport", "local"]) == 0
-    assert call(calls, "wire")[0] == OffloadConfig(shard_transport="local")
+    assert call(calls, "open")[1] == OffloadConfig(shard_transport="local")
 
 
 @pytest.mark.parametrize("flag", FLAGS)
@@ -90,7 +89,7 @@ def test_every_flag_can_be_turned_on_and_off_with_hyphens_or_underscores(calls, 
     for option, value in ((f"--{name}", True), (f"--no{spelling}{name}", False)):
         calls.clear()
         assert run(["generate", "--prompt", "a", *extra, option]) == 0
-        assert call(calls, "wire")[0] == OffloadConfig(**others, **{flag: value})
+        assert call(calls, "open")[1] == OffloadConfig(**others, **{flag: value})
 
 
 SAMPLING = {
@@ -127,14 +126,13 @@ def test_every_sampling_field_has_an_option_that_reaches_the_generator(calls, sp
     assert call(calls, "generate") == ("a", "output/", True, SAMPLING)
 
 
-def test_the_options_of_the_machine_reach_the_module_and_the_generator(calls):
+def test_the_options_of_the_machine_reach_the_generator(calls):
     options = "--model a/m --dtype bf16 --revision r --variant fp16 --accelerator cpu --num-gpus 2"
     assert run(["generate", "--prompt", "a", "--output-path", "there", *options.split()]) == 0
-    model, loading = call(calls, "load")
-    assert (model, loading["dtype"]) == ("a/m", "bf16")
-    assert (loading["revision"], loading["variant"]) == ("r", "fp16")
-    machine = {"num_gpus": 2, "accelerator": "cpu", "progress": True}
-    assert call(calls, "wire")[1] == machine
+    model, _, opening = call(calls, "open")
+    assert (model, opening["dtype"]) == ("a/m", "bf16")
+    assert (opening["revision"], opening["variant"]) == ("r", "fp16")
+    assert (opening["num_gpus"], opening["accelerator"]) == (2, "cpu")
     assert call(calls, "generate")[1] == "there"
 
 
@@ -145,14 +143,14 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(call
     assert run(["generate", "--config", "c.yaml", "--seed", "4", "--model", "a/n"]) == 0
     sampling = call(calls, "generate")[3]
     assert sampling == {"num_frames": 9, "seed": 4, "guidance_scale": 2.0}
-    assert call(calls, "wire")[0] == OffloadConfig(vae_cpu_offload=False)
-    assert call(calls, "load")[0] == "a/n"
+    assert call(calls, "open")[1] == OffloadConfig(vae_cpu_offload=False)
+    assert call(calls, "open")[0] == "a/n"
 
 
 def test_the_command_line_wins_in_both_directions_of_a_flag(calls):
     Path("c.yaml").write_text("prompt: a\nvae-cpu-offload: false\npin-cpu-memory: true\n")
     run(["generate", "--config", "c.yaml", "--vae-cpu-offload", "--no-pin-cpu-memory"])
-    assert call(calls, "wire")[0] == OffloadConfig(vae_cpu_offload=True, pin_cpu_memory=False)
+    assert call(calls, "open")[1] == OffloadConfig(vae_cpu_offload=True, pin_cpu_memory=False)
 
 
 def test_our_warnings_are_one_line_each_and_those_of_libraries_are_not_shown(

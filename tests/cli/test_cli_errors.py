@@ -153,13 +153,15 @@ def refuse(error):
     return refuse_now
 
 
-@pytest.mark.parametrize("step", ["from_pretrained", "resolve_sampling"])
+@pytest.mark.parametrize(
+    ("stand_in", "step"), [(RecordedGenerator, "open"), (RecordedModule, "resolve_sampling")]
+)
 def test_what_the_model_refuses_before_weights_is_the_users_choice(
-    calls, capsys, monkeypatch, step
+    calls, capsys, monkeypatch, stand_in, step
 ):
     message = "height must be a multiple of 16, got 100. The nearest is height=96."
     for error in (ValueError(message), fastvideo_lightning.CheckpointError(message)):
-        monkeypatch.setattr(RecordedModule, step, refuse(error))
+        monkeypatch.setattr(stand_in, step, refuse(error))
         assert run(["generate", "--prompt", "a"]) == 2
         assert read_errors(capsys) == [
             "Error: --height must be a multiple of 16, got 100.",

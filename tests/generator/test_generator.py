@@ -35,6 +35,22 @@ def test_video_is_written_and_described(generator: VideoGenerator, tmp_path: Pat
     assert (video.frames == again.frames).all()
 
 
+def test_opening_reads_no_weight_and_the_first_video_reads_them(
+    checkpoint: FindCheckpoint,
+) -> None:
+    with VideoGenerator.open(checkpoint("t2v"), accelerator="cpu", progress=False) as generator:
+        assert all(weight.is_meta for weight in generator.module.parameters())
+        generator.generate_video(PROMPT, save_video=False, **SIZE)
+        assert not any(weight.is_meta for weight in generator.module.parameters())
+
+
+def test_opening_checks_what_was_chosen(checkpoint: FindCheckpoint) -> None:
+    with pytest.raises(ValueError, match="attention_backend"):
+        VideoGenerator.open(checkpoint("t2v"), OffloadConfig(attention_backend="fast"))
+    with pytest.raises(FileNotFoundError):
+        VideoGenerator.open("no/such/model", accelerator="cpu")
+
+
 def test_nothing_is_written_unless_asked(
     generator: VideoGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

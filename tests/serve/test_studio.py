@@ -168,9 +168,7 @@ def test_another_budget_places_the_model_anew(studio, monkeypatch) -> None:
     end_of(studio, job)
     monkeypatch.setattr(studio, "model", replace(studio.model, device_type="cuda"))
     made = []
-    monkeypatch.setattr(
-        studio, "_make_generator", lambda module, config: made.append(config) or first
-    )
+    monkeypatch.setattr(studio, "_open", lambda config: made.append(config) or first)
     monkeypatch.setattr(first, "close", lambda: None)
     job = Job(replace(ask(), budget_gib=5.0))
     job.start()
