@@ -67,6 +67,7 @@ ALLOWED = {
         "numpy",
         "offload.blocks",
         "output.video",
+        "prompts.dataset",
         "torch",
         "transformers",
     },

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.checkpoint.folder import ASSETS
-from fastvideo_lightning.config import SamplingParams
 from fastvideo_lightning.modules.content import media_keys
+from fastvideo_lightning.prompts.dataset import params_of
 from fastvideo_lightning.version import __version__
 
 if TYPE_CHECKING:
@@ -29,17 +29,16 @@ def describe(
     dtypes: Mapping[str, str],
     model_inputs: Mapping[str, str],
 ) -> Entry:
-    """Return the entry of a prompt; checks that the model can make it.
+    """Return the entry of a prompt.
 
     Args:
-        item: Of a `PromptDataset`.
+        item: Resolved against the model.
         module: The model.
         settings: Of the configuration, what makes it another video; None where it does not.
         dtypes: As `dtypes_of` has them.
         model_inputs: As `model_keys` has them.
     """
-    given = {name: value for name, value in item.items() if name not in ("index", "prompt")}
-    parameters = module.resolve_sampling(SamplingParams.from_mapping(given)).given()
+    parameters = params_of(item).given()
     seed = parameters.pop("seed")
     if loras := {name: weight for name, weight in module.loras.items() if weight}:
         parameters["loras"] = loras

@@ -12,7 +12,12 @@ from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.writer import BatchWriter
 from fastvideo_lightning.output.video import GeneratedVideo
-from fastvideo_lightning.prompts.dataset import PromptDataset, PromptFileError, first_of_many
+from fastvideo_lightning.prompts.dataset import (
+    PromptDataset,
+    PromptFileError,
+    ResolvedPrompt,
+    first_of_many,
+)
 
 if TYPE_CHECKING:
     import lightning as L
@@ -30,7 +35,7 @@ _OTHER_INPUTS = (
 _log = logging.getLogger(__name__)
 
 # Called with the items to make and the writer; makes them, one for each step of the iterator.
-Iterate = Callable[[list[dict[str, Any]], BatchWriter], Iterator[Any]]
+Iterate = Callable[[list[ResolvedPrompt], BatchWriter], Iterator[Any]]
 
 
 class VideoBatch(Iterator[GeneratedVideo]):
@@ -50,6 +55,7 @@ class VideoBatch(Iterator[GeneratedVideo]):
         prompts: PromptDataset,
         folder: BatchFolder,
         *,
+        resolve: Callable[[Mapping[str, Any]], ResolvedPrompt],
         describe: Callable[[Mapping[str, Any]], Entry],
         resume: bool,
         fail_fast: bool,
@@ -64,8 +70,8 @@ class VideoBatch(Iterator[GeneratedVideo]):
         self._folder = folder
         # By a proxy: what it walks would else hold it, and a loop that is left would not let go.
         self._videos = VideoBatch._make(proxy(self), folder)
-        self._items = list(prompts)
-        self._entries = _describe_all(self._items, describe, places)
+        self._items = _resolve_all(list(prompts), resolve, places)
+        self._entries = {item["index"]: describe(item) for item in self._items}
         self._writer = BatchWriter(
             folder,
             self._entries,
@@ -175,7 +181,7 @@ class VideoBatch(Iterator[GeneratedVideo]):
 
     def _remaining(
         self, done: dict[str, list[Entry]], settings: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
+    ) -> list[ResolvedPrompt]:
         """Return the prompts whose videos are not there; one asked for twice is made twice."""
         remaining, unlike = [], Counter[str]()
         for item in self._items:
@@ -195,30 +201,30 @@ class VideoBatch(Iterator[GeneratedVideo]):
         return remaining
 
 
-def _describe_all(
+def _resolve_all(
     items: list[dict[str, Any]],
-    describe: Callable[[Mapping[str, Any]], Entry],
+    resolve: Callable[[Mapping[str, Any]], ResolvedPrompt],
     places: Sequence[str],
-) -> dict[int, Entry]:
-    """Describe each prompt; what the model refuses is told with the prompts that ask for it.
+) -> list[ResolvedPrompt]:
+    """Resolve each prompt; what the model refuses is told with the prompts that ask for it.
 
     What it refuses of all alike was asked for beside them and is told once, unless a file with
     settings beside its prompts says so.
     """
-    entries, wrong, errors = {}, [], []
+    resolved, wrong, errors = [], [], []
     for item in items:
         index = item["index"]
         try:
-            entries[index] = describe(item)
+            resolved.append(resolve(item))
         except (TypeError, ValueError) as error:
             place = places[index] if places else f"Prompt {index + 1}, {item['prompt']:.40}"
             wrong.append(f"{place}: {error}")
             errors.append(error)
     if not errors:
-        return entries
+        return resolved
     if places:
         raise PromptFileError(wrong) from errors[0]
-    if not entries and len({str(error) for error in errors}) == 1:
+    if not resolved and len({str(error) for error in errors}) == 1:
         raise errors[0]
     kind = TypeError if isinstance(errors[0], TypeError) else ValueError
     raise kind("\n".join(first_of_many(wrong, "prompt"))) from errors[0]

@@ -35,7 +35,7 @@ from fastvideo_lightning.cli.options import (
 from fastvideo_lightning.config import LoraChoice, OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.libraries import check_installed
-from fastvideo_lightning.prompts.dataset import check_prompt
+from fastvideo_lightning.prompts.dataset import ResolvedPrompt, check_prompt
 
 if TYPE_CHECKING:
     from fastvideo_lightning.callbacks import MemoryReport
@@ -147,7 +147,7 @@ def _make_video(request: Request) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with waiting("loading libraries"):
-            generator = _open(request)
+            generator, prompt = _open(request)
     except KeyboardInterrupt as stop:
         if request.prompts is None:
             stop.add_note(_AGAIN)
@@ -156,21 +156,18 @@ def _make_video(request: Request) -> None:
         raise click.exceptions.Exit(STOPPED) from None
     loras = choices.get("lora", ())
     with generator:
-        if request.prompt is not None or loras:  # a batch that is done reads no weight
-            generator.setup(request.params if request.prompts is None else None)
+        if prompt is not None or loras:  # a batch that is done reads no weight
+            generator.setup(None if prompt is None else prompt.params)
         with usage_errors(ImportError):
             _load_loras(generator, loras)
         if request.prompts is not None:
             _make_batch(generator, request, request.prompts)
             _say_all_made()
             return
-        assert request.prompt is not None
+        assert prompt is not None
         try:
             video = generator.generate_video(
-                request.prompt,
-                output_path=choices["output_path"],
-                save_video=choices["save_video"],
-                **request.params.given(),
+                prompt, output_path=choices["output_path"], save_video=choices["save_video"]
             )
         except KeyboardInterrupt as stop:
             stop.add_note(_AGAIN)
@@ -196,13 +193,12 @@ def _load_loras(generator: "VideoGenerator", loras: Sequence[LoraChoice]) -> Non
         generator.load_lora(lora.path, weight=lora.weight, name=name, denoiser=lora.denoiser)
 
 
-def _open(request: Request) -> "VideoGenerator":
-    """The generator of a request, checked against machine and model."""
+def _open(request: Request) -> "tuple[VideoGenerator, ResolvedPrompt | None]":
+    """The generator of a request and its prompt, checked against machine and model."""
     choices = request.choices
     # Seconds of imports from here on.
     from fastvideo_lightning import CheckpointError, VideoGenerator
     from fastvideo_lightning.callbacks import MemoryReport
-    from fastvideo_lightning.modules.prompt_checks import warn_of_unread
 
     with usage_errors(CheckpointError):
         path, quiet = choices.get("report"), choices["quiet"]
@@ -216,14 +212,13 @@ def _open(request: Request) -> "VideoGenerator":
         )
         if "lora" in choices:
             generator.module.check_takes_lora(*(lora.denoiser for lora in choices["lora"]))
-        if request.prompt is not None:
-            generator.module.resolve_sampling(request.params)
-            asked = {**request.params.given(), "prompt": request.prompt}
-            warn_of_unread(generator.module.pipeline, [asked])
-            for report in reports:
-                _plan_report(report, generator, request.params)
-            generator.plan(**request.params.given())
-        return generator
+        if request.prompt is None:
+            return generator, None
+        prompt = generator.resolve(request.prompt, **request.params.given())
+        for report in reports:
+            _plan_report(report, generator, prompt.params)
+        generator.plan(prompt.params)
+        return generator, prompt
 
 
 def _plan_report(

@@ -20,7 +20,7 @@ from fastvideo_lightning.config.offload import (
     SHARD_TRANSPORT,
     OffloadConfig,
 )
-from fastvideo_lightning.config.sampling import MAX_FPS, MAX_SEED, SamplingParams
+from fastvideo_lightning.config.sampling import MAX_FPS, MAX_SEED, ResolvedSampling, SamplingParams
 
 __all__ = [
     "CACHES",
@@ -31,6 +31,7 @@ __all__ = [
     "ON_OOM",
     "SHARD_TRANSPORT",
     "OffloadConfig",
+    "ResolvedSampling",
     "SamplingParams",
     "check_keywords",
     "check_known",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any, Self
@@ -83,10 +83,11 @@ class SamplingParams:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
-    def merge(self, **overrides: Any) -> Self:
+    def merge(self, **overrides: Any) -> "SamplingParams":
         """Return a copy with `overrides` in place; one that is None leaves its field as it is."""
         check_known(overrides, [each.name for each in fields(self)], type(self).__name__)
-        return replace(self, **{k: v for k, v in overrides.items() if v is not None})
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return SamplingParams(**{**self.given(), **given})
 
     def _check_text(self) -> None:
         if not isinstance(self.negative_prompt, str | None):
@@ -138,6 +139,11 @@ class SamplingParams:
         if not isfinite(value) or too_low:
             raise ValueError(_refusal(name, wanted, value))
         object.__setattr__(self, name, float(value))
+
+
+@dataclass(frozen=True)
+class ResolvedSampling(SamplingParams):
+    """What a model has completed, checked and warned of; it does not do so again."""
 
 
 _PATHS = (

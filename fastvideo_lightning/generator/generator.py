@@ -19,7 +19,13 @@ from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.config.devices import check_devices, count_nodes
 from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.output.video import GeneratedVideo
-from fastvideo_lightning.prompts.dataset import LocatedPrompts, PromptDataset, check_prompt
+from fastvideo_lightning.prompts.dataset import (
+    LocatedPrompts,
+    PromptDataset,
+    ResolvedPrompt,
+    check_prompt,
+    params_of,
+)
 
 if TYPE_CHECKING:
     import lightning as L
@@ -70,6 +76,10 @@ _OTHER_VIDEO = ("cache", "attention_backend")
 # What is chosen for memory or speed and changes pixels slightly: a run that goes on with another of
 # these, as one does that ran out of memory, keeps what is there.
 _OTHER_ROUNDING = ("vae_tiling", "compile", "context_parallel")
+_TWICE = (
+    "{} got a prompt that is resolved with its sampling, and {} besides. Pass all of them to "
+    "resolve()."
+)
 _TAKEN = ("output_path", "resume", "fail_fast")
 
 
@@ -299,16 +309,41 @@ class VideoGenerator:
         """The flags in force: the user's, and with a budget those that the plan chose."""
         return self._placing.config
 
-    def plan(self, **sampling: Any) -> "Plan | None":
+    def plan(self, params: SamplingParams | None = None, **sampling: Any) -> "Plan | None":
         """Plan a video for the budget, without reading a weight; None where there is no budget.
 
         Args:
-            **sampling: As in `generate_video`.
+            params: How it is sampled, such as of a prompt that is resolved.
+            **sampling: The same as in `generate_video`, where no `params` are given.
 
         Raises:
             BudgetTooSmallError: If it does not fit; names the smallest that is possible.
         """
-        return self._placing.plan_for(SamplingParams(**sampling))
+        if params is not None and sampling:
+            raise TypeError(_TWICE.format("plan()", ", ".join(sampling)))
+        return self._placing.plan_for(params or SamplingParams(**sampling))
+
+    def resolve(self, prompt: str, **sampling: Any) -> ResolvedPrompt:
+        """Complete and check what a video is made of, and warn of what the model will not see.
+
+        Args:
+            prompt: What it shows.
+            **sampling: As in `generate_video`, which takes what this returns in place of both.
+
+        Raises:
+            TypeError, ValueError, OSError: For what was passed; reads no weight.
+        """
+        from fastvideo_lightning.modules.prompt_checks import warn_of_unread
+
+        check_keywords(sampling, known=_SAMPLING, others=(), where="resolve()")
+        check_prompt(prompt)
+        params = self.module.resolve_sampling(SamplingParams(**sampling))
+        warn_of_unread(self.module.pipeline, [{**sampling, "prompt": prompt}])
+        return ResolvedPrompt(prompt, params)
+
+    def _resolve_item(self, item: Mapping[str, Any]) -> ResolvedPrompt:
+        params = self.module.resolve_sampling(params_of(item))
+        return ResolvedPrompt(item["prompt"], params, item["index"])
 
     @property
     def is_first_process(self) -> bool:
@@ -359,7 +394,7 @@ class VideoGenerator:
 
     def generate_video(
         self,
-        prompt: str,
+        prompt: str | ResolvedPrompt,
         *,
         output_path: str | os.PathLike[str] = "output/",
         save_video: bool = True,
@@ -368,7 +403,7 @@ class VideoGenerator:
         """Make a video of a prompt.
 
         Args:
-            prompt: What it shows.
+            prompt: What it shows, or what `resolve` made of it.
             output_path: Folder of the mp4, named by the prompt.
             save_video: Write it.
             **sampling: Fields of `SamplingParams`; left out or None, the model's family decides.
@@ -381,20 +416,19 @@ class VideoGenerator:
             OutOfGPUMemoryError: If memory runs out; names the stage and what would help.
         """
         from fastvideo_lightning.callbacks import VideoWriter
-        from fastvideo_lightning.modules.prompt_checks import warn_of_unread
 
-        module = self.module
+        _ = self.module  # of a generator that is not closed
         check_keywords(sampling, known=_SAMPLING, others=_SAVING, where="generate_video()")
-        check_prompt(prompt)
         check_switch("save_video", save_video)
-        params = SamplingParams(**sampling)
-        module.resolve_sampling(params)
-        warn_of_unread(module.pipeline, [{**sampling, "prompt": prompt}])
+        if not isinstance(prompt, ResolvedPrompt):
+            prompt = self.resolve(prompt, **sampling)
+        elif sampling:
+            raise TypeError(_TWICE.format("generate_video()", ", ".join(sampling)))
         if save_video:
             check_output_folder(output_path)
-        self.setup(params)
+        self.setup(prompt.params)
         writer = VideoWriter(output_path) if save_video else None
-        videos = list(self._iterate(PromptDataset([prompt], **params.given()), writer))
+        videos = list(self._iterate([prompt], writer))
         # One prompt is the first rank's; the others get its video.
         video: Any = self._launch().broadcast(videos[0] if videos else None)
         assert isinstance(video, GeneratedVideo)
@@ -436,6 +470,7 @@ class VideoGenerator:
         batch = VideoBatch(
             dataset,
             BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4")),
+            resolve=self._resolve_item,
             describe=partial(
                 describe,
                 module=module,

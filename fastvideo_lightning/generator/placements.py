@@ -32,6 +32,7 @@ from fastvideo_lightning.plan.machine import GIB
 from fastvideo_lightning.plan.planner import find_budget, find_machine
 from fastvideo_lightning.plan.predict import Prediction
 from fastvideo_lightning.plan.sizes import measure_components
+from fastvideo_lightning.prompts.dataset import params_of
 
 if TYPE_CHECKING:
     import lightning as L
@@ -463,12 +464,6 @@ class ModelPlacement:
                 self.plan.budget_bytes / _GIB,
                 _changed_flags(self.config),
             )
-
-
-def params_of(item: Mapping[str, Any]) -> SamplingParams:
-    """The sampling parameters among an item of a `PromptDataset`."""
-    sampling = {k: v for k, v in item.items() if k not in ("index", "prompt")}
-    return SamplingParams.from_mapping(sampling)
 
 
 def _changed_flags(config: OffloadConfig) -> str:

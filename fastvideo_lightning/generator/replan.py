@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.generator.placements import ModelPlacement, explain_memory, params_of
+from fastvideo_lightning.generator.placements import ModelPlacement, explain_memory
 from fastvideo_lightning.modules.acceleration import models_that_decode_by
 from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.plan import Plan, make_plan
 from fastvideo_lightning.plan.choose import CHOSEN, choose_tighter
+from fastvideo_lightning.prompts.dataset import params_of
 
 if TYPE_CHECKING:
     import lightning as L

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 import lightning as L
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 
 from fastvideo_lightning.checkpoint.pipeline import load_pipeline, open_checkpoint
 from fastvideo_lightning.checkpoint.weights import StoredWeight, file_key
-from fastvideo_lightning.config import SamplingParams
+from fastvideo_lightning.config import ResolvedSampling, SamplingParams
 from fastvideo_lightning.modules.catalog import check_makes_frames
 from fastvideo_lightning.modules.context_parallel import check_tokens
 from fastvideo_lightning.modules.guidance import guidance_of, is_guided
@@ -37,6 +37,7 @@ from fastvideo_lightning.modules.schedulers import check_scheduler, chosen_sched
 from fastvideo_lightning.modules.steps import Stage, StepWatch
 from fastvideo_lightning.modules.weights_check import check_placement, find_unread, read_in_place
 from fastvideo_lightning.output.video import GeneratedVideo
+from fastvideo_lightning.prompts.dataset import ResolvedPrompt, params_of
 
 
 class PeakMemory:
@@ -136,7 +137,6 @@ class VideoModule(TakesLora, L.LightningModule):
             if isinstance(component, nn.Module):
                 self.add_module(name, component)
         self._checkpoint_defaults = SamplingDefaults.from_mapping(sampling or {})
-        self._warned_of: SamplingParams | None = None
         self._file_keys: dict[Path, str] = {}
         self.eval()
 
@@ -238,13 +238,19 @@ class VideoModule(TakesLora, L.LightningModule):
         height, width = self.sampling_defaults.height, self.sampling_defaults.width
         return [(height, width)] if height is not None and width is not None else []
 
+    @overload
+    def resolve_sampling(self, params: SamplingParams) -> ResolvedSampling: ...
+
+    @overload
+    def resolve_sampling(self, params: SamplingParams, *, is_complete: bool) -> SamplingParams: ...
+
     def resolve_sampling(
         self, params: SamplingParams, *, is_complete: bool = True
     ) -> SamplingParams:
         """Fill in the defaults and check that this model can make it; reads no weight.
 
         Args:
-            params: What was asked for.
+            params: What was asked for; what this returned before is returned as it is.
             is_complete: Whether a video is to be made of it. A plan needs its size alone, and no
                 picture that the model starts from.
 
@@ -252,6 +258,8 @@ class VideoModule(TakesLora, L.LightningModule):
             ValueError: If the model cannot; names what, what came and the nearest that works.
             FileNotFoundError: If an image is not there.
         """
+        if isinstance(params, ResolvedSampling):
+            return params
         check_makes_frames(self._pipeline)
         check_inputs(params)
         check_scheduler(self.pipeline, params)
@@ -260,12 +268,10 @@ class VideoModule(TakesLora, L.LightningModule):
         if is_complete:
             self.check_complete(resolved)
         check_tokens(self, resolved)
-        if resolved != self._warned_of:  # a generator resolves before the loop does
-            self._warned_of = resolved
-            self._checkpoint_defaults.warn_outside(resolved)
-            for text in self.without_effect(params, resolved):
-                warnings.warn(text, stacklevel=2)
-        return resolved
+        self._checkpoint_defaults.warn_outside(resolved)
+        for text in self.without_effect(params, resolved):
+            warnings.warn(text, stacklevel=2)
+        return ResolvedSampling(**resolved.given()) if is_complete else resolved
 
     def without_effect(self, params: SamplingParams, resolved: SamplingParams) -> list[str]:
         """Say what of the settings that were given is taken and read by nobody.
@@ -385,9 +391,9 @@ class VideoModule(TakesLora, L.LightningModule):
         Returns:
             The video, `frames` as diffusers' `output_type="pil"` has them: times 255, rounded.
         """
-        item = uncollated(batch)
-        prompt, index = item.pop("prompt"), item.pop("index", 0)
-        params = self.resolve_sampling(SamplingParams.from_mapping(item))
+        item = batch if isinstance(batch, ResolvedPrompt) else uncollated(batch)
+        prompt, index = item["prompt"], item.get("index", 0)
+        params = self.resolve_sampling(params_of(item))
         self.check_placement()
         started = time.perf_counter()
         with PeakMemory(self.execution_device) as peak, torch.no_grad():

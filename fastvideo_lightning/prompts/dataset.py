@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fastvideo_lightning.config import SamplingParams, check_known, check_text
+from fastvideo_lightning.config import ResolvedSampling, SamplingParams, check_known, check_text
 
 MOST_SHOWN = 20
 
@@ -95,6 +95,28 @@ class PromptDataset:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (dict(item) for item in self._items)
+
+
+class ResolvedPrompt(dict[str, Any]):
+    """An item as of a `PromptDataset`, of a prompt that was resolved against its model.
+
+    Args:
+        prompt: What the video shows.
+        params: What `VideoModule.resolve_sampling` returned.
+        index: Of the prompt among several.
+    """
+
+    def __init__(self, prompt: str, params: ResolvedSampling, index: int = 0) -> None:
+        super().__init__(index=index, prompt=prompt, **params.given())
+        self.params = params
+
+
+def params_of(item: Mapping[str, Any]) -> SamplingParams:
+    """Return the sampling parameters among an item, those of a resolved one as resolved."""
+    if isinstance(item, ResolvedPrompt):
+        return item.params
+    sampling = {name: value for name, value in item.items() if name not in ("index", "prompt")}
+    return SamplingParams.from_mapping(sampling)
 
 
 def check_prompt(prompt: object, *, where: str = "prompt") -> str:

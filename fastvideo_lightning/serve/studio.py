@@ -12,7 +12,7 @@ from typing import Any
 
 from fastvideo_lightning.callbacks import MemoryReport
 from fastvideo_lightning.checkpoint.pipeline import open_checkpoint
-from fastvideo_lightning.config import MAX_FPS, OffloadConfig, SamplingParams
+from fastvideo_lightning.config import MAX_FPS, OffloadConfig, ResolvedSampling, SamplingParams
 from fastvideo_lightning.config.conflicts import check_auto_budget
 from fastvideo_lightning.generator.generator import VideoGenerator
 from fastvideo_lightning.modules import VideoModule
@@ -22,7 +22,7 @@ from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.plan import Plan, make_plan
 from fastvideo_lightning.plan.plan import plan_text
 from fastvideo_lightning.plan.planner import check_budget
-from fastvideo_lightning.prompts.dataset import check_prompt
+from fastvideo_lightning.prompts.dataset import ResolvedPrompt, check_prompt
 from fastvideo_lightning.report import write_report
 from fastvideo_lightning.serve.form import explain
 from fastvideo_lightning.serve.jobs import Job, JobWatch, Progress, Request
@@ -162,7 +162,7 @@ class Studio:
             return "No GPU here: the plan alone has to keep it"
         return _HINTS.get(name) if most is None else f"At most {most}"
 
-    def check(self, request: Request) -> SamplingParams:
+    def check(self, request: Request) -> ResolvedSampling:
         """Return how the video would be sampled.
 
         Raises:
@@ -198,8 +198,7 @@ class Studio:
             TypeError, ValueError, OSError: As `check`.
             FullQueueError: If as many wait as may.
         """
-        self.check(request)
-        return self._queue.submit(request)
+        return self._queue.submit(replace(request, params=self.check(request)))
 
     def find(self, job_id: str) -> Job | None:
         """Return the job of that id, or None."""
@@ -255,19 +254,19 @@ class Studio:
 
     def _make(self, job: Job) -> tuple[str, tuple[Path, ...]]:
         self._place_for(job)
+        request = job.request
+        params = self.module.resolve_sampling(request.params)
+        prompt = ResolvedPrompt(request.prompt, params)
         self._watch.job = job
         if self.model.device_type != "cpu":
-            self._report.plan = self._plan(job.request).to_dict()
+            self._report.plan = self._plan(request).to_dict()
         try:
-            video = self._generator.generate_video(
-                job.request.prompt, output_path=self.output_path, **job.request.params.given()
-            )
+            video = self._generator.generate_video(prompt, output_path=self.output_path)
         finally:
             self._watch.job = None
         assert video.video_path is not None
-        asked = {**job.request.params.given(), "prompt": job.request.prompt}
         files: tuple[Path, ...] = (video.video_path,)
-        said = [*unread(self.module.pipeline, asked)]
+        said = [*unread(self.module.pipeline, prompt)]
         report = video.video_path.with_suffix(".report.html")
         try:
             files += (write_report(self._report.timeline, report),)

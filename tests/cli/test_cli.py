@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 import pytest
-from support.recorders import RecordedModule, record_calls
+from support.recorders import RecordedGenerator, record_calls
 
 import fastvideo_lightning
 from fastvideo_lightning.cli.app import cli, run
@@ -63,7 +63,7 @@ def test_what_is_not_given_is_the_default_of_the_python_names(calls):
     assert (model, config) == ("tiny-shapes", OffloadConfig())
     machine = {"num_gpus": 1, "accelerator": "auto", "dtype": "auto", "allow_pickle": False}
     assert options == {**machine, "callbacks": [], "progress": True}
-    assert call(calls, "resolve") == (SamplingParams(),)
+    assert call(calls, "resolve") == ("a", {"seed": 1024})
 
 
 FLAGS = [field.name for field in fields(OffloadConfig) if isinstance(field.default, bool)]
@@ -123,7 +123,8 @@ def test_every_sampling_field_has_an_option_that_reaches_the_generator(calls, sp
         for word in (f"--{name.replace('_', spelling)}", str(value))
     ]
     assert run(["generate", "--prompt", "a", *options]) == 0
-    assert call(calls, "generate") == ("a", "output/", True, SAMPLING)
+    assert call(calls, "resolve") == ("a", SAMPLING)
+    assert call(calls, "generate") == ("a", "output/", True)
 
 
 def test_the_options_of_the_machine_reach_the_generator(calls):
@@ -141,7 +142,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(call
         "prompt: a\nnum-frames: 9\nseed: 3\nvae_cpu_offload: false\nmodel: a/m\nguidance-scale: 2\n"
     )
     assert run(["generate", "--config", "c.yaml", "--seed", "4", "--model", "a/n"]) == 0
-    sampling = call(calls, "generate")[3]
+    _, sampling = call(calls, "resolve")
     assert sampling == {"num_frames": 9, "seed": 4, "guidance_scale": 2.0}
     assert call(calls, "open")[1] == OffloadConfig(vae_cpu_offload=False)
     assert call(calls, "open")[0] == "a/n"
@@ -162,7 +163,7 @@ def test_our_warnings_are_one_line_each_and_those_of_libraries_are_not_shown(
         warnings.warn_explicit("noise", UserWarning, "/elsewhere/library.py", 1)
 
     __init__path = fastvideo_lightning.__file__
-    monkeypatch.setattr(RecordedModule, "resolve_sampling", warn)
+    monkeypatch.setattr(RecordedGenerator, "resolve", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         run(["generate", "--prompt", "a"])

@@ -1,5 +1,6 @@
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,35 @@ def test_opening_reads_no_weight_and_the_first_video_reads_them(
         assert all(weight.is_meta for weight in generator.module.parameters())
         generator.generate_video(PROMPT, save_video=False, **SIZE)
         assert not any(weight.is_meta for weight in generator.module.parameters())
+
+
+def test_what_is_asked_for_is_resolved_and_warned_of_once(
+    checkpoint: FindCheckpoint, tmp_path: Path
+) -> None:
+    wrong = {"negative_prompt": "blue", "guidance_scale": 1.0, **SIZE}
+    with VideoGenerator.open(checkpoint("t2v"), accelerator="cpu", progress=False) as generator:
+        for make in (
+            lambda: generator.generate_video(PROMPT, save_video=False, **wrong),
+            lambda: generator.generate_video(generator.resolve(PROMPT, **wrong), save_video=False),
+            lambda: list(generator.generate_videos([PROMPT], output_path=tmp_path, **wrong)),
+        ):
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                make()
+            told = [w for w in said if "negative_prompt has no effect" in str(w.message)]
+            assert len(told) == 1
+
+
+def test_what_is_resolved_makes_the_same_video_and_takes_no_other_sampling(
+    generator: VideoGenerator,
+) -> None:
+    prompt = generator.resolve(PROMPT, seed=5, **SIZE)
+    video = generator.generate_video(prompt, save_video=False)
+    plain = generator.generate_video(PROMPT, save_video=False, seed=5, **SIZE)
+    assert (video.frames == plain.frames).all()
+    for ask in (generator.generate_video, lambda p, **s: generator.plan(p.params, **s)):
+        with pytest.raises(TypeError, match=r"seed besides\. Pass all of them to resolve"):
+            ask(prompt, seed=6)
 
 
 def test_opening_checks_what_was_chosen(checkpoint: FindCheckpoint) -> None:

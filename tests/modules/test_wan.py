@@ -168,10 +168,10 @@ def test_sampling_json_beside_the_weights_wins_over_the_family(
     assert {name: defaults[name] for name in content} == content
     assert defaults["fps"] == 16
     with pytest.warns(UserWarning, match="height=128 is outside .*48 to 96"):
-        resolve(module, height=128)
+        resolved = resolve(module, height=128)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        resolve(module, height=128)  # said once
+        assert module.resolve_sampling(resolved) is resolved  # said once
 
     (folder / "sampling.json").write_text('{"hight": 64}')
     with pytest.raises(CheckpointError, match="hight"):

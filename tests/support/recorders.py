@@ -8,7 +8,9 @@ import pytest
 
 import fastvideo_lightning
 from fastvideo_lightning.cli.console import LIBRARY_LOGGERS
+from fastvideo_lightning.config import ResolvedSampling
 from fastvideo_lightning.output.video import GeneratedVideo
+from fastvideo_lightning.prompts.dataset import ResolvedPrompt
 
 
 class RecordedPipeline:
@@ -28,10 +30,6 @@ class RecordedModule:
     def check_takes_lora(self, *denoisers):
         self.calls.append(("check_lora",))
 
-    def resolve_sampling(self, params):
-        self.calls.append(("resolve", params))
-        return params
-
 
 class RecordedGenerator:
     """Stands in for the generator, so that what reaches it can be read: opening takes seconds."""
@@ -50,8 +48,12 @@ class RecordedGenerator:
     def __exit__(self, *_):
         self.calls.append(("close",))
 
-    def plan(self, **sampling):
-        self.calls.append(("plan", sampling))
+    def resolve(self, prompt, **sampling):
+        self.calls.append(("resolve", prompt, sampling))
+        return ResolvedPrompt(prompt, ResolvedSampling(**sampling))
+
+    def plan(self, params):
+        self.calls.append(("plan", params))
 
     def setup(self, params):
         self.calls.append(("setup",))
@@ -59,11 +61,13 @@ class RecordedGenerator:
     def load_lora(self, path, *, weight, name, denoiser=None):
         self.calls.append(("lora", path, weight, name, denoiser))
 
-    def generate_video(self, prompt, *, output_path, save_video, **sampling):
-        self.calls.append(("generate", prompt, output_path, save_video, sampling))
+    def generate_video(self, prompt, *, output_path, save_video):
+        self.calls.append(("generate", prompt["prompt"], output_path, save_video))
         frames = np.zeros((17, 64, 96, 3), np.uint8)
         path = Path(output_path) / "video.mp4" if save_video else None
-        return GeneratedVideo(frames, prompt, 7, 16, video_path=path, generation_time_s=2.5)
+        return GeneratedVideo(
+            frames, prompt["prompt"], 7, 16, video_path=path, generation_time_s=2.5
+        )
 
     def generate_videos(self, prompts, **options):
         self.calls.append(("batch", prompts, options))
