@@ -44,7 +44,7 @@ ALLOWED = {
     "report": {"jinja2", "markupsafe", "matplotlib", "output.files", "report"},
     "callbacks": {
         "callbacks",
-        "config",
+        "config.checks",
         "libraries",
         "lightning",
         "offload",
