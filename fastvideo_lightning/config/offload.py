@@ -179,5 +179,5 @@ def _check_budget(name: str, budget: object, needs: str) -> None:
         )
     if isinstance(budget, bool) or not isinstance(budget, Real | str | None):
         raise TypeError(f"{wanted}, got {budget!r}. Pass one such as {name}=12.")
-    if isinstance(budget, Real) and not (isfinite(budget) and budget > 0):
+    if isinstance(budget, Real) and not (isfinite(budget) and float(budget) > 0):
         raise ValueError(f"{wanted}, got {budget!r}. Pass one such as {name}=12.")

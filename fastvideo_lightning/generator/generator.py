@@ -561,8 +561,9 @@ class VideoGenerator:
 
     def _launch(self) -> "L.Fabric":
         self.setup()
-        assert self._fabric is not None
-        return self._fabric
+        fabric: L.Fabric | None = self._fabric
+        assert fabric is not None
+        return fabric
 
     def _iterate(self, prompts: Any, writer: Any) -> Iterator[Any]:
         fabric, skip_failure = self._launch(), getattr(writer, "skip_failure", None)

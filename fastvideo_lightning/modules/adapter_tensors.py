@@ -107,7 +107,8 @@ class Traced(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute, and give the result the keys of what it was computed from."""
         kwargs = kwargs or {}
-        result = super().__torch_function__(func, types, args, kwargs)
+        plain: Any = super().__torch_function__
+        result = plain(func, types, args, kwargs)
         sources = [each for each in _tensors_in((args, kwargs)) if hasattr(each, "keys")]
         if not sources:
             return result
@@ -147,7 +148,7 @@ def untraced(file: AdapterTensors, converted: Mapping[str, torch.Tensor]) -> dic
     used: set[str] = set(file.told)
     file.converted.clear()
     for key, tensor in converted.items():
-        keys = getattr(tensor, "keys", frozenset())
+        keys: frozenset[str] = getattr(tensor, "keys", frozenset())
         used |= keys
         with torch._C.DisableTorchFunctionSubclass():
             plain[key] = tensor.as_subclass(torch.Tensor)
@@ -181,7 +182,7 @@ def alphas_of(file: AdapterTensors, converted: Mapping[str, torch.Tensor]) -> di
                 stacklevel=4,
             )
         return None
-    found = {}
+    found: dict[str, Any] = {}
     for prefix in {key.partition(".")[0] for key in ranks}:
         own = {
             key.removeprefix(f"{prefix}."): each
@@ -189,7 +190,8 @@ def alphas_of(file: AdapterTensors, converted: Mapping[str, torch.Tensor]) -> di
             if key.startswith(f"{prefix}.")
         }
         by_key = {f"^{key}": each.shape[1] for key, each in own.items() if "lora_B.weight" in key}
-        kwargs = get_peft_kwargs(by_key, None, own)
+        settle: Any = get_peft_kwargs
+        kwargs = settle(by_key, None, own)
         kwargs |= {"lora_alpha": alpha, "alpha_pattern": {}, **settings}
         found |= {f"{prefix}.{name}": value for name, value in kwargs.items()}
     return found
@@ -290,13 +292,13 @@ _PREFIXES = (
 def _by_layers(keys: list[str], prefix: str, layers: set[str]) -> dict[str, str] | None:
     """Spell keys by the denoiser's own layers, however their names are put together."""
     flat: dict[str, str | None] = {}
-    for layer in layers:
-        name = layer.replace(".", "_")
-        flat[name] = None if name in flat else layer
+    for known in layers:
+        name = known.replace(".", "_")
+        flat[name] = None if name in flat else known
     spelling = {}
     for key in keys:
         match = _HALF.fullmatch(key)
-        module = match["module"] if match else key.rpartition(".")[0]
+        module = str(match["module"]) if match else key.rpartition(".")[0]
         layer = next((found for t in _stripped(module) if (found := flat.get(_flat(t)))), None)
         if match is None:
             end = key.removeprefix(f"{module}.")
@@ -355,7 +357,7 @@ def _converted(pipeline: Any, spelling: Mapping[str, str], file: AdapterTensors)
         if not (new.endswith(".alpha") and new.startswith(("transformer.", "unet.")))
     }
     # What the pipeline's own class makes of it: no tensor is asked for yet.
-    made = super(ConvertsWhole, type(pipeline)).lora_state_dict(stand_ins)  # type: ignore[misc]
+    made = super(ConvertsWhole, type(pipeline)).lora_state_dict(stand_ins)
     found: Iterable[str] = made[0] if isinstance(made, tuple) else made
     return found
 

@@ -245,7 +245,7 @@ class TakesLora(nn.Module):
     def _tell_of_experts(self, path: str | os.PathLike[str], denoiser: str | None) -> None:
         """Warn where one of two experts gets an adapter that nobody has said it is for."""
         names = self._denoisers_with_adapters
-        if denoiser is None and len(names) > 1 and self.denoisers_take_turns:  # type: ignore[attr-defined]
+        if denoiser is None and len(names) > 1 and self.denoisers_take_turns:
             warnings.warn(
                 f"The LoRA {os.fspath(path)} goes into {names[0]} alone, which computes a part of "
                 f"the steps; {names[1]} computes the rest. Say which one it was made for: "

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import chain, count
 from logging import ERROR, LogRecord
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -54,7 +55,8 @@ def read_adapter(path: str | os.PathLike[str], found: Path | None) -> AdapterTen
     from diffusers.loaders.lora_base import _fetch_state_dict
 
     how = ("use_safetensors", "local_files_only", "cache_dir", "force_download", "proxies")
-    tensors, metadata, header = _fetch_state_dict(
+    fetch: Any = _fetch_state_dict
+    tensors, metadata, header = fetch(
         os.fspath(path) if found is None else str(found.parent),
         weight_name=None if found is None else found.name,
         **dict.fromkeys((*how, "token", "revision", "subfolder", "user_agent")),

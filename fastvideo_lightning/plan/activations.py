@@ -84,9 +84,10 @@ def _inputs(
         "encoder_hidden_states": empty(_TEXT_TOKENS, config["text_dim"]),
     }
     if config.get("image_dim"):
-        pictures = 2 if config.get("pos_embed_seq_len") else 1  # the first and the last, in a row
+        of_both = config.get("pos_embed_seq_len")  # of a first and a last picture, in a row
+        pictures, tokens = (2, of_both // 2) if of_both else (1, _IMAGE_TOKENS)
         inputs["encoder_hidden_states_image"] = torch.empty(
-            pictures * batch, _IMAGE_TOKENS, config["image_dim"], dtype=dtype, device="meta"
+            pictures * batch, tokens, config["image_dim"], dtype=dtype, device="meta"
         )
     return inputs
 

@@ -31,14 +31,14 @@ def lasting() -> Iterator[None]:
         yield
 
 
-def outside_transforms() -> AbstractContextManager[None]:
+def outside_transforms() -> AbstractContextManager[object]:
     """Surrounds the engine's own work in a call that `torch.func` transforms.
 
     Within a transform, copying into a slot would count as a write to a captured tensor.
     """
     if torch._C._functorch.maybe_current_level() is None:
         return nullcontext()
-    cleared: AbstractContextManager[None] = temporarily_clear_interpreter_stack()
+    cleared: AbstractContextManager[object] = temporarily_clear_interpreter_stack()
     return cleared
 
 
