@@ -1,67 +1,102 @@
 """What is known of a video before it is made: everything that makes it this one and no other."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.checkpoint.folder import ASSETS
-from fastvideo_lightning.modules.content import media_keys
-from fastvideo_lightning.prompts.dataset import params_of
+from fastvideo_lightning.config import OffloadConfig
+from fastvideo_lightning.modules.content import live_state, media_keys, model_keys
+from fastvideo_lightning.prompts.dataset import ResolvedPrompt
 from fastvideo_lightning.version import __version__
 
 if TYPE_CHECKING:
+    import lightning as L
     import torch
     from torch import nn
 
     from fastvideo_lightning.modules import VideoModule
 
 
-def describe(
-    item: Mapping[str, Any],
-    module: "VideoModule",
-    *,
-    settings: Mapping[str, Any],
-    dtypes: Mapping[str, str],
-    model_inputs: Mapping[str, str],
-) -> Entry:
-    """Return the entry of a prompt.
+class MakesVideos(Protocol):
+    """What a batch asks of a `VideoGenerator`."""
+
+    @property
+    def module(self) -> "VideoModule": ...  # noqa: D102
+    @property
+    def config(self) -> OffloadConfig: ...  # noqa: D102
+    @property
+    def device_type(self) -> str: ...  # noqa: D102
+    @property
+    def is_set_up(self) -> bool: ...  # noqa: D102
+    def launch(self) -> "L.Fabric": ...  # noqa: D102
+    def iterate(self, prompts: Iterable[ResolvedPrompt], writer: Any) -> Iterator[Any]: ...  # noqa: D102
+
+
+# Of the configuration: what makes it another video, and is no matter of where weights live.
+_OTHER_VIDEO = ("cache", "attention_backend")
+
+
+class ModelInputs:
+    """What goes into the videos of a batch beside their prompts, as it was when it was asked for.
 
     Args:
-        item: Resolved against the model.
-        module: The model.
-        settings: Of the configuration, what makes it another video; None where it does not.
-        dtypes: As `dtypes_of` has them.
-        model_inputs: As `model_keys` has them.
+        generator: What makes them. Before it is set up, caches and backends are not in place yet.
     """
-    parameters = params_of(item).given()
-    seed = parameters.pop("seed")
-    if loras := {name: weight for name, weight in module.loras.items() if weight}:
-        parameters["loras"] = loras
-    parameters |= {name: value for name, value in settings.items() if value is not None}
-    parameters["dtypes"] = dict(dtypes)
-    pipeline = module.pipeline
-    return Entry(
-        prompt=item["prompt"],
-        seed=seed,
-        status="",
-        parameters={
-            name: os.fspath(value) if isinstance(value, os.PathLike) else value
-            for name, value in parameters.items()
-        },
-        model=name_model(pipeline.config.get("_name_or_path") or type(pipeline).__name__),
-        inputs={**model_inputs, **media_keys(parameters)},
-        versions=versions(),
-    )
 
+    def __init__(self, generator: MakesVideos) -> None:
+        module = self._module = generator.module
+        self._settings = {name: getattr(generator.config, name) for name in _OTHER_VIDEO}
+        self._dtypes = dtypes_of(module, generator.device_type)
+        self._keys = model_keys(module)
+        self._before = live_state(module)
+        if not generator.is_set_up:
+            for name in _OTHER_VIDEO:
+                del self._before[name]
 
-def look_again(entry: Entry, item: Mapping[str, Any]) -> Entry:
-    """Return the entry with the pictures and videos of its prompt as they are now."""
-    return replace(entry, inputs={**entry.inputs, **media_keys(item)})
+    def describe(self, item: ResolvedPrompt) -> Entry:
+        """Return the entry of a prompt."""
+        module, parameters = self._module, item.params.given()
+        seed = parameters.pop("seed")
+        if loras := {name: weight for name, weight in module.loras.items() if weight}:
+            parameters["loras"] = loras
+        parameters |= {name: value for name, value in self._settings.items() if value is not None}
+        parameters["dtypes"] = dict(self._dtypes)
+        pipeline = module.pipeline
+        return Entry(
+            prompt=item["prompt"],
+            seed=seed,
+            status="",
+            parameters={
+                name: os.fspath(value) if isinstance(value, os.PathLike) else value
+                for name, value in parameters.items()
+            },
+            model=name_model(pipeline.config.get("_name_or_path") or type(pipeline).__name__),
+            inputs={**self._keys, **media_keys(parameters)},
+            versions=versions(),
+        )
+
+    def look_again(self, entry: Entry, item: Mapping[str, Any]) -> Entry:
+        """Return the entry with what goes in as it is now.
+
+        Raises:
+            RuntimeError: If adapters, scheduler, backend or a part of the model was changed.
+        """
+        now = live_state(self._module)
+        changed = sorted(n for n in now.keys() & self._before if now[n] != self._before[n])
+        if changed or self._before.keys() - now.keys():
+            raise RuntimeError(
+                f"{', '.join(changed) or 'A part of the model'} was changed in the middle of a "
+                "batch: its other videos would not be what its manifest says. Read the videos of "
+                "a batch to the end, or close() it, before anything is changed."
+            )
+        self._before = now
+        return replace(entry, inputs={**entry.inputs, **media_keys(item)})
 
 
 def name_model(path: str | os.PathLike[str]) -> str:

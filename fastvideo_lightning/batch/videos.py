@@ -2,13 +2,15 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import proxy
 
 from fastvideo_lightning.batch.folder import BatchFolder
+from fastvideo_lightning.batch.identity import MakesVideos, ModelInputs
 from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.writer import BatchWriter
 from fastvideo_lightning.output.video import GeneratedVideo
@@ -17,10 +19,13 @@ from fastvideo_lightning.prompts.dataset import (
     PromptFileError,
     ResolvedPrompt,
     first_of_many,
+    params_of,
 )
 
 if TYPE_CHECKING:
     import lightning as L
+
+    from fastvideo_lightning.modules import VideoModule
 
 _UNLIKE = (
     "%d of the videos that are there were not made with %s=%s and are kept. Pass resume=False to "
@@ -34,8 +39,9 @@ _OTHER_INPUTS = (
 
 _log = logging.getLogger(__name__)
 
-# Called with the items to make and the writer; makes them, one for each step of the iterator.
-Iterate = Callable[[list[ResolvedPrompt], BatchWriter], Iterator[Any]]
+# What is chosen for memory or speed and changes pixels slightly: a run that goes on with another of
+# these, as one does that ran out of memory, keeps what is there.
+_OTHER_ROUNDING = ("vae_tiling", "compile", "context_parallel")
 
 
 class VideoBatch(Iterator[GeneratedVideo]):
@@ -52,39 +58,33 @@ class VideoBatch(Iterator[GeneratedVideo]):
 
     def __init__(
         self,
+        generator: MakesVideos,
         prompts: PromptDataset,
         folder: BatchFolder,
         *,
-        resolve: Callable[[Mapping[str, Any]], ResolvedPrompt],
-        describe: Callable[[Mapping[str, Any]], Entry],
-        resume: bool,
-        fail_fast: bool,
-        settings: Callable[[], Mapping[str, Any]],
-        setup: "Callable[[], L.Fabric]",
-        iterate: Iterate,
-        look_again: Callable[[Entry, Mapping[str, Any]], Entry],
-        places: Sequence[str] = (),
+        resume: bool = True,
+        fail_fast: bool = False,
     ) -> None:
         self.total = len(prompts)
         self.num_skipped = 0
-        self._folder = folder
+        self._generator, self._folder = generator, folder
         # By a proxy: what it walks would else hold it, and a loop that is left would not let go.
         self._videos = VideoBatch._make(proxy(self), folder)
-        self._items = _resolve_all(list(prompts), resolve, places)
-        self._entries = {item["index"]: describe(item) for item in self._items}
+        inputs = ModelInputs(generator)
+        self._items = _resolve_all(prompts, generator.module)
+        self._entries = {item["index"]: inputs.describe(item) for item in self._items}
         self._writer = BatchWriter(
             folder,
             self._entries,
             fail_fast=fail_fast,
-            settings=settings,
-            look_again=look_again,
+            settings=partial(_settings, generator),
+            look_again=inputs.look_again,
         )
-        self._setup, self._iterate = setup, iterate
         self._rank = _rank_from_environment()
         if not self._rank:
             try:
                 done = folder.open()
-                self._items = self._remaining(done if resume else {}, settings())
+                self._items = self._remaining(done if resume else {}, _settings(generator))
             except BaseException:
                 folder.close()  # or it stays locked for as long as somebody keeps the error
                 raise
@@ -156,11 +156,11 @@ class VideoBatch(Iterator[GeneratedVideo]):
         try:
             if not self._items and self._rank is None:
                 return  # and no weight is read
-            fabric = self._setup()
+            fabric = self._generator.launch()
             # The first rank has looked at the folder and says what is left.
             self._items = fabric.broadcast(self._items)
             self.num_skipped = self.total - len(self._items)
-            for _ in self._iterate(self._items, self._writer):
+            for _ in self._generator.iterate(self._items, self._writer):
                 yield from self._writer.take_written()
             yield from self._writer.take_written()
             self._gather(fabric)
@@ -201,21 +201,23 @@ class VideoBatch(Iterator[GeneratedVideo]):
         return remaining
 
 
-def _resolve_all(
-    items: list[dict[str, Any]],
-    resolve: Callable[[Mapping[str, Any]], ResolvedPrompt],
-    places: Sequence[str],
-) -> list[ResolvedPrompt]:
+def _settings(generator: MakesVideos) -> dict[str, Any]:
+    return {name: getattr(generator.config, name) for name in _OTHER_ROUNDING}
+
+
+def _resolve_all(prompts: PromptDataset, module: "VideoModule") -> list[ResolvedPrompt]:
     """Resolve each prompt; what the model refuses is told with the prompts that ask for it.
 
     What it refuses of all alike was asked for beside them and is told once, unless a file with
     settings beside its prompts says so.
     """
     resolved, wrong, errors = [], [], []
-    for item in items:
+    places = prompts.locations
+    for item in prompts:
         index = item["index"]
         try:
-            resolved.append(resolve(item))
+            params = module.resolve_sampling(params_of(item))
+            resolved.append(ResolvedPrompt(item["prompt"], params, index))
         except (TypeError, ValueError) as error:
             place = places[index] if places else f"Prompt {index + 1}, {item['prompt']:.40}"
             wrong.append(f"{place}: {error}")

@@ -6,26 +6,17 @@ Nothing heavy is imported here before the choices of the user were checked.
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from weakref import ref
 
 from fastvideo_lightning.batch.folder import BatchFolder
-from fastvideo_lightning.batch.identity import describe, dtypes_of, look_again
-from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.batch.videos import VideoBatch
 from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords, check_switch
 from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.config.devices import check_devices, count_nodes
 from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.output.video import GeneratedVideo
-from fastvideo_lightning.prompts.dataset import (
-    LocatedPrompts,
-    PromptDataset,
-    ResolvedPrompt,
-    check_prompt,
-    params_of,
-)
+from fastvideo_lightning.prompts.dataset import PromptDataset, ResolvedPrompt, check_prompt
 
 if TYPE_CHECKING:
     import lightning as L
@@ -71,55 +62,11 @@ class CurrentWriter:
 
 
 _SAMPLING = tuple(SamplingParams.__dataclass_fields__)
-# Of the configuration: what makes it another video, and is no matter of where weights live.
-_OTHER_VIDEO = ("cache", "attention_backend")
-# What is chosen for memory or speed and changes pixels slightly: a run that goes on with another of
-# these, as one does that ran out of memory, keeps what is there.
-_OTHER_ROUNDING = ("vae_tiling", "compile", "context_parallel")
 _TWICE = (
     "{} got a prompt that is resolved with its sampling, and {} besides. Pass all of them to "
     "resolve()."
 )
 _TAKEN = ("output_path", "resume", "fail_fast")
-
-
-class Unchanged:
-    """Holds a model against what it was when its batch was asked for.
-
-    Args:
-        module: The model.
-        is_set_up: Whether it is placed; else caches and backends are set before the first video.
-    """
-
-    def __init__(self, module: "VideoModule", is_set_up: bool) -> None:
-        from fastvideo_lightning.modules.content import live_state
-
-        self._module = module
-        self._before = live_state(module)
-        if not is_set_up:
-            for name in ("attention_backend", "cache"):
-                del self._before[name]
-
-    def look_again(self, entry: Entry, item: Mapping[str, Any]) -> Entry:
-        """Return the entry with what goes in as it is now.
-
-        Raises:
-            RuntimeError: If adapters, scheduler, backend or a part of the model was changed.
-        """
-        from fastvideo_lightning.modules.content import live_state
-
-        now = live_state(self._module)
-        changed = sorted(n for n in now.keys() & self._before if now[n] != self._before[n])
-        if changed or self._before.keys() - now.keys():
-            raise RuntimeError(
-                f"{', '.join(changed) or 'A part of the model'} was changed in the middle of a "
-                "batch: its other videos would not be what its manifest says. Read the videos of "
-                "a batch to the end, or close() it, before anything is changed."
-            )
-        self._before = now
-        return look_again(entry, item)
-
-
 _FLAGS = tuple(OffloadConfig.__dataclass_fields__)
 _SAVING = ("output_path", "save_video")
 _LOADING = (
@@ -305,6 +252,11 @@ class VideoGenerator:
         return self._accelerator
 
     @property
+    def is_set_up(self) -> bool:
+        """Whether the weights are read and placed."""
+        return self._fabric is not None
+
+    @property
     def config(self) -> OffloadConfig:
         """The flags in force: the user's, and with a budget those that the plan chose."""
         return self._placing.config
@@ -340,10 +292,6 @@ class VideoGenerator:
         params = self.module.resolve_sampling(SamplingParams(**sampling))
         warn_of_unread(self.module.pipeline, [{**sampling, "prompt": prompt}])
         return ResolvedPrompt(prompt, params)
-
-    def _resolve_item(self, item: Mapping[str, Any]) -> ResolvedPrompt:
-        params = self.module.resolve_sampling(params_of(item))
-        return ResolvedPrompt(item["prompt"], params, item["index"])
 
     @property
     def is_first_process(self) -> bool:
@@ -428,9 +376,9 @@ class VideoGenerator:
             check_output_folder(output_path)
         self.setup(prompt.params)
         writer = VideoWriter(output_path) if save_video else None
-        videos = list(self._iterate([prompt], writer))
+        videos = list(self.iterate([prompt], writer))
         # One prompt is the first rank's; the others get its video.
-        video: Any = self._launch().broadcast(videos[0] if videos else None)
+        video: Any = self.launch().broadcast(videos[0] if videos else None)
         assert isinstance(video, GeneratedVideo)
         return video
 
@@ -462,30 +410,12 @@ class VideoGenerator:
         check_keywords(sampling, known=_SAMPLING, others=_TAKEN, where="generate_videos()")
         check_switch("resume", resume)
         check_switch("fail_fast", fail_fast)
-        from fastvideo_lightning.modules.content import model_keys
         from fastvideo_lightning.modules.prompt_checks import warn_of_unread
 
         module, dataset = self.module, PromptDataset(prompts, **sampling)
         warn_of_unread(module.pipeline, dataset)
-        batch = VideoBatch(
-            dataset,
-            BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4")),
-            resolve=self._resolve_item,
-            describe=partial(
-                describe,
-                module=module,
-                settings=self._settings(_OTHER_VIDEO),
-                dtypes=dtypes_of(module, self.device_type),
-                model_inputs=model_keys(module),
-            ),
-            look_again=Unchanged(module, self._fabric is not None).look_again,
-            resume=resume,
-            fail_fast=fail_fast,
-            settings=partial(self._settings, _OTHER_ROUNDING),
-            setup=self._launch,
-            iterate=self._iterate,
-            places=prompts.locations if isinstance(prompts, LocatedPrompts) else (),
-        )
+        folder = BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4"))
+        batch = VideoBatch(self, dataset, folder, resume=resume, fail_fast=fail_fast)
         self._batch = ref(batch)
         return batch
 
@@ -497,9 +427,6 @@ class VideoGenerator:
                 f"{verb} cannot be called in the middle of a batch: its other videos would not be "
                 "what its manifest says. Read the videos of the batch to the end, or close() it."
             )
-
-    def _settings(self, names: Iterable[str]) -> dict[str, Any]:
-        return {name: getattr(self.config, name) for name in names}
 
     @property
     def loras(self) -> dict[str, float]:
@@ -559,14 +486,16 @@ class VideoGenerator:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _launch(self) -> "L.Fabric":
+    def launch(self) -> "L.Fabric":
+        """Set up what is not yet, and return the Fabric that everything runs under."""
         self.setup()
         fabric: L.Fabric | None = self._fabric
         assert fabric is not None
         return fabric
 
-    def _iterate(self, prompts: Any, writer: Any) -> Iterator[Any]:
-        fabric, skip_failure = self._launch(), getattr(writer, "skip_failure", None)
+    def iterate(self, prompts: Iterable[ResolvedPrompt], writer: Any) -> Iterator[GeneratedVideo]:
+        """Make a video of each prompt, while `writer` hears the moments of the run."""
+        fabric, skip_failure = self.launch(), getattr(writer, "skip_failure", None)
         videos = self._replanning.iterate(fabric, list(prompts), skip_failure)
         with self._saving.use(writer), closing(videos):
             for video in videos:

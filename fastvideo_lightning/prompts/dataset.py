@@ -71,6 +71,9 @@ class PromptDataset:
     Raises:
         TypeError: If a prompt is neither text nor a mapping, or `prompts` is no list of them.
         ValueError: If a prompt is empty, a field is unknown or a value is impossible.
+
+    Attributes:
+        locations: Of each prompt of a file, where it stands; else none.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class PromptDataset:
                 f"prompts must be a list of prompts, got one {type(prompts).__name__}. "
                 "Pass it in a list: [prompt]."
             )
+        self.locations = prompts.locations if isinstance(prompts, LocatedPrompts) else ()
         base = SamplingParams.from_mapping({**sampling, "seed": seed})
         self._items = [_item(index, prompt, base) for index, prompt in enumerate(prompts)]
 

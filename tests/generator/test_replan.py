@@ -47,7 +47,7 @@ def test_a_replanned_video_is_the_same_and_so_is_the_next(place, checkpoint, on_
         expected = make(generator)
     caplog.set_level(logging.WARNING)
     with make_generator(checkpoint, on_oom="replan") as generator:
-        generator._placing.replace(generator._launch(), type(generator.config)(**ALL_RESIDENT))
+        generator._placing.replace(generator.launch(), type(generator.config)(**ALL_RESIDENT))
         run_out(generator, place, times=1)
         video = make(generator)
         assert generator.config != type(generator.config)(**ALL_RESIDENT)
@@ -100,7 +100,7 @@ def test_a_replan_changes_the_placements_and_leaves_the_users_callbacks(checkpoi
 
     flags = {"on_oom": "replan", "callbacks": [Listener()]}
     with make_generator(checkpoint, **flags) as generator:
-        generator._placing.replace(generator._launch(), type(generator.config)(**ALL_RESIDENT))
+        generator._placing.replace(generator.launch(), type(generator.config)(**ALL_RESIDENT))
         run_out(generator, "transformer", times=1)
         make(generator)
         kinds = [type(callback) for callback in generator._fabric._callbacks]
@@ -133,7 +133,7 @@ def test_a_batch_goes_on_with_the_tighter_plan_and_the_manifest_says_so(
 ):
     prompts = [PROMPT, "a green square", "a red square"]
     with make_generator(checkpoint, on_oom="replan") as generator:
-        generator._placing.replace(generator._launch(), type(generator.config)(**ALL_RESIDENT))
+        generator._placing.replace(generator.launch(), type(generator.config)(**ALL_RESIDENT))
         run_out_in_second_video(generator)
         videos = list(generator.generate_videos(prompts, output_path=tmp_path, **SIZE))
     assert [video.prompt for video in videos] == prompts

@@ -100,7 +100,7 @@ def test_running_out_while_placed_anew_is_explained_and_the_next_video_is_right(
 ):
     with make_generator(checkpoint, on_oom="replan") as generator:
         expected = make(generator)
-        generator._placing.replace(generator._launch(), OffloadConfig(**ALL_RESIDENT))
+        generator._placing.replace(generator.launch(), OffloadConfig(**ALL_RESIDENT))
         run_out(generator, "transformer", times=1)
         tried = run_out_loading(monkeypatch, times=1)
         with pytest.raises(OutOfGPUMemoryError):

@@ -18,7 +18,7 @@ def make_batch(checkpoint, on_gpu, tmp_path):
         with VideoGenerator.from_pretrained(
             checkpoint("t2v"), accelerator="cpu", on_oom="replan", callbacks=[callback]
         ) as generator:
-            generator._placing.replace(generator._launch(), OffloadConfig(**ALL_RESIDENT))
+            generator._placing.replace(generator.launch(), OffloadConfig(**ALL_RESIDENT))
             run_out_in_second_video(generator)
             assert len(list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))) == 3
 

@@ -158,7 +158,7 @@ def test_where_weights_are_placed_anew_skipped_blocks_are_not_copied_either(
     ) as generator:
         for places_anew in (False, False, True, False):
             if places_anew:
-                generator._placing.replace(generator._launch(), generator.config)
+                generator._placing.replace(generator.launch(), generator.config)
             generator.setup()
             before = bytes_copied(generator)
             video = generator.generate_video(PROMPT, save_video=False, seed=SEED, **SETTINGS)
