@@ -25,6 +25,8 @@ class ComponentPlan:
         streamed_bytes: Copied for each call.
         cached_bytes: Of these, what is read from the page cache.
         disk_bytes: Of these, what is read past it.
+        waits: In words, how many of its blocks wait where on the host.
+        copy_s: Seconds in which all that is copied for a call comes; None for no known machine.
     """
 
     fqn: str
@@ -35,6 +37,8 @@ class ComponentPlan:
     streamed_bytes: int = 0
     cached_bytes: int = 0
     disk_bytes: int = 0
+    waits: str = ""
+    copy_s: float | None = None
 
 
 def place_component(size: ComponentSize, config: OffloadConfig, slot_bytes: int) -> ComponentPlan:

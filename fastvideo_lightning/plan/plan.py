@@ -112,6 +112,32 @@ class Plan:
         notes = make_notes(self.subject, self.prediction, self.machine)
         return [*notes, *notes_on_gpus(self.num_gpus, self.prediction, self.machine)]
 
+    @property
+    def host_line(self) -> str:
+        """What waits where on the host, why, and the seconds of it; empty where nothing moves."""
+        denoisers = {size.fqn for size in self.subject.by_role(Role.DENOISER)}
+        stage, parts = self.prediction.stages[1], []
+        moving = [part for part in self.prediction.components if part.streamed_bytes]
+        for part in sorted(moving, key=lambda part: part.fqn not in denoisers):
+            text = f"of {part.fqn} {part.waits or 'all that moves held in memory'}"
+            if part.fqn in denoisers and self.step_s and part.copy_s and stage.compute_s:
+                copy_s = part.copy_s * self.subject.request.num_calls
+                is_hidden = (stage.time_s or 0.0) <= 1.02 * stage.compute_s
+                fate = "hidden" if is_hidden else "which the step waits for"
+                text += f": {copy_s:.2g} s of a {self.step_s:.3g} s step, {fate}"
+            elif part.copy_s:
+                text += f": {part.copy_s:.2g} s a call"
+            parts.append(text)
+        if not parts:
+            return ""
+        budget, machine = self.config.host_memory_budget, self.machine
+        why = ""
+        if not isinstance(budget, str | None):
+            why = f", with host_memory_budget={budget:g}"
+        elif machine is not None and machine.host_memory_bytes is not None:
+            why = f", with {machine.host_memory_bytes / GIB:.3g} GiB of memory"
+        return f"On the host{why}: {'; '.join(parts)}."
+
     def under(self, config: OffloadConfig) -> Prediction:
         """Predict the same video under other flags."""
         return predict(self.subject, config, self.machine)
@@ -131,6 +157,7 @@ class Plan:
             "reserved_bytes": self.reserved_bytes,
             "reserved_gib": self.reserved_bytes / GIB,
             "host_bytes": self.host_bytes,
+            "host_line": self.host_line,
             "host_memory_bytes": None if self.host is None else self.host.size_bytes,
             "time_s": self.time_s,
             "step_s": self.step_s,
@@ -257,6 +284,7 @@ def _closing_lines(plan: "Plan", unit: Unit) -> list[str]:
     lines = [
         f"{memory}. Smallest possible budget: {round_up(plan.smallest_bytes):g} GiB.",
         _host_memory(plan, unit),
+        *filter(None, [plan.host_line]),
     ]
     if plan.time_s is not None:
         lines.append(

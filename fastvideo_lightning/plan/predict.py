@@ -155,10 +155,15 @@ def predict(subject: Workload, config: OffloadConfig, machine: Machine | None) -
         _on_host(part, tiers.get(part.fqn))
         for part in place_components(subject, config, slot_bytes)
     )
+    clock = _Clock(machine)
+    if machine is not None:
+        components = tuple(
+            replace(part, copy_s=max(clock.link(part.streamed_bytes), clock.read(part)))
+            for part in components
+        )
     kept = sum(part.device_bytes for part in components)
     stays = kept + config.num_slots * _whole_segments(slot_bytes)
     places = {part.fqn: part for part in components}
-    clock = _Clock(machine)
     works = {
         size.fqn: under_flags(subject.work[size.fqn], config)
         for size in subject.by_role(Role.DENOISER)
@@ -182,6 +187,7 @@ def _on_host(part: ComponentPlan, tiers: HostTiers | None) -> ComponentPlan:
         host_bytes=part.host_bytes - tiers.read_bytes,
         cached_bytes=tiers.cached_bytes,
         disk_bytes=tiers.disk_bytes,
+        waits=str(tiers),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
 from fastvideo_lightning.modules.signature import CallSignature
-from fastvideo_lightning.plan import BudgetTooSmallError, find_card, make_plan, planner
+from fastvideo_lightning.plan import BudgetTooSmallError, find_card, make_plan, planner, sizes
 from fastvideo_lightning.plan.choose import CHOSEN, choose, possible_configs
 from fastvideo_lightning.plan.machine import GIB
 from fastvideo_lightning.plan.predict import predict
@@ -53,7 +53,25 @@ def test_what_the_host_needs_is_said_beside_what_it_has(wan, monkeypatch):
         assert f"this machine has {host_gib}.00 GiB" in line
         assert ("which is less: with --host-memory 16" in line) is less
         assert size == host_gib * GIB
-    assert "; the host planned for has 64.00 GiB. Time" in said(64)[0]
+    assert "; the host planned for has 64.00 GiB. On the host, with" in said(64)[0]
+
+
+def test_one_line_says_what_waits_where_on_the_host_why_and_how_long_it_takes(wan, monkeypatch):
+    # files of 28 GB that hold the weights as they run, which the model on meta has not
+    monkeypatch.setattr(sizes, "_held", lambda root, binding: 0)
+    flags = {"dit_layerwise_offload": True, "dit_resident_blocks": 0}
+
+    def line(gib, frames):
+        video = VIDEO.merge(num_frames=frames)
+        hardware = {"card": "H100", "host_memory_gib": gib, "disk_gb_per_s": 5}
+        return make_plan(wan("wan-14b"), video, flags=flags, **hardware).to_dict()["host_line"]
+
+    assert "with 512 GiB of memory: of transformer all that moves held in memory: " in line(512, 17)
+    some = (
+        r"with 16 GiB of memory: of transformer \d+ held in memory, \d+ read from the disk: .* s of"
+    )
+    assert re.search(some + ".* step, hidden", line(16, 81))
+    assert re.search(some + ".* step, which the step waits for", line(16, 1))
 
 
 def test_a_larger_budget_is_never_slower(wan):
