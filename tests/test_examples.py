@@ -71,6 +71,7 @@ def test_the_custom_callback_logs_every_step_of_both_videos(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_adapter_fine_tuned_in_streamed_blocks_turns_the_video_green(tmp_path):
     printed = run_example("finetune_lora.py", tmp_path).splitlines()
     first, *_, last = (float(loss) for loss in printed[0].split()[1:])
@@ -84,6 +85,7 @@ def test_an_adapter_fine_tuned_in_streamed_blocks_turns_the_video_green(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_server_answers_a_request_over_http_with_a_video_or_with_what_was_wrong(tmp_path):
     pytest.importorskip("litserve", reason="needs litserve")
     with socket.socket() as probe:

@@ -58,11 +58,14 @@ def misread(pipeline, scenes, first_seed, **changed):
     return wrong
 
 
-@pytest.mark.slow
-def test_held_out_scenes_come_out_right_at_the_defaults(pipeline):
-    assert misread(pipeline, HELD_OUT_SCENES, FIRST_SEED) == []
+@pytest.mark.parametrize(
+    "every", [12, pytest.param(1, marks=[pytest.mark.exhaustive, pytest.mark.slow])]
+)
+def test_held_out_scenes_come_out_right_at_the_defaults(pipeline, every):
+    assert misread(pipeline, HELD_OUT_SCENES[::every], FIRST_SEED) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_held_out_scenes_come_out_right_at_other_sizes_and_lengths(pipeline):
     wrong, total = [], 0

@@ -21,6 +21,7 @@ def results(tmp_path_factory):
     return folder
 
 
+@pytest.mark.exhaustive
 def test_every_mode_is_measured_and_gives_what_the_resident_model_gives(results):
     rows = json.loads((results / "streaming-wan-tiny.json").read_text())["rows"]
     ours = {f"streamed-{kind}" for kind in ("mapped", "pinned", "pageable")}
@@ -38,6 +39,7 @@ def test_every_mode_is_measured_and_gives_what_the_resident_model_gives(results)
     assert half["streamed_bytes"] * 2 == pytest.approx(whole["streamed_bytes"], rel=0.01)
 
 
+@pytest.mark.exhaustive
 def test_the_table_names_the_bound_and_what_other_links_would_do(results):
     page = (results / "streaming-wan-tiny.md").read_text()
     assert "step / bound" in page
@@ -45,6 +47,7 @@ def test_the_table_names_the_bound_and_what_other_links_would_do(results):
     assert (results / "streaming-wan-tiny.png").stat().st_size > 1000
 
 
+@pytest.mark.exhaustive
 def test_a_run_out_of_time_leaves_its_first_party_and_ends(tmp_path, results):
     options = ["--model", "wan-tiny", "--frames", "1", "--modes", "all", "--limit-s", "0.01"]
     options += ["--size", "64x64", "--folder", str(results), "--output", str(tmp_path)]

@@ -30,6 +30,7 @@ def test_each_part_is_typed_as_its_benchmark_takes_it(name):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_part_that_fails_does_not_keep_the_next_from_its_turn(tmp_path, monkeypatch):
     broken = suite.Part("streaming", "--model wan-tiny --modes none", 30)
     works = suite.Part("streaming", f"{SMALL} --modes resident --name streaming-one --rounds 1", 60)

@@ -151,7 +151,9 @@ def test_nothing_is_left_whichever_process_dies_at_any_moment(start, seed, which
 
 
 @started
-@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)]
+)
 def test_where_all_is_made_the_code_is_0_however_long_a_process_needs_to_end(start, arguments, how):
     if how == signal.SIGKILL and arguments != COMMAND:
         pytest.skip("what a script has still to do nobody knows")

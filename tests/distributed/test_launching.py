@@ -106,6 +106,7 @@ SEVERAL = EXAMPLE.replace(
         pytest.param(SEVERAL, id="several"),
     ],
 )
+@pytest.mark.exhaustive
 def test_the_pages_examples_run_as_they_are_typed(tmp_path, text):
     (tmp_path / "script.py").write_text(text)
     run(tmp_path, "script.py")

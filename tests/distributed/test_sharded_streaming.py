@@ -175,7 +175,9 @@ def test_an_adapter_on_one_rank_changes_no_ranks_way_alone(world: World):
     world.run(adapter_claims.an_adapter_on_one_rank_changes_no_ranks_way_alone)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k == "file" else pytest.param(k, marks=pytest.mark.exhaustive) for k in KINDS]
+)
 @pytest.mark.parametrize(
     "claim",
     [
