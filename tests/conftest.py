@@ -21,6 +21,14 @@ from support import checkpoints  # noqa: E402
 LEFT_OUT = pytest.StashKey[int]()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share `pytest`, as README types it, between two processes; `pytest -n 0` has one."""
+    is_bare = not config.invocation_params.args
+    if is_bare and getattr(config.option, "numprocesses", 0) is None and os.cpu_count() != 1:
+        config.option.numprocesses = 2
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is marked `exhaustive`, but for what is named by `-m` or by its node id."""

@@ -107,7 +107,7 @@ GENERATE += ("--accelerator=cpu", "--shard-transport=gather", "--debug")
 @pytest.mark.parametrize(
     ("launcher", "script", "rank", "how", "reason"),
     [
-        pytest.param(TORCHRUN, "failing.py", 1, "raise", BROKEN, id="torchrun"),
+        more(TORCHRUN, "failing.py", 1, "raise", BROKEN, id="torchrun"),
         more(TORCHRUN, "failing.py", 0, "kill", None, id="torchrun-killed"),
         more(TORCHRUN, "failing_command.py", 1, "memory", NO_MEMORY, id="torchrun-command"),
         more(FABRIC_RUN, "failing.py", 0, "memory", MEMORY, id="fabric-run"),
