@@ -357,6 +357,9 @@ class OffloadUnit:
             if not torch.equal(target.detach(), fresh):
                 target.data.copy_(fresh)
                 changed = True
+        if host.requires_grad is not current.requires_grad and host.is_leaf:
+            host.requires_grad_(current.requires_grad)  # a new Parameter asks for gradients
+            changed = True
         return changed
 
     def _refuse_kept(self) -> None:

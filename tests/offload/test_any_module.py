@@ -470,6 +470,8 @@ class Twins:
     def edit(self, how: str, which: int) -> None:
         if self.in_batch:  # it counts from the next batch on
             self.end_batch("")
+        if any(p.is_inference() for root in self.both for p in root.m.parameters()):
+            return  # a forward assigned it in inference mode: torch itself lets nobody edit it
         for root in self.both:
             edit(root, how, which)
         self.note_objects()
