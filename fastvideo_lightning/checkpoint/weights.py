@@ -15,14 +15,11 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from fastvideo_lightning.checkpoint.folder import CheckpointError, check_regular
-
-if TYPE_CHECKING:
-    pass
 
 
 class ReadMeter:

@@ -59,7 +59,6 @@ class Couriers:
         num_buffers: how many.
         num_readers: threads that read.
         pin: register the buffers; copies from them do not overlap without.
-
     """
 
     def __init__(
