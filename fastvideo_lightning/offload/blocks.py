@@ -56,13 +56,24 @@ def find_block_lists(model: nn.Module, prefix: str = "") -> list[BlockList]:
 
     A list counts when its members have weights and are either of one class, two or more of them, or
     all made of further modules. Lists inside of a block belong to the block, unless the list is one
-    of stages, as a U-Net has: then the blocks are what the stages are made of.
+    of stages, as a U-Net has: then the blocks are what the stages are made of. Left out are the
+    lists of a child that weighs next to nothing beside one block: keeping it on the device costs
+    little, and it may be called many times in one forward (WanAnimate's motion encoder is, once for
+    each group of frames).
 
     Args:
         model: where to search; a list itself is searched for lists below it.
         prefix: FQN of ``model``, put before the names found.
     """
-    return _each_once(_search(model, prefix))
+    found = _each_once(_search(model, prefix))
+    largest = max((_count(block) for each in found for _, block in each.blocks), default=0)
+    start = f"{prefix}." if prefix else ""
+    kept = tuple(
+        f"{start}{name}."
+        for name, child in model.named_children()
+        if _count(child) > _SLIGHT * largest
+    )
+    return [each for each in found if f"{each.fqn}.".startswith(kept)]
 
 
 def split_list(module: nn.Module, fqn: str) -> list[BlockList]:
@@ -110,6 +121,8 @@ def is_block_list(module: nn.Module) -> bool:
 # it has outside of its own lists would stay on the device.
 _UNLIKE_SIZES = 4
 _INSIDE_LISTS = 0.9
+# Share of the largest block that a child may have whose blocks stay on the device.
+_SLIGHT = 1 / 8
 
 
 def _search(model: nn.Module, prefix: str) -> Iterator[BlockList]:

@@ -41,6 +41,22 @@ def test_a_chain_of_unlike_layers_is_no_list_of_blocks():
     assert fqns(nn.ModuleDict({"pair": nn.ModuleList([Block(8, 8), nn.Dropout()])})) == []
 
 
+def test_a_child_that_weighs_next_to_nothing_beside_a_block_stays_whole():
+    model = make_toy(2)
+    model.encoder = nn.Sequential(*(nn.Sequential(nn.Linear(1, 1)) for _ in range(3)))
+    assert fqns(model) == ["blocks"]
+    assert fqns(nn.ModuleDict({"encoder": nn.ModuleList(model.encoder)})) == ["encoder"]
+
+
+def test_the_motion_encoder_that_wan_animate_calls_for_each_group_of_frames_is_one():
+    from diffusers import WanAnimateTransformer3DModel
+
+    with torch.device("meta"):
+        model = WanAnimateTransformer3DModel(num_layers=2)
+    assert not [fqn for fqn in fqns(model) if fqn.startswith("motion_encoder")]
+    assert "blocks" in fqns(model)
+
+
 def test_residents_are_spread_evenly():
     assert spread(40, 0) == set()
     assert spread(40, 4) == {5, 15, 25, 35}
