@@ -98,32 +98,38 @@ def _decode_by(means: str, module: "VideoModule") -> list[Callable[[], None]]:
 
 
 def _set_attention_backend(fqn: str, module: "VideoModule", backend: str) -> Callable[[], None]:
-    """Set it on a denoiser and for the module's videos; no other pipeline gets it."""
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+    """Set it on the attention layers of a denoiser, and on those beside it that have none.
 
-    denoiser: Any = module.get_submodule(fqn)
-    if not hasattr(denoiser, "set_attention_backend"):
+    diffusers' own `set_attention_backend` sets it for the whole process too, where a video on
+    another thread would meet it.
+    """
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    before = {each: each._attention_backend for each in _backend_takers(module.get_submodule(fqn))}
+    if not before:
         raise ValueError(
-            f"attention_backend={backend!r}: {fqn} ({type(denoiser).__name__}) is no diffusers "
-            "model with attention backends. Leave attention_backend out."
+            f"attention_backend={backend!r}: no attention layer of {fqn} "
+            f"({type(module.get_submodule(fqn)).__name__}) takes a backend of its own. Leave "
+            "attention_backend out."
         )
-    processors: set[Any] = {getattr(inner, "processor", None) for inner in denoiser.modules()}
-    able = [(p, p._attention_backend) for p in processors if hasattr(p, "_attention_backend")]
-    of_process, _ = Registry.get_active_backend()  # type: ignore[no-untyped-call]
-    try:
-        denoiser.set_attention_backend(backend)
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise ValueError(f"attention_backend={backend!r}: {error}") from error
-    finally:
-        Registry.set_active_backend(of_process)
-    module.attention_backend = backend
+    for component in module.pipeline.components.values():
+        if isinstance(component, nn.Module) and component is not module.get_submodule(fqn):
+            others = (each for each in _backend_takers(component) if each not in before)
+            before |= {each: None for each in others if each._attention_backend is None}
+    for processor in before:
+        processor._attention_backend = AttentionBackendName(backend)
 
     def reset() -> None:
-        module.attention_backend = None
-        for processor, before in able:
-            processor._attention_backend = before
+        for processor, own in before.items():
+            processor._attention_backend = own
 
     return reset
+
+
+def _backend_takers(component: nn.Module) -> set[Any]:
+    """The attention processors of a component that know an attention backend."""
+    processors = {getattr(inner, "processor", None) for inner in component.modules()}
+    return {each for each in processors if hasattr(each, "_attention_backend")}
 
 
 def _enable_cache(fqn: str, denoiser: Any, cache: str, module: "VideoModule") -> Callable[[], None]:

@@ -28,7 +28,6 @@ from fastvideo_lightning.modules.pipelines import (
     place_pipeline,
     send_guards_back,
     tell_of_guard,
-    use_attention_backend,
 )
 from fastvideo_lightning.modules.results import Result, read_output
 from fastvideo_lightning.modules.roles import Role, Roles, read_roles, role_of, stays_fp32
@@ -113,12 +112,9 @@ class VideoModule(TakesLora, L.LightningModule):
 
     Attributes:
         context_parallel: Processes that make each video together; set by who wires the module.
-        attention_backend: What its videos are made with; None is diffusers' own choice.
     """
 
     context_parallel: int = 1
-
-    attention_backend: str | None = None
 
     def __init__(
         self,
@@ -432,8 +428,7 @@ class VideoModule(TakesLora, L.LightningModule):
         self._watch = StepWatch(self._announce, params.num_inference_steps or 1)
         denoisers = map(self.get_submodule, self.denoisers)
         scheduled, pipeline = chosen_scheduler(self._pipeline, params), self._pipeline
-        backend = use_attention_backend(self.attention_backend)
-        with scheduled, guided(pipeline, params), guards_on_cpu(pipeline), backend:
+        with scheduled, guided(pipeline, params), guards_on_cpu(pipeline):
             pipeline = self._called = self.pipeline_for(params)
             with self._watch.watch(pipeline, denoisers) as watching:
                 output = pipeline(

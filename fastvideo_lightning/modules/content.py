@@ -108,7 +108,8 @@ def live_state(module: "VideoModule") -> dict[str, str]:
     """Return what of a model can be switched between two videos, cheaply, without its weights."""
     pipeline = module.pipeline
     layers = [f"{fqn} {_switches(layer)}" for fqn, layer in _adapter_layers(module)]
-    backends, caches = {module.attention_backend or ""}, []
+    backends: set[str] = set()
+    caches = []
     for fqn in module.denoisers:
         denoiser = module.get_submodule(fqn)
         caches.append(repr(getattr(denoiser, "_cache_config", None)))

@@ -195,19 +195,3 @@ def tell_of_guard(name: str, device: torch.device) -> None:
             "for it, and no plan counts it.",
             name,
         )
-
-
-@contextmanager
-def use_attention_backend(backend: str | None) -> Iterator[None]:
-    """Have layers without a backend of their own use this one, as after `set_attention_backend`.
-
-    Args:
-        backend: A name that diffusers knows; None leaves things as they are.
-    """
-    if backend is None:
-        yield
-        return
-    from diffusers.models.attention_dispatch import attention_backend
-
-    with attention_backend(backend):  # type: ignore[arg-type, unused-ignore]
-        yield

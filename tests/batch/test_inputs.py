@@ -272,10 +272,6 @@ def switch_peft(module):
 
 
 def switch_backend(module):
-    module.attention_backend = "native"
-
-
-def switch_denoiser_backend(module):
     module.transformer.set_attention_backend("native")
 
 
@@ -286,8 +282,8 @@ def switch_cache(module):
 @pytest.mark.parametrize(
     "switch",
     [
-        *(switch_scheduler, switch_adapter, switch_peft, switch_backend),
-        *(switch_denoiser_backend, switch_cache),
+        *(switch_scheduler, switch_adapter, switch_peft),
+        *(switch_backend, switch_cache),
     ],
 )
 def test_what_is_switched_past_the_generator_ends_the_batch(generator, model, tmp_path, switch):

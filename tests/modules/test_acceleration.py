@@ -1,10 +1,13 @@
 """Attention backends, caches and slicing: the frames of plain diffusers, and no copy in vain."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from diffusers import (
+    CosmosTransformer3DModel,
     FirstBlockCacheConfig,
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
@@ -18,6 +21,7 @@ from support.references import SEED, frames_of, load_plain
 from fastvideo_lightning import OffloadConfig, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks import LayerwiseOffload
 from fastvideo_lightning.generator.placements import make_placements
+from fastvideo_lightning.modules.acceleration import accelerate
 
 SAMPLING = {**SIZE, "num_inference_steps": 8}
 NUM_BLOCKS = 6
@@ -189,6 +193,16 @@ def test_an_attention_backend_is_of_one_generator_and_what_was_there_comes_back(
     second.close()
     assert {processor._attention_backend for processor in processors} == {own}
     assert _AttentionBackendRegistry.get_active_backend()[0] == native
+
+
+def test_a_backend_for_layers_that_take_none_of_their_own_is_refused() -> None:
+    with torch.device("meta"):
+        denoiser = CosmosTransformer3DModel(num_layers=1)
+    module = SimpleNamespace(denoisers=["transformer"], get_submodule={"transformer": denoiser}.get)
+    active = _AttentionBackendRegistry.get_active_backend()
+    with pytest.raises(ValueError, match="no attention layer of transformer .Cosmos"):
+        accelerate(module, OffloadConfig(attention_backend="native"))
+    assert _AttentionBackendRegistry.get_active_backend() == active
 
 
 def test_without_guidance_a_step_is_one_pass(folder) -> None:
