@@ -100,6 +100,7 @@ ALLOWED = {
     },
     "plan": {
         "checkpoint.hub",
+        "checkpoint.parts",
         "checkpoint.quantization",
         "config",
         "diffusers",
@@ -164,6 +165,7 @@ ALLOWED = {
         "batch",
         "callbacks",
         "checkpoint.folder",
+        "checkpoint.parts",
         "checkpoint.quantization",
         "cli",
         "click",

@@ -7,7 +7,7 @@ runs on the host, and the tensors it makes are the weights.
 
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import count, takewhile
@@ -20,6 +20,12 @@ from torch import nn
 
 from fastvideo_lightning.checkpoint.building import SPARE_ELEMENTS, built_on_meta, computing_in
 from fastvideo_lightning.checkpoint.folder import CheckpointError, check_files, find_variants
+from fastvideo_lightning.checkpoint.names import (
+    check_placed,
+    find_unplaced,
+    lacks_weights,
+    match_names,
+)
 from fastvideo_lightning.checkpoint.trust import check_pickle
 from fastvideo_lightning.checkpoint.weights import (
     StoredTensor,
@@ -31,10 +37,13 @@ from fastvideo_lightning.checkpoint.weights import (
 # From the FQN of a weight and its component's dtype to the dtype that this weight has.
 DtypeRule = Callable[[str, torch.dtype], torch.dtype]
 
-CONFIG = "config.json"
-# What fp8 checkpoints of other programs call the scales of their weights.
-_SCALE = re.compile(r"(^|[._])(scale_(weight|input)|(weight|input)_scale(_inv|_2)?|scaled_fp8)$")
+# From a model and what is stored to the same by the model's names: where it lies in the file, or
+# what the library makes of it.
+Converter = Callable[
+    [nn.Module, Mapping[str, StoredTensor]], Mapping[str, StoredTensor | torch.Tensor]
+]
 
+CONFIG = "config.json"
 # By quant_method: what is imported, and what is installed for it.
 _QUANTIZERS = {
     "auto-round": ("auto_round", "auto-round"),
@@ -126,7 +135,7 @@ def build_component(
         )
     with LOADING:
         if tensors is not None and not method and quantization is None:
-            component = _build_without_weights(model_class, folder, tensors, dtypes, dtype)
+            component = build_without_weights(model_class, folder, tensors, dtypes, dtype)
         if component is None:
             kind: dict[str, Any] = {"variant": variant, "use_safetensors": tensors is not None}
             if quantization is not None:
@@ -208,20 +217,75 @@ def _saved_class(folder: Path) -> type[nn.Module]:
     return found
 
 
-def _build_without_weights(
+def build_without_weights(
     model_class: type[nn.Module],
     folder: Path,
     tensors: Mapping[str, StoredTensor],
     dtypes: RunDtypes,
     dtype: torch.dtype,
+    convert: Converter | None = None,
 ) -> Component | None:
-    """Build the model on meta; None when the names in the file are not the model's."""
+    """Build the model on meta; None when the names in the file are not the model's.
+
+    Args:
+        model_class: A class of diffusers or transformers.
+        folder: Has its configuration.
+        tensors: What is stored, by name.
+        dtypes: The dtypes it will run in.
+        dtype: That of them that it likely runs in.
+        convert: Brings other names to the model's.
+
+    Raises:
+        CheckpointError: If weights are missing after that, or are of other shapes.
+    """
+    module, rule = build_on_meta(model_class, folder, tensors, dtype)
+    stored: Mapping[str, StoredTensor | torch.Tensor] | None = match_names(module, tensors)
+    if stored is None and convert is not None:
+        converted = convert(module, tensors)
+        stored = match_names(module, converted)
+        if stored is None:
+            raise lacks_weights(module, converted, tensors)
+    if stored is None:
+        return None
+    sources = {}
+    made: dict[int, torch.Tensor] = {}
+    for fqn, own in module.state_dict(keep_vars=True).items():
+        tensor = stored[fqn]
+        if tensor.shape != own.shape:
+            where = {each.path for each in tensors.values()}
+            raise CheckpointError(
+                f"{min(where)} holds {fqn!r} with shape {list(tensor.shape)}, but "
+                f"{model_class.__name__} needs {list(own.shape)}. "
+                "Weights and config.json are not of one model."
+            )
+        if isinstance(tensor, torch.Tensor):  # not as it lies in the file
+            if id(own) not in made:
+                made[id(own)] = _host_tensor(own, tensor, rule(fqn, dtype))
+            _put(module, fqn, made[id(own)])
+            continue
+        if tensor.dtype.is_floating_point:
+            cpu, accelerator = rule(fqn, dtypes.cpu), rule(fqn, dtypes.accelerator)
+        else:
+            cpu = accelerator = tensor.dtype
+        sources[fqn] = StoredWeight(tensor, cpu, accelerator)
+        if own.device.type != "meta":
+            _read_buffer(module, fqn, sources[fqn], rule(fqn, dtype))
+    return Component(module, sources)
+
+
+def build_on_meta(
+    model_class: type[nn.Module],
+    folder: Path,
+    tensors: Mapping[str, StoredTensor],
+    dtype: torch.dtype,
+) -> tuple[nn.Module, DtypeRule]:
+    """Build a model of its configuration, with room for no more than what is stored."""
     build = _build_diffusers if is_diffusers_model(model_class) else _build_transformers
     largest = sum(prod(tensor.shape) for tensor in tensors.values()) + SPARE_ELEMENTS
     # A tied weight is a parameter for a while where it is stored once.
     bounds = {"max_parameters": 2 * len(tensors) + 1000, "max_elements": largest}
     try:
-        module, rule = build(model_class, folder, dtype, bounds)
+        return build(model_class, folder, dtype, bounds)
     except CheckpointError:
         raise
     except ImportError as error:
@@ -231,26 +295,20 @@ def _build_without_weights(
             f"{folder / CONFIG} describes no {model_class.__name__} whose weights lie beside it "
             f"({first_line(error)}). Download the checkpoint again."
         ) from error
-    stored = _match_names(module, tensors)
-    if stored is None:
-        return None
-    sources = {}
-    for fqn, own in module.state_dict(keep_vars=True).items():
-        tensor = stored[fqn]
-        if tensor.shape != own.shape:
-            raise CheckpointError(
-                f"{tensor.path} holds {fqn!r} with shape {list(tensor.shape)}, but "
-                f"{model_class.__name__} needs {list(own.shape)}. "
-                "Weights and config.json are not of one model."
-            )
-        if tensor.dtype.is_floating_point:
-            cpu, accelerator = rule(fqn, dtypes.cpu), rule(fqn, dtypes.accelerator)
-        else:
-            cpu = accelerator = tensor.dtype
-        sources[fqn] = StoredWeight(tensor, cpu, accelerator)
-        if own.device.type != "meta":
-            _read_buffer(module, fqn, sources[fqn], rule(fqn, dtype))
-    return Component(module, sources)
+
+
+def _host_tensor(own: torch.Tensor, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor of the host as what the model has in its place."""
+    if tensor.is_floating_point():
+        tensor = tensor.to(dtype)
+    return nn.Parameter(tensor, own.requires_grad) if isinstance(own, nn.Parameter) else tensor
+
+
+def _put(module: nn.Module, fqn: str, tensor: torch.Tensor) -> None:
+    path, _, name = fqn.rpartition(".")
+    owner = module.get_submodule(path)
+    registry: dict[str, Any] = owner._buffers if name in owner._buffers else owner._parameters
+    registry[name] = tensor
 
 
 def _build_diffusers(
@@ -295,89 +353,10 @@ def _build_transformers(
     return module, rule
 
 
-def _match_names(
-    module: nn.Module, tensors: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor] | None:
-    """Give every weight of the model its stored tensor; None where the file has other names.
-
-    A tied weight lies in the file under one of its names. A transformers model may be stored with
-    or without its own base prefix.
-
-    Raises:
-        CheckpointError: If every weight has its tensor, and there are tensors beside.
-    """
-    prefix = f"{getattr(module, 'base_model_prefix', '')}."
-    expected = module.state_dict(keep_vars=True)
-    for rename in (str, prefix.__add__, lambda name: name.removeprefix(prefix)):
-        found = {rename(name): tensor for name, tensor in tensors.items()}
-        by_owner = {id(expected[name]): found[name] for name in expected if name in found}
-        if all(id(own) in by_owner for own in expected.values()):
-            unplaced = _unplaced(module, found.keys() - expected.keys())
-            check_placed(unplaced, type(module).__name__, {found[name].path for name in unplaced})
-            return {name: found.get(name, by_owner[id(own)]) for name, own in expected.items()}
-    _check_amount(module, tensors)
-    return None
-
-
-def _check_amount(module: nn.Module, tensors: Mapping[str, StoredTensor]) -> None:
-    """Refuse a model that is much larger than what is stored, before a library makes it whole."""
-    needed = sum({id(own): own.numel() for own in module.parameters()}.values())
-    stored = sum(prod(tensor.shape) for tensor in tensors.values())
-    if needed <= 2 * stored + SPARE_ELEMENTS // 4:
-        return
-    name = min(module.state_dict().keys() - tensors.keys())
-    where = ", ".join(sorted({str(tensor.path) for tensor in tensors.values()})[:2])
-    raise CheckpointError(
-        f"{where or type(module).__name__} has {stored} numbers, and {type(module).__name__} needs "
-        f"{needed}: it lacks {name!r}. Weights and config.json are not of one model."
-    )
-
-
-def _unplaced(module: nn.Module, names: Iterable[str]) -> list[str]:
-    """Of names that are not weights of a model those that it does not know either.
-
-    Its class may say that it ignores them, and tables that it computes were once stored.
-    """
-    ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
-    computed = {name for name, _ in module.named_buffers()}
-    return sorted(
-        name
-        for name in names
-        if name not in computed and not any(re.search(pattern, name) for pattern in ignored)
-    )
-
-
-def check_placed(names: Sequence[str], model: str, paths: Collection[Path]) -> None:
-    """Raise CheckpointError, naming the first of them, where weights have no place in a model.
-
-    Args:
-        names: Stored tensors without a place.
-        model: The class that has none.
-        paths: Files or the folder where they lie.
-    """
-    if not names:
-        return
-    where = ", ".join(sorted(map(str, paths))[:2])
-    scales = [name for name in names if _SCALE.search(name)]
-    if scales:
-        raise CheckpointError(
-            f"{where}: {len(scales)} scales of fp8 weights, such as {scales[0]!r}, have no place "
-            f"in {model}, and the weights are other numbers without them. Pass the checkpoint in "
-            "bf16 or fp16; dtype='fp8' quantizes that."
-        )
-    more = f" {len(names)} tensors, such as" if len(names) > 1 else ""
-    raise CheckpointError(
-        f"{where}:{more} {names[0]!r}, which {model} has no place for. "
-        "Weights and config.json are not of one model: download the checkpoint again."
-    )
-
-
 def _read_buffer(module: nn.Module, fqn: str, source: StoredWeight, dtype: torch.dtype) -> None:
     """Replace a persistent buffer by the one in the file."""
-    path, _, name = fqn.rpartition(".")
     stored = source.stored_dtype
-    buffer = source.as_host_tensor(dtype if stored.is_floating_point else stored)
-    module.get_submodule(path)._buffers[name] = buffer
+    _put(module, fqn, source.as_host_tensor(dtype if stored.is_floating_point else stored))
 
 
 def _load_by_library(
@@ -410,7 +389,7 @@ def _load_by_library(
             f"{folder} lacks {len(missing)} weights of {name}, such as "
             f"{missing[0]!r}. Weights and config.json are not of one model."
         )
-    unplaced = _unplaced(module, report["unexpected_keys"])
+    unplaced = find_unplaced(module, report["unexpected_keys"])
     if is_quantized:  # layers have tensors there that are no weights of the model
         unplaced = [fqn for fqn in unplaced if not _has_layer(module, fqn)]
     check_placed(unplaced, name, [folder])

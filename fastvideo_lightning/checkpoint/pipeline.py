@@ -3,10 +3,10 @@
 Only headers are read here; the bytes of a weight are read once, by whoever gives them their home.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from fastvideo_lightning.checkpoint.folder import (
     CheckpointError,
     check_files,
     check_index,
-    find_folder,
 )
 from fastvideo_lightning.checkpoint.hub import download
+from fastvideo_lightning.checkpoint.parts import find_parts
 from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS, make_quantization
+from fastvideo_lightning.checkpoint.single_file import build_from_file, find_components
 from fastvideo_lightning.checkpoint.trust import check_code
 from fastvideo_lightning.checkpoint.weights import StoredWeight, read_json
+from fastvideo_lightning.config import nearest_name
 from fastvideo_lightning.libraries import quiet_imports
 
 __all__ = ["Checkpoint", "CheckpointError", "StoredWeight", "load_pipeline", "open_checkpoint"]
@@ -59,6 +61,8 @@ class Checkpoint:
         variant: Variant of the weight files, such as `fp16`.
         allow_pickle: Whether pickled weights may be loaded.
         absent: Parts that are null.
+        file: Weights of the components that its header says, or None.
+        component: Files and folders that take the place of components.
     """
 
     folder: Path
@@ -68,11 +72,20 @@ class Checkpoint:
     variant: str | None = None
     allow_pickle: bool = False
     absent: tuple[str, ...] = ()
+    file: Path | None = None
+    component: Mapping[str, Path] = field(default_factory=dict)
+
+    def folder_of(self, name: str) -> Path:
+        """Where a component lies, with its configuration."""
+        place = self.component.get(name)
+        return place if place is not None and place.is_dir() else self.folder / name
 
 
 def open_checkpoint(
     path: str | PathLike[str],
     *,
+    base: str | PathLike[str] | None = None,
+    component: Mapping[str, str | PathLike[str]] | None = None,
     revision: str | None = None,
     variant: str | None = None,
     allow_pickle: bool = False,
@@ -81,7 +94,9 @@ def open_checkpoint(
 
     Args:
         path: A folder in diffusers' layout, a hub id such as `Wan-AI/Wan2.1-T2V-1.3B-Diffusers`,
-            or the name of a model inside this package such as `tiny-shapes`.
+            the name of a model inside this package such as `tiny-shapes`, or a file of weights.
+        base: The pipeline that has the rest of the model, where `path` is a file.
+        component: Files and folders that take the place of components, by their names.
         revision: Branch, tag or commit on the hub.
         variant: Variant of the weight files.
         allow_pickle: Load pickled weights where there are no others.
@@ -91,9 +106,10 @@ def open_checkpoint(
         CheckpointError: If the folder is no pipeline, or a component is missing.
         ValueError: If a revision of a folder is asked for.
     """
-    folder = find_folder(path, revision=revision)
+    parts = find_parts(path, base=base, component=component, revision=revision)
+    folder = parts.folder
     if folder is None:
-        folder = download(fspath(path), revision=revision, variant=variant)
+        folder = download(parts.pipeline, revision=revision, variant=variant)
         check_index(folder)
     index_path = folder / INDEX
     index = read_json(index_path)
@@ -107,7 +123,11 @@ def open_checkpoint(
         for name, entry in index.items()
         if isinstance(entry, list) and len(entry) == 2 and None not in entry
     }
+    _check_listed(folder, parts.component, components)
     for name, (library, component_class) in components.items():
+        if name in parts.component and parts.component[name].is_dir():
+            check_files(parts.component[name])
+            continue
         if not (folder / name).is_dir():
             raise CheckpointError(
                 f"Missing component: {folder / name}, which model_index.json lists as "
@@ -123,7 +143,22 @@ def open_checkpoint(
         variant,
         allow_pickle,
         tuple(name for name, entry in index.items() if entry == [None, None]),
+        parts.file,
+        parts.component,
     )
+
+
+def _check_listed(
+    folder: Path, given: Mapping[str, Path], components: Mapping[str, tuple[str, str]]
+) -> None:
+    """Raise ValueError for the name of a component that a pipeline has not."""
+    for name in given:
+        if name not in components:
+            nearest = nearest_name(name, components)
+            raise ValueError(
+                f"component {name}={given[name]}: {folder} has no {name!r}. "
+                + (f"Did you mean {nearest}?" if nearest else f"It has {', '.join(components)}.")
+            )
 
 
 def _parse_component(index: Path, name: str, entry: list[Any]) -> tuple[str, str]:
@@ -172,6 +207,7 @@ def load_pipeline(
     _check_variant(checkpoint)
     pipeline_class = _pipeline_class(checkpoint)
     classes = {name: _component_class(checkpoint, name) for name in checkpoint.components}
+    files = _find_files(checkpoint, classes)
     built: dict[str, Component] = {}
     for name, model_class in classes.items():
         if not issubclass(model_class, nn.Module):
@@ -181,9 +217,18 @@ def load_pipeline(
         else:
             wide = stays_fp32(name, model_class)
             dtypes = RunDtypes(torch.float32, torch.float32 if wide else torch.bfloat16)
+        if name in files:
+            built[name] = build_from_file(
+                model_class,
+                checkpoint.folder_of(name),
+                files[name],
+                dtypes=dtypes,
+                device_type=device_type,
+            )
+            continue
         built[name] = build_component(
             model_class,
-            checkpoint.folder / name,
+            checkpoint.folder_of(name),
             dtypes=dtypes,
             quantization=quantization if quantizes(name, model_class) else None,
             device_type=device_type,
@@ -193,7 +238,7 @@ def load_pipeline(
     parts: dict[str, Any] = {name: component.module for name, component in built.items()}
     for name, kind in classes.items():
         if name not in parts:
-            parts[name] = _load_part(checkpoint.folder / name, kind)
+            parts[name] = _load_part(checkpoint.folder_of(name), kind)
     pipeline = _join(checkpoint, pipeline_class, parts)
     sources = {
         f"{name}.{fqn}": source
@@ -201,6 +246,38 @@ def load_pipeline(
         for fqn, source in component.sources.items()
     }
     return pipeline, sources
+
+
+def _find_files(checkpoint: Checkpoint, classes: Mapping[str, type]) -> dict[str, Path]:
+    """Return the file of each component that comes out of one.
+
+    Raises:
+        ValueError: If a file is to be what is no model, or could be either of two components.
+    """
+    files = {name: place for name, place in checkpoint.component.items() if place.is_file()}
+    for name, path in files.items():
+        if not issubclass(classes[name], nn.Module):
+            raise ValueError(
+                f"component {name}={path}: {name} is a {classes[name].__name__}, which has no "
+                "weights. Pass its folder."
+            )
+    if checkpoint.file is not None:
+        models = {
+            name: (model_class, checkpoint.folder_of(name))
+            for name, model_class in classes.items()
+            if issubclass(model_class, nn.Module) and name not in checkpoint.component
+        }
+        found = find_components(checkpoint.file, models)
+        experts = [name for name in found if classes[name] is classes[found[0]]]
+        if len(experts) > 1:
+            raise ValueError(
+                f"{checkpoint.file} may be {' or '.join(experts)}, and its header does not tell. "
+                f"Pass {checkpoint.folder} as model, and each file by component "
+                + ", ".join(f"{name}=FILE" for name in experts)
+                + "."
+            )
+        files |= dict.fromkeys(found, checkpoint.file)
+    return files
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:

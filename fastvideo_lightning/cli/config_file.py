@@ -11,6 +11,7 @@ import click
 from fastvideo_lightning.cli.options import (
     COMMAND,
     BudgetType,
+    ComponentType,
     GroupedOption,
     MappingType,
     RepeatedKeyError,
@@ -85,6 +86,8 @@ def _read_yaml(path: str) -> Mapping[Any, Any]:
 
 
 def _file_value(option: GroupedOption, value: Any) -> Any:
+    if isinstance(option.type, ComponentType) and isinstance(value, dict):
+        value = [f"{name}={place}" for name, place in value.items()]
     if option.multiple:
         several = value if isinstance(value, list) else [value]
         return tuple(_one_value(option, one) for one in several)

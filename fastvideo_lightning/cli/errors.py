@@ -14,12 +14,13 @@ from fastvideo_lightning.cli.options import COMMAND, DEFAULTS, FLAGS, SAMPLING, 
 from fastvideo_lightning.config import spell_lists
 from fastvideo_lightning.config.sampling import EXAMPLES
 
-_OTHERS = ("prompt", "prompts", "revision", "variant")
+_OTHERS = ("base", "prompt", "prompts", "revision", "variant")
 _NAMES = sorted({*FLAGS, *SAMPLING, *DEFAULTS, *_OTHERS}, key=len, reverse=True)
 _ANY, _LONG = "|".join(_NAMES), "|".join(name for name in _NAMES if "_" in name)
 _WITH_VALUE = re.compile(rf"\b({_ANY})=([^\s,;]*[^\s,;.:)])")
 # A short name such as `model` is a plain word too: it is an option only where it opens a sentence.
 # What stands in quotes is spelled as in the file that it is from.
+_COMPONENT = re.compile(r"\bcomponent (?=\w+[=:])")
 _ALONE = re.compile(rf"^(?:{_ANY})\b|(?<!')\b(?:{_LONG})\b")
 
 
@@ -35,6 +36,7 @@ def as_cli_options(message: str) -> str:
     def option(name: str) -> str:
         return "--" + name.replace("_", "-")
 
+    message = _COMPONENT.sub("--component ", message)
     text = spell_lists(_WITH_VALUE.sub(with_value, message), _NAMES, option)
     return _ALONE.sub(lambda match: option(match[0]), text)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastvideo_lightning.checkpoint.folder import find_folder
+from fastvideo_lightning.checkpoint.parts import find_parts
 from fastvideo_lightning.checkpoint.quantization import check_quantization
 from fastvideo_lightning.cli.batch import STOPPED, read_prompts, report_batch
 from fastvideo_lightning.cli.config_file import read_config_file
@@ -31,6 +31,7 @@ from fastvideo_lightning.cli.options import (
     GroupedCommand,
     WrongChoiceError,
     make_options,
+    read_components,
 )
 from fastvideo_lightning.config import LoraChoice, OffloadConfig, SamplingParams
 from fastvideo_lightning.config.conflicts import check_dtype
@@ -55,7 +56,10 @@ A YAML file for --config holds option names and values, one a line, as in `num-f
 typed wins over the file.
 """
 
-_OPENING = ("num_gpus", "accelerator", "dtype", "revision", "variant", "allow_pickle")
+_OPENING = (
+    *("base", "component", "num_gpus", "accelerator", "dtype"),
+    *("revision", "variant", "allow_pickle"),
+)
 _AGAIN = "The video was not made. Run the same command again to make it."
 
 
@@ -73,6 +77,7 @@ class Request:
     def from_options(cls, given: dict[str, Any]) -> "Request":
         """Make one from option names and values, leaving out what was not given."""
         prompts = read_prompts(given)
+        read_components(given)
         if "prompt" not in given and prompts is None:
             raise WrongChoiceError(
                 '--prompt is missing. Describe the video: --prompt "a red circle moves right".'
@@ -104,7 +109,10 @@ class Request:
         from fastvideo_lightning.output.files import check_output_folder
         from fastvideo_lightning.report import check_report_path
 
-        find_folder(self.choices["model"], revision=self.choices.get("revision"))
+        find_parts(
+            self.choices["model"],
+            **{n: self.choices[n] for n in ("base", "component", "revision") if n in self.choices},
+        )
         check_dtype(self.choices["dtype"], self.config)
         check_quantization(self.choices["dtype"])
         if "lora" in self.choices:

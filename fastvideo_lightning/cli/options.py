@@ -92,6 +92,23 @@ class LoraType(click.ParamType[LoraChoice]):
             raise click.BadParameter(str(error), ctx=ctx, param=param) from error
 
 
+class ComponentType(click.ParamType[tuple[str, str]]):
+    """A file or folder in the place of a component: `NAME=PATH`."""
+
+    name = "name=path"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Return the name and the path."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, path = str(value).partition("=")
+        if not (name.strip() and equals and path.strip()):
+            self.fail(f"must look like transformer=wan.safetensors, got {value!r}.", param, ctx)
+        return name.strip(), os.path.expanduser(path.strip())
+
+
 class BudgetType(click.ParamType[float | str]):
     """A number of GiB, or `auto`."""
 
@@ -157,7 +174,19 @@ PROMPT_ROWS: list[Row] = [
 ]
 
 MODEL_ROWS: list[Row] = [
-    ("model", MODEL, str, "Folder of a diffusers pipeline, hub id, or tiny-shapes."),
+    (
+        "model",
+        MODEL,
+        str,
+        "Folder of a diffusers pipeline, hub id, tiny-shapes, or a .safetensors or .gguf file.",
+    ),
+    ("base", MODEL, PathType(), "Folder or hub id with the rest, where --model is a file."),
+    (
+        "component",
+        MODEL,
+        ComponentType(),
+        "File or folder in the place of a component; may be given several times.",
+    ),
     ("revision", MODEL, str, "Branch, tag or commit on the hub."),
     ("allow_pickle", MODEL, bool, "Load pickled weights, which can run code, if need be."),
     ("variant", MODEL, str, "Variant of the weight files, such as fp16."),
@@ -244,7 +273,23 @@ WEIGHTS_ROWS: list[Row] = [
     for flag in fields(OffloadConfig)
 ]
 
-REPEATABLE = {"lora"}
+REPEATABLE = {"lora", "component"}
+
+
+def read_components(given: dict[str, Any]) -> None:
+    """Have what was given as components, in place, as Python takes them: by their names.
+
+    Raises:
+        WrongChoiceError: If one is given twice.
+    """
+    if "component" not in given:
+        return
+    pairs: Sequence[tuple[str, str]] = given["component"]
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise WrongChoiceError(f"--component {name} is given twice. Keep one of the two.")
+    given["component"] = dict(pairs)
 
 
 COMMAND = "fastvideo-lightning"

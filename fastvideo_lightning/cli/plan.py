@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastvideo_lightning.checkpoint.folder import find_folder
+from fastvideo_lightning.checkpoint.parts import find_parts
 from fastvideo_lightning.cli.options import (
     FLAGS,
     MODEL,
@@ -14,13 +14,25 @@ from fastvideo_lightning.cli.options import (
     GroupedOption,
     HostMemoryType,
     make_options,
+    read_components,
 )
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 
 if TYPE_CHECKING:
     from fastvideo_lightning.plan import Plan
 
-_NAMES = {"model", "revision", "variant", "allow_pickle", "dtype", "height", "width", "num_frames"}
+_NAMES = {
+    "model",
+    "base",
+    "component",
+    "revision",
+    "variant",
+    "allow_pickle",
+    "dtype",
+    "height",
+    "width",
+    "num_frames",
+}
 _NAMES |= {"num_gpus", "num_inference_steps", "guidance_scale", "image_path", *FLAGS} - {"on_oom"}
 _EXAMPLES = """\b
 Examples:
@@ -101,7 +113,9 @@ def _make(
 
     if gpu is not None:
         find_card(gpu)  # before seconds of imports
-    find_folder(typed.get("model", "tiny-shapes"), revision=typed.get("revision"))
+    read_components(typed)
+    where = {name: typed[name] for name in ("base", "component", "revision") if name in typed}
+    find_parts(typed.get("model", "tiny-shapes"), **where)
     num_gpus = typed.get("num_gpus", config.context_parallel)
     if num_gpus % config.context_parallel:
         raise ValueError(
@@ -114,7 +128,7 @@ def _make(
     from fastvideo_lightning.plan.planner import open_headers
 
     dtype = typed.get("dtype", "auto")
-    loading = {k: typed[k] for k in ("revision", "variant", "allow_pickle") if k in typed}
+    loading = where | {k: typed[k] for k in ("variant", "allow_pickle") if k in typed}
     module = open_headers(typed.get("model", "tiny-shapes"), dtype=dtype, **loading)
     known = gpu is not None or torch.cuda.is_available()
     budget = config.gpu_memory_budget or ("auto" if known else None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastvideo_lightning.checkpoint.folder import find_folder
+from fastvideo_lightning.checkpoint.parts import find_parts
 from fastvideo_lightning.checkpoint.quantization import check_quantization
 from fastvideo_lightning.cli.config_file import read_config_file
 from fastvideo_lightning.cli.options import (
@@ -17,6 +17,7 @@ from fastvideo_lightning.cli.options import (
     GroupedOption,
     WrongChoiceError,
     make_options,
+    read_components,
 )
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.config.conflicts import check_auto_budget
@@ -37,11 +38,21 @@ machine: it asks nobody for a password.
 """
 _PAGE, _LIMITS = "Page", "Limits"
 _NEEDED = {"gradio": "Gradio", "matplotlib": "matplotlib"}
-_OF_THE_MODEL = ("model", "revision", "variant", "allow_pickle", "dtype", "accelerator")
+_OF_THE_MODEL = (
+    "model",
+    "base",
+    "component",
+    "revision",
+    "variant",
+    "allow_pickle",
+    "dtype",
+    "accelerator",
+)
 # The page is one process with one GPU.
 _OF_SEVERAL_GPUS = {"use_fsdp_inference", "dit_cpu_offload", "shard_transport", "context_parallel"}
 
-_LOADING = ("dtype", "revision", "variant", "allow_pickle")
+_FINDING = ("base", "component", "revision")
+_LOADING = (*_FINDING, "dtype", "variant", "allow_pickle")
 
 
 def _options() -> list[click.Parameter]:
@@ -91,7 +102,8 @@ def serve(context: click.Context, /, config: str | None, debug: bool, **given: A
     host, port = choices.get("host", "127.0.0.1"), choices.get("port", 7860)
     with waiting("loading libraries"):
         with usage_errors(ImportError):
-            find_folder(choices["model"], revision=choices.get("revision"))
+            read_components(choices)
+            find_parts(choices["model"], **{n: choices[n] for n in _FINDING if n in choices})
             check_quantization(choices["dtype"])
             flags = OffloadConfig.from_mapping({k: v for k, v in choices.items() if k in FLAGS})
             # Seconds of imports from here on.

@@ -70,6 +70,7 @@ _TAKEN = ("output_path", "resume", "fail_fast")
 _FLAGS = tuple(OffloadConfig.__dataclass_fields__)
 _SAVING = ("output_path", "save_video")
 _LOADING = (
+    *("base", "component"),
     *("num_gpus", "accelerator", "dtype", "callbacks", "progress"),
     *("revision", "variant", "allow_pickle"),
 )
@@ -136,6 +137,8 @@ class VideoGenerator:
         model: str | os.PathLike[str] = "tiny-shapes",
         config: OffloadConfig | None = None,
         *,
+        base: str | os.PathLike[str] | None = None,
+        component: Mapping[str, str | os.PathLike[str]] | None = None,
         num_gpus: int = 1,
         accelerator: str = "auto",
         dtype: "str | torch.dtype" = "auto",
@@ -148,8 +151,10 @@ class VideoGenerator:
         """Open a model and check what was chosen for it; only headers are read.
 
         Args:
-            model: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
+            model: A folder in diffusers' layout, a hub id, `tiny-shapes`, or a file of weights.
             config: Where its weights live.
+            base: The pipeline that has the rest of the model, where `model` is a file.
+            component: Files and folders that take the place of components, by their names.
             num_gpus: Devices, one process each.
             accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
             dtype: As in `VideoModule.from_pretrained`.
@@ -170,6 +175,8 @@ class VideoGenerator:
 
         module = VideoModule.from_pretrained(
             model,
+            base=base,
+            component=component,
             dtype=dtype,
             revision=revision,
             variant=variant,
@@ -190,6 +197,8 @@ class VideoGenerator:
         cls,
         model: str | os.PathLike[str] = "tiny-shapes",
         *,
+        base: str | os.PathLike[str] | None = None,
+        component: Mapping[str, str | os.PathLike[str]] | None = None,
         num_gpus: int = 1,
         accelerator: str = "auto",
         dtype: "str | torch.dtype" = "auto",
@@ -203,7 +212,9 @@ class VideoGenerator:
         """Load a model, ready to make videos: `open`, then `setup`.
 
         Args:
-            model: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
+            model: A folder in diffusers' layout, a hub id, `tiny-shapes`, or a file of weights.
+            base: The pipeline that has the rest of the model, where `model` is a file.
+            component: Files and folders that take the place of components, by their names.
             num_gpus: Devices, one process each.
             accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
             dtype: As in `VideoModule.from_pretrained`.
@@ -223,6 +234,8 @@ class VideoGenerator:
         generator = cls.open(
             model,
             OffloadConfig(**flags),
+            base=base,
+            component=component,
             num_gpus=num_gpus,
             accelerator=accelerator,
             dtype=dtype,

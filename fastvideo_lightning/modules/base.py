@@ -141,6 +141,8 @@ class VideoModule(TakesLora, L.LightningModule):
         cls,
         path: str | PathLike[str],
         *,
+        base: str | PathLike[str] | None = None,
+        component: Mapping[str, str | PathLike[str]] | None = None,
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         variant: str | None = None,
@@ -150,7 +152,9 @@ class VideoModule(TakesLora, L.LightningModule):
         """Build the module of a checkpoint's family; only headers are read.
 
         Args:
-            path: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
+            path: A folder in diffusers' layout, a hub id, `tiny-shapes`, or a file of weights.
+            base: The pipeline that has the rest of the model, where `path` is a file.
+            component: Files and folders that take the place of components, by their names.
             dtype: `auto`: fp32 on a CPU; on a GPU bf16, and fp32 for a VAE that was published so
                 (Wan's). `fp8`, `int8`: so the denoisers' linear layers, by torchao, `auto` for the
                 rest. A dtype or `bf16`, `fp16`, `fp32`: all components in it, as in diffusers.
@@ -165,7 +169,9 @@ class VideoModule(TakesLora, L.LightningModule):
             ValueError: If `dtype` or `variant` is unknown.
         """
         where = {"revision": revision, "variant": variant}
-        checkpoint = open_checkpoint(path, **where, allow_pickle=allow_pickle)
+        checkpoint = open_checkpoint(
+            path, base=base, component=component, **where, allow_pickle=allow_pickle
+        )
         family = find_family(checkpoint.class_name) if cls is VideoModule else cls
         pipeline, sources = load_pipeline(
             checkpoint,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastvideo_lightning.checkpoint.hub import headers_folder
+from fastvideo_lightning.checkpoint.parts import find_parts
 from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
@@ -180,9 +181,16 @@ def open_headers(model: str | PathLike[str], *, dtype: str = "auto", **loading: 
         **loading: Other arguments of `VideoModule.from_pretrained`.
     """
     opened_in = "auto" if dtype in QUANTIZATIONS else dtype
-    with headers_folder(model, revision=loading.get("revision")) as folder:
+    parts = find_parts(
+        model, **{k: loading[k] for k in ("base", "component", "revision") if k in loading}
+    )
+    with headers_folder(parts.pipeline, revision=loading.get("revision")) as folder:
         if folder is not None:
-            model, loading = folder, {k: v for k, v in loading.items() if k != "revision"}
+            loading = {k: v for k, v in loading.items() if k != "revision"}
+            if parts.file is None:
+                model = folder
+            else:
+                loading["base"] = folder
         return VideoModule.from_pretrained(model, dtype=opened_in, device_type="cuda", **loading)
 
 

@@ -78,7 +78,8 @@ class Model:
         config: Where its weights live.
         accelerator: As in `VideoGenerator`.
         device_type: What the accelerator is on this machine: `cpu`, `cuda` or `mps`.
-        loading: `dtype`, `revision` and `variant`, as in `VideoModule.from_pretrained`.
+        loading: `dtype`, `base`, `component`, `revision` and `variant`, as in
+            `VideoModule.from_pretrained`.
     """
 
     name: str = "tiny-shapes"
@@ -89,8 +90,8 @@ class Model:
 
     def read_sampling(self) -> Mapping[str, Any]:
         """Read what its `sampling.json` says."""
-        revision, variant = self.loading.get("revision"), self.loading.get("variant")
-        return open_checkpoint(self.name, revision=revision, variant=variant).sampling
+        where = {k: v for k, v in self.loading.items() if k not in ("dtype", "allow_pickle")}
+        return open_checkpoint(self.name, **where).sampling
 
 
 class Studio:

@@ -133,7 +133,7 @@ def test_a_14b_model_is_built_without_its_memory(broken: Path) -> None:
     """Build 28 GB of shapes over an index of headers only: no byte of a weight exists."""
     from diffusers import WanTransformer3DModel
 
-    from fastvideo_lightning.checkpoint.components import RunDtypes, _build_without_weights
+    from fastvideo_lightning.checkpoint.components import RunDtypes, build_without_weights
     from fastvideo_lightning.checkpoint.weights import StoredTensor
 
     with torch.device("meta"):
@@ -146,7 +146,7 @@ def test_a_14b_model_is_built_without_its_memory(broken: Path) -> None:
         for name, weight in shapes.items()
     }
     before = resident_bytes()
-    component = _build_without_weights(
+    component = build_without_weights(
         WanTransformer3DModel,
         broken / "transformer",
         tensors,
