@@ -24,7 +24,8 @@ LEFT_OUT = pytest.StashKey[int]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Share `pytest`, as README types it, between two processes; `pytest -n 0` has one."""
-    is_bare = not config.invocation_params.args
+    # A process that it shares them with, which is bare too, has its part already.
+    is_bare = not config.invocation_params.args and not hasattr(config, "workerinput")
     if is_bare and getattr(config.option, "numprocesses", 0) is None and os.cpu_count() != 1:
         config.option.numprocesses = 2
 
