@@ -24,6 +24,7 @@ ALLOWED = {
         "checkpoint",
         "config",
         "diffusers",
+        "gguf",
         "huggingface_hub",
         "libraries",
         "torch",

@@ -8,7 +8,7 @@ runs on the host, and the tensors it makes are the weights.
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import count, takewhile
 from math import prod
@@ -20,6 +20,7 @@ from torch import nn
 
 from fastvideo_lightning.checkpoint.building import SPARE_ELEMENTS, built_on_meta, computing_in
 from fastvideo_lightning.checkpoint.folder import CheckpointError, check_files, find_variants
+from fastvideo_lightning.checkpoint.gguf import dequantize, is_of_blocks, put_layers
 from fastvideo_lightning.checkpoint.names import (
     check_placed,
     find_unplaced,
@@ -40,7 +41,8 @@ DtypeRule = Callable[[str, torch.dtype], torch.dtype]
 # From a model and what is stored to the same by the model's names: where it lies in the file, or
 # what the library makes of it.
 Converter = Callable[
-    [nn.Module, Mapping[str, StoredTensor]], Mapping[str, StoredTensor | torch.Tensor]
+    [nn.Module, Mapping[str, StoredTensor], torch.dtype],
+    Mapping[str, StoredTensor | torch.Tensor],
 ]
 
 CONFIG = "config.json"
@@ -224,6 +226,8 @@ def build_without_weights(
     dtypes: RunDtypes,
     dtype: torch.dtype,
     convert: Converter | None = None,
+    *,
+    keeps_blocks: bool = True,
 ) -> Component | None:
     """Build the model on meta; None when the names in the file are not the model's.
 
@@ -234,6 +238,7 @@ def build_without_weights(
         dtypes: The dtypes it will run in.
         dtype: That of them that it likely runs in.
         convert: Brings other names to the model's.
+        keeps_blocks: Have linear layers compute with GGUF's blocks as they lie in the file.
 
     Raises:
         CheckpointError: If weights are missing after that, or are of other shapes.
@@ -241,36 +246,55 @@ def build_without_weights(
     module, rule = build_on_meta(model_class, folder, tensors, dtype)
     stored: Mapping[str, StoredTensor | torch.Tensor] | None = match_names(module, tensors)
     if stored is None and convert is not None:
-        converted = convert(module, tensors)
+        converted = convert(module, tensors, dtype)
         stored = match_names(module, converted)
         if stored is None:
             raise lacks_weights(module, converted, tensors)
     if stored is None:
         return None
+    own = module.state_dict(keep_vars=True)
+    _check_shapes(model_class, {fqn: weight.shape for fqn, weight in own.items()}, stored, tensors)
+    if keeps_blocks and put_layers(module, stored, rule, dtype):
+        own = module.state_dict(keep_vars=True)
     sources = {}
     made: dict[int, torch.Tensor] = {}
-    for fqn, own in module.state_dict(keep_vars=True).items():
+    for fqn, weight in own.items():
         tensor = stored[fqn]
-        if tensor.shape != own.shape:
-            where = {each.path for each in tensors.values()}
-            raise CheckpointError(
-                f"{min(where)} holds {fqn!r} with shape {list(tensor.shape)}, but "
-                f"{model_class.__name__} needs {list(own.shape)}. "
-                "Weights and config.json are not of one model."
-            )
         if isinstance(tensor, torch.Tensor):  # not as it lies in the file
-            if id(own) not in made:
-                made[id(own)] = _host_tensor(own, tensor, rule(fqn, dtype))
-            _put(module, fqn, made[id(own)])
+            if id(weight) not in made:
+                made[id(weight)] = _host_tensor(weight, tensor, rule(fqn, dtype))
+            _put(module, fqn, made[id(weight)])
             continue
-        if tensor.dtype.is_floating_point:
+        if tensor.encoding is not None and is_of_blocks(weight):
+            tensor = replace(tensor, encoding=None)
+        if tensor.encoding is not None or tensor.dtype.is_floating_point:
             cpu, accelerator = rule(fqn, dtypes.cpu), rule(fqn, dtypes.accelerator)
         else:
             cpu = accelerator = tensor.dtype
         sources[fqn] = StoredWeight(tensor, cpu, accelerator)
-        if own.device.type != "meta":
-            _read_buffer(module, fqn, sources[fqn], rule(fqn, dtype))
+        if weight.device.type != "meta":
+            wanted = tensor.dtype if cpu is tensor.dtype else rule(fqn, dtype)
+            _put(module, fqn, sources[fqn].as_host_tensor(wanted))
     return Component(module, sources)
+
+
+def _check_shapes(
+    model_class: type[nn.Module],
+    needed: Mapping[str, torch.Size],
+    stored: Mapping[str, StoredTensor | torch.Tensor],
+    tensors: Mapping[str, StoredTensor],
+) -> None:
+    for fqn, tensor in stored.items():
+        if isinstance(tensor, StoredTensor):
+            shape = tensor.weight_shape
+        else:
+            shape = torch.Size(getattr(tensor, "quant_shape", tensor.shape))
+        if shape != needed[fqn]:
+            raise CheckpointError(
+                f"{min(tensor.path for tensor in tensors.values())} holds {fqn!r} with shape "
+                f"{list(shape)}, but {model_class.__name__} needs {list(needed[fqn])}. "
+                "Weights and config.json are not of one model."
+            )
 
 
 def build_on_meta(
@@ -299,6 +323,10 @@ def build_on_meta(
 
 def _host_tensor(own: torch.Tensor, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return a tensor of the host as what the model has in its place."""
+    if is_of_blocks(tensor):
+        if is_of_blocks(own):
+            return tensor
+        tensor = dequantize(tensor)
     if tensor.is_floating_point():
         tensor = tensor.to(dtype)
     return nn.Parameter(tensor, own.requires_grad) if isinstance(own, nn.Parameter) else tensor
@@ -351,12 +379,6 @@ def _build_transformers(
         return own
 
     return module, rule
-
-
-def _read_buffer(module: nn.Module, fqn: str, source: StoredWeight, dtype: torch.dtype) -> None:
-    """Replace a persistent buffer by the one in the file."""
-    stored = source.stored_dtype
-    _put(module, fqn, source.as_host_tensor(dtype if stored.is_floating_point else stored))
 
 
 def _load_by_library(

@@ -10,6 +10,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 from fastvideo_lightning.checkpoint.folder import CheckpointError, check_regular, find_folder
+from fastvideo_lightning.libraries import check_installed
 
 GGUF_MAGIC = b"GGUF"
 _GGUF_START_BYTES = 24  # magic, version, number of tensors, number of settings
@@ -128,6 +129,7 @@ def check_weight_file(path: Path) -> None:
 
     Raises:
         CheckpointError: If it is damaged, or of a kind that is not read here.
+        ImportError: If a package is missing that reads it.
     """
     size_bytes = check_regular(path)
     if is_gguf(path):
@@ -137,6 +139,7 @@ def check_weight_file(path: Path) -> None:
             raise CheckpointError(
                 f"{path} is no GGUF file, or was cut off ({size_bytes} bytes). Download it again."
             )
+        check_installed("gguf", extra="gguf", needed_by=f"{path.name}, a GGUF file,")
     elif path.suffix in _PICKLES:
         raise CheckpointError(
             f"{path} is a pickle, which can run code of whoever wrote it. Pass the weights as "

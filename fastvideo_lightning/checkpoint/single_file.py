@@ -10,6 +10,7 @@ What a converter computes, such as two halves that change places, is in memory f
 
 import mmap
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +25,21 @@ from fastvideo_lightning.checkpoint.components import (
     RunDtypes,
     build_without_weights,
 )
+from fastvideo_lightning.checkpoint.encodings import Scaled, take_scales
 from fastvideo_lightning.checkpoint.folder import CheckpointError
-from fastvideo_lightning.checkpoint.weights import StoredTensor, read_header
+from fastvideo_lightning.checkpoint.gguf import Blocks, as_parameter, read_gguf
+from fastvideo_lightning.checkpoint.parts import check_weight_file, is_gguf
+from fastvideo_lightning.checkpoint.weights import StoredTensor, StoredWeight, read_header
+
+
+def read_file(path: Path) -> dict[str, StoredTensor]:
+    """Return what a file has, by name, each weight with its scales; only its header is read.
+
+    Raises:
+        CheckpointError: If it is damaged, or of a kind that is not read here.
+    """
+    check_weight_file(path)
+    return read_gguf(path) if is_gguf(path) else take_scales(read_header(path))
 
 
 def build_from_file(
@@ -35,6 +49,7 @@ def build_from_file(
     *,
     dtypes: RunDtypes,
     device_type: str,
+    keeps_blocks: bool = True,
 ) -> Component:
     """Build a model of its configuration, and find its weights in one file.
 
@@ -44,14 +59,21 @@ def build_from_file(
         path: The file.
         dtypes: The dtypes it will run in.
         device_type: Where it will likely run.
+        keeps_blocks: Have linear layers compute with GGUF's blocks as they lie in the file.
 
     Raises:
         CheckpointError: If it is damaged, or holds another model; says which it looks like.
     """
-    tensors = read_header(path)
+    tensors = read_file(path)
     with LOADING, _naming_model(path, tensors):
         component = build_without_weights(
-            model_class, folder, tensors, dtypes, dtypes.on(device_type), convert
+            model_class,
+            folder,
+            tensors,
+            dtypes,
+            dtypes.on(device_type),
+            convert,
+            keeps_blocks=keeps_blocks,
         )
         assert component is not None
     component.module.eval()
@@ -68,7 +90,7 @@ def find_components(path: Path, models: Mapping[str, tuple[type[nn.Module], Path
     Raises:
         CheckpointError: If it has those of none; says which model it looks like.
     """
-    tensors = read_header(path)
+    tensors = read_file(path)
     found, reasons = [], {}
     for name, (model_class, folder) in models.items():
         try:
@@ -132,12 +154,14 @@ def looks_like(tensors: Mapping[str, StoredTensor]) -> str | None:
 
 
 def convert(
-    module: nn.Module, tensors: Mapping[str, StoredTensor]
+    module: nn.Module, tensors: Mapping[str, StoredTensor], dtype: torch.dtype
 ) -> dict[str, StoredTensor | torch.Tensor]:
     """Bring original names to diffusers'. See Note [Converted where it lies].
 
-    Raises:
-        CheckpointError: If diffusers has no converter for the class.
+    Args:
+        module: The model.
+        tensors: What the file has.
+        dtype: What the model runs in.
     """
     from diffusers.loaders import single_file_model
 
@@ -145,22 +169,41 @@ def convert(
     kind = loader._get_single_file_loadable_mapping_class(type(module))
     if kind is None:
         return dict(tensors)
-    config: Any = module.config
     mapping_fn = loader.SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
-    files = {path: _Mapping(path) for path in {tensor.path for tensor in tensors.values()}}
-    mapped = {name: files[tensor.path].view(tensor) for name, tensor in tensors.items()}
-    converted = mapping_fn(config=dict(config), checkpoint=mapped)
-    return {
-        name: next(filter(None, (file.find(tensor) for file in files.values())), tensor)
-        for name, tensor in converted.items()
+    config: Any = module.config
+    files = {path: _Mapping(path, tensors) for path in {each.path for each in tensors.values()}}
+
+    def run(computed: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor | torch.Tensor]:
+        mapped = {
+            name: computed[name] if name in computed else files[tensor.path].view(tensor)
+            for name, tensor in tensors.items()
+        }
+        return {
+            name: next(filter(None, (file.find(tensor) for file in files.values())), tensor)
+            for name, tensor in mapping_fn(config=dict(config), checkpoint=mapped).items()
+        }
+
+    converted = run({})
+    # What is computed of scaled weights has to be computed of the products.
+    kept = [each for each in converted.values() if isinstance(each, StoredTensor)]
+    kept_bytes = {(each.path, byte) for each in kept for byte in (each.offset, each.end)}
+    scaled = {
+        name: StoredWeight(tensor, dtype, dtype).as_host_tensor(dtype)
+        for name, tensor in tensors.items()
+        if isinstance(tensor.encoding, Scaled)
+        and not {(tensor.path, tensor.offset), (tensor.path, tensor.end)} <= kept_bytes
     }
+    return run(scaled) if scaled else converted
 
 
 class _Mapping:
     """A file in memory, privately: what lies where in it is found again by its address."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tensors: Mapping[str, StoredTensor]) -> None:
         self._path = path
+        mine = (tensor for tensor in tensors.values() if tensor.path == path and tensor.size_bytes)
+        self._tensors = sorted(mine, key=lambda tensor: tensor.offset)
+        self._offsets = [tensor.offset for tensor in self._tensors]
         with path.open("rb") as file:
             self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._begin = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
@@ -171,7 +214,10 @@ class _Mapping:
         if not count:
             return torch.empty(tensor.shape, dtype=tensor.dtype)
         flat = torch.frombuffer(self._memory, dtype=tensor.dtype, count=count, offset=tensor.offset)
-        return flat.view(tensor.shape)
+        stored: torch.Tensor = flat.view(tensor.shape)
+        if isinstance(tensor.encoding, Blocks):
+            stored = as_parameter(stored, tensor.encoding)
+        return stored
 
     def find(self, tensor: torch.Tensor) -> StoredTensor | None:
         """Return where a tensor lies in the file; None for one that does not, or was changed."""
@@ -179,4 +225,13 @@ class _Mapping:
         is_inside = offset >= 0 and offset + tensor.nbytes <= len(self._memory)
         if not is_inside or not tensor.is_contiguous() or tensor._version or not tensor.numel():
             return None
-        return StoredTensor(self._path, offset, tensor.shape, tensor.dtype)
+        whole = self._tensors[bisect_right(self._offsets, offset) - 1]
+        found = StoredTensor(self._path, offset, torch.Size(tensor.shape), tensor.dtype)
+        if whole.encoding is None:
+            return found
+        if found.shape == whole.shape:
+            return whole
+        if found.shape[1:] != whole.shape[1:]:
+            return None
+        start = (offset - whole.offset) // (whole.size_bytes // whole.shape[0])
+        return whole.rows(start, start + found.shape[0])

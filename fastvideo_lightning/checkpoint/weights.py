@@ -15,7 +15,7 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -75,14 +75,44 @@ DTYPES = {
 }
 
 
+class Encoding(Protocol):
+    """How the numbers of a weight come out of the bytes that a file has for it, row by row."""
+
+    def shape(self, stored: torch.Size) -> torch.Size:
+        """Return the shape of the weight."""
+        ...
+
+    def rows(self, start: int, stop: int) -> "Encoding":
+        """Return that of the part from row `start` to before row `stop`."""
+        ...
+
+    def decode(self, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the numbers of some rows, computed as for a run in a dtype."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor of a file: `path[offset : offset + size_bytes]` are its bytes, row by row."""
+    """One tensor of a file: `path[offset : offset + size_bytes]` are its bytes, row by row.
+
+    Attributes:
+        path: The file.
+        offset: Position of the first byte.
+        shape: Shape of what is stored.
+        dtype: Dtype of what is stored.
+        encoding: How the weight comes out of it; None where it is the weight.
+    """
 
     path: Path
     offset: int
     shape: torch.Size
     dtype: torch.dtype
+    encoding: Encoding | None = None
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """Shape of the weight."""
+        return self.shape if self.encoding is None else self.encoding.shape(self.shape)
 
     @property
     def size_bytes(self) -> int:
@@ -98,7 +128,9 @@ class StoredTensor:
         """Return the part from row `start` to before row `stop` of the first dimension."""
         row = self.shape[1:]
         offset = self.offset + start * prod(row) * self.dtype.itemsize
-        return replace(self, offset=offset, shape=torch.Size([stop - start, *row]))
+        encoding = None if self.encoding is None else self.encoding.rows(start, stop)
+        shape = torch.Size([stop - start, *row])
+        return replace(self, offset=offset, shape=shape, encoding=encoding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +152,7 @@ class StoredWeight:
     @property
     def shape(self) -> torch.Size:
         """Shape of the tensor."""
-        return self.tensor.shape
+        return self.tensor.weight_shape
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -128,9 +160,14 @@ class StoredWeight:
         return self.tensor.dtype
 
     @property
-    def path(self) -> Path:
+    def file(self) -> Path:
         """The file."""
         return self.tensor.path
+
+    @property
+    def path(self) -> Path | None:
+        """The file, where the weight's numbers lie there plainly."""
+        return self.tensor.path if self.tensor.encoding is None else None
 
     @property
     def offset(self) -> int:
@@ -160,7 +197,9 @@ class StoredWeight:
         READ.add(self.tensor.size_bytes)
         if not out.numel():
             return
-        if out.dtype == self.stored_dtype and out.is_contiguous():
+        if self.tensor.encoding is not None:
+            _decode(self.tensor, self.tensor.encoding, out)
+        elif out.dtype == self.stored_dtype and out.is_contiguous():
             _read_bytes(self.tensor, out)
         else:
             out.detach().copy_(_map_tensor(self.tensor))
@@ -173,7 +212,7 @@ class StoredWeight:
         diffusers' loader has it. CPU kernels give other last bits at other alignments (see
         https://www.intel.com/content/www/us/en/docs/onemkl/developer-guide-linux/current/reproducibility-conditions.html).
         """
-        if dtype == self.stored_dtype and self.tensor.size_bytes:
+        if dtype == self.stored_dtype and self.tensor.size_bytes and self.path is not None:
             return _map_tensor(self.tensor)
         memory = torch.empty(self.shape, dtype=dtype)
         self.read_into(memory)
@@ -368,6 +407,23 @@ def _map_tensor(tensor: StoredTensor) -> torch.Tensor:
             raise _shrunk(tensor) from error
     flat = torch.frombuffer(mapping, dtype=tensor.dtype, count=prod(tensor.shape), offset=lead)
     return flat.view(tensor.shape)
+
+
+_DECODED_BYTES = 32 << 20
+"""So much of a weight is decoded at a time: what a decoder computes on its way is wider."""
+
+
+def _decode(tensor: StoredTensor, encoding: Encoding, out: torch.Tensor) -> None:
+    """Fill a host tensor with the numbers that come out of what is stored, some rows at a time."""
+    stored = _map_tensor(tensor)
+    if not stored.dim():
+        out.detach().copy_(encoding.decode(stored, out.dtype))
+        return
+    count = max(_DECODED_BYTES * len(out) // max(out.nbytes, 1), 1)
+    for start in range(0, len(out), count):
+        stop = min(start + count, len(out))
+        part = encoding.rows(start, stop).decode(stored[start:stop], out.dtype)
+        out.detach()[start:stop].copy_(part)
 
 
 def _shrunk(tensor: StoredTensor) -> CheckpointError:

@@ -182,7 +182,7 @@ class VideoModule(TakesLora, L.LightningModule):
         )
         module = family(pipeline, weight_sources=sources, sampling=checkpoint.sampling)
         # Now, for a file may be another one when somebody asks.
-        module._file_keys = {p: file_key(p) for p in {each.path for each in sources.values()}}
+        module._file_keys = {p: file_key(p) for p in {each.file for each in sources.values()}}
         return module
 
     @classmethod

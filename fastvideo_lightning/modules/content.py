@@ -157,7 +157,7 @@ def _weights(module: "VideoModule", name: str, component: nn.Module) -> list[str
     }
     if not sources:
         return _tensor_keys(dict(_own_tensors(component)))
-    files = {module.weight_file_key(source.path) for source in sources.values()}
+    files = {module.weight_file_key(source.file) for source in sources.values()}
     edited = {
         fqn: tensor
         for fqn, tensor in _own_tensors(component)

@@ -58,8 +58,18 @@ def read_in_place(
                         "does (pipeline.remove_all_hooks()), or pass a folder to from_pretrained."
                     )
                 memory = source.as_host_tensor(source.dtype_on(device))
-                made[id(weight)] = nn.Parameter(memory, weight.requires_grad)
+                made[id(weight)] = _like(weight, memory)
             owner._parameters[short] = made[id(weight)]
+
+
+def _like(weight: nn.Parameter, memory: torch.Tensor) -> nn.Parameter:
+    """Return a parameter over some memory, of the class that another has and with its attributes.
+
+    That of GGUF's blocks has no more to it than its bytes and their type.
+    """
+    made: nn.Parameter = torch.Tensor._make_subclass(type(weight), memory, weight.requires_grad)
+    made.__dict__.update(weight.__dict__)
+    return made
 
 
 def _is_hooked(component: nn.Module) -> bool:

@@ -110,6 +110,8 @@ def _chunks(tensor: PackedTensor) -> Iterator[torch.Tensor]:
     total, content = tensor.shape.numel(), tensor.content
     if not total:
         return
+    if isinstance(content, StoredWeight) and content.path is None:
+        content = content.as_host_tensor(tensor.dtype)  # decoded, one weight at a time
     memory = torch.zeros(min(total, CHUNK_BYTES // tensor.dtype.itemsize), dtype=tensor.dtype)
     flat = content.detach().reshape(-1) if isinstance(content, torch.Tensor) else None
     for start in range(0, total, len(memory)):

@@ -187,9 +187,9 @@ def check_computes_on_cpu(module: VideoModule) -> None:
     cpu = torch.device("cpu")
     held, mapped, seen = 0, dict.fromkeys(module.denoisers, 0), set()
     for fqn, source in module.weight_sources.items():
-        if (source.path, source.offset) in seen:  # another name of the same weight
+        if (source.file, source.offset) in seen:  # another name of the same weight
             continue
-        seen.add((source.path, source.offset))
+        seen.add((source.file, source.offset))
         size = source.shape.numel() * source.dtype_on(cpu).itemsize
         owner = fqn.partition(".")[0]
         if source.dtype_on(cpu) != source.stored_dtype:

@@ -29,10 +29,10 @@ _OF_TEXT = re.compile(r"\.attn2\.(to|add)_[kv](_proj)?\.weight$")
 def dtype_of(module: VideoModule, fqn: str) -> torch.dtype | None:
     """The dtype of a component's first floating-point weight on a GPU; None without one."""
     for name, weight in module.get_submodule(fqn).named_parameters(prefix=fqn):
-        if name in module.weight_sources:
-            return module.weight_sources[name].accelerator_dtype
-        if weight.is_floating_point():
-            return weight.dtype
+        source = module.weight_sources.get(name)
+        dtype = weight.dtype if source is None else source.accelerator_dtype
+        if dtype.is_floating_point:
+            return dtype
     return None
 
 

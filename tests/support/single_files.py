@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -61,12 +62,82 @@ def write_wan(
 ) -> Path:
     """Write a Wan denoiser with its original names."""
     weights = {
-        prefix + wan_name(name): tensor if dtype is None else tensor.to(dtype)
-        for name, tensor in read_component(folder, component).items()
+        prefix + name: tensor if dtype is None else tensor.to(dtype)
+        for name, tensor in read_wan(folder, component).items()
     }
     return write(weights, path)
+
+
+def read_wan(folder: Path, component: str = "transformer") -> dict[str, torch.Tensor]:
+    """Return the weights of a Wan denoiser by their original names."""
+    return {wan_name(name): tensor for name, tensor in read_component(folder, component).items()}
 
 
 def write(weights: Mapping[str, torch.Tensor], path: Path) -> Path:
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
     return path
+
+
+def write_gguf(
+    weights: Mapping[str, torch.Tensor], path: Path, kind: str, *, seed: int = 0
+) -> Path:
+    """Write weights as a GGUF file: those of linear layers in blocks with random bits.
+
+    Args:
+        weights: By name.
+        path: The file.
+        kind: Name of the blocks' type.
+        seed: Of the bits; the scales of the blocks are small numbers.
+    """
+    import gguf
+
+    quant_type = gguf.GGMLQuantizationType[kind]
+    values, size_bytes = gguf.GGML_QUANT_SIZES[quant_type]
+    random = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "wan")
+    for name, tensor in weights.items():
+        if tensor.dim() == 2 and tensor.shape[1] % values == 0 and "blocks" in name:
+            rows, columns = tensor.shape
+            raw = random_blocks(random, kind, rows * columns // values, size_bytes)
+            writer.add_tensor(name, raw.reshape(rows, -1), raw_dtype=quant_type)
+        else:
+            writer.add_tensor(name, tensor.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+# Where a block of a type has its half-precision scales, in bytes.
+_HALVES = {
+    "Q8_0": [0],
+    "Q5_1": [0, 2],
+    "Q5_0": [0],
+    "Q4_1": [0, 2],
+    "Q4_0": [0],
+    "Q6_K": [208],
+    "Q5_K": [0, 2],
+    "Q4_K": [0, 2],
+    "Q3_K": [108],
+    "Q2_K": [80, 82],
+    "IQ4_NL": [0],
+    "IQ4_XS": [0],
+}
+
+
+GGUF_KINDS = [*_HALVES, "BF16"]
+
+
+def random_blocks(
+    random: np.random.Generator, kind: str, count: int, size_bytes: int
+) -> np.ndarray:
+    """Return `[blocks, bytes] uint8`: any bits, with scales that make small numbers."""
+    if kind == "BF16":
+        numbers = torch.from_numpy(random.normal(0, 0.1, count)).to(torch.bfloat16)
+        return numbers.view(torch.uint8).numpy().reshape(count, size_bytes)
+    raw = random.integers(0, 256, (count, size_bytes), dtype=np.uint8)
+    for begin in _HALVES[kind]:
+        scales = random.uniform(0.0001, 0.002, count).astype(np.float16)
+        raw[:, begin : begin + 2] = scales.view(np.uint8).reshape(count, 2)
+    return raw
