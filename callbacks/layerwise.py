@@ -65,6 +65,8 @@ class LayerwiseOffload(Placement):
             that is enabled after ``attach`` skips the copies of the blocks that it skips.
         cuda_graphs: within a batch, capture a call of the model with its copies and replay it: for
             steps so small that launching them takes longest. On CUDA only, each rank for itself.
+        pair_guidance: within a batch, two calls of the model in a row (with the prompt and without)
+            pass each block together: half the copies, the same bits, and one more hidden state.
 
     Raises:
         TypeError: the target is no text, or a number of blocks not a whole one.
@@ -82,11 +84,13 @@ class LayerwiseOffload(Placement):
         shard_transport: str = "auto",
         skippable: bool = False,
         cuda_graphs: bool = False,
+        pair_guidance: bool = False,
     ) -> None:
         check_count("num_slots", num_slots, low=1)
         check_count("resident_blocks", resident_blocks, low=0)
         gathers = shard_transport == "gather"
         _check_together(skippable=skippable, cuda_graphs=cuda_graphs, gathers=gathers)
+        _check_pairs(pair_guidance, skippable=skippable, cuda_graphs=cuda_graphs)
         counts = {host_memory: 0} if isinstance(host_memory, str) else host_memory
         for kind, count in counts.items():
             check_count(f"host_memory[{kind!r}]", count, low=0)
@@ -99,6 +103,7 @@ class LayerwiseOffload(Placement):
         self.shard_transport = ShardTransport(shard_transport)
         self.skippable = skippable
         self.cuda_graphs = cuda_graphs
+        self.pair_guidance = pair_guidance
         self._complete: WeakSet[Attachment] = WeakSet()
 
     def _check_reads(self, *, cuda_graphs: bool, gathers: bool) -> None:
@@ -151,6 +156,7 @@ class LayerwiseOffload(Placement):
             on_call=lambda: self._complete_residents(attachment, model, device),
             skippable=self.skippable,
             cuda_graphs=self.cuda_graphs and device.type == "cuda",
+            pair_guidance=self.pair_guidance,
         )
         attachment.handles.append(streaming)
         attachment.group, attachment.units = streaming.group, streaming.group.units
@@ -254,6 +260,19 @@ def _check_together(*, skippable: bool, cuda_graphs: bool, gathers: bool) -> Non
             "cuda_graphs=True cannot be combined with shard_transport='gather': ranks would "
             "have to capture alike. Pass shard_transport='local'."
         )
+
+
+def _check_pairs(pair_guidance: bool, *, skippable: bool, cuda_graphs: bool) -> None:
+    """Refuse what looks at each call of a block by itself."""
+    for name, is_on, reason in (
+        ("skippable", skippable, "a cache may skip a block in one of the two calls"),
+        ("cuda_graphs", cuda_graphs, "a graph is one call"),
+    ):
+        if pair_guidance and is_on:
+            raise ValueError(
+                f"pair_guidance=True cannot be combined with {name}=True: {reason}. Leave one of "
+                "the two out."
+            )
 
 
 def tensors_between(

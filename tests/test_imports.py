@@ -32,7 +32,7 @@ ALLOWED = {
         "tqdm",
         "transformers",
     },
-    "offload": {"cuda", "offload", "torch"},
+    "offload": {"cuda", "greenlet", "offload", "torch"},
     "offload/tensors": {"offload.handles", "offload.tensors", "torch"},
     "offload/host": {
         "offload.host",

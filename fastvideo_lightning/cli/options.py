@@ -245,6 +245,7 @@ _FLAG_TEXTS = {
     "num_slots": "Streamed blocks that the GPU has room for at the same time.",
     "compile": "Compile the denoiser's blocks: slower to start, faster steps.",
     "cuda_graphs": "Have the GPU repeat steps by itself: faster small steps.",
+    "pair_guidance": "With guidance, copy each block once for both calls of a step.",
     "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
     "vae_slicing": "Decode the videos of a batch one by one.",
     "attention_backend": "One that diffusers knows, such as flash or sage.",

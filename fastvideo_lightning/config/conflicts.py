@@ -13,6 +13,11 @@ def check_combinations(config: Any) -> None:
         _check_fsdp(config)
     if config.cuda_graphs:
         _check_graphs(config)
+    if config.pair_guidance and config.cache is not None:
+        raise ValueError(
+            f"pair_guidance=True cannot be combined with cache={config.cache!r}: a cache may skip "
+            "a block in one of the two calls. Leave one of the two out."
+        )
     if config.host_memory in ("courier", "disk") and config.shard_transport == "gather":
         raise ValueError(
             f"host_memory={config.host_memory!r} cannot be combined with shard_transport='gather': "
@@ -92,6 +97,7 @@ def _check_graphs(config: Any) -> None:
             f"cache={config.cache!r}",
             "a cache decides anew in every step what is computed",
         ),
+        (config.pair_guidance, "pair_guidance=True", "a graph is one call"),
         (config.context_parallel > 1, f"context_parallel={config.context_parallel}", alike),
         (config.shard_transport == "gather", "shard_transport='gather'", alike),
         (

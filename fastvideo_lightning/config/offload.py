@@ -37,6 +37,8 @@ class OffloadConfig:
         compile: Compile the denoisers' blocks.
         cuda_graphs: Have the GPU repeat a step by itself: for steps so small that launching them
             takes longest.
+        pair_guidance: Have the two calls of a denoiser in a step with guidance pass each streamed
+            block together: half of the copies, the same bits.
         vae_tiling: Decode in tiles: less memory, other bits.
         vae_slicing: Decode the videos of a batch one by one.
         attention_backend: A name that diffusers knows, such as `flash` or `sage`.
@@ -76,6 +78,7 @@ class OffloadConfig:
     num_slots: int = 2
     compile: bool = False
     cuda_graphs: bool = False
+    pair_guidance: bool = False
     vae_tiling: bool = False
     vae_slicing: bool = False
     attention_backend: str | None = None

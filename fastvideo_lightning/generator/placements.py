@@ -48,6 +48,7 @@ _FOR_A_GPU = {
     "host_memory_budget": "weights stay in their files, which are mapped",
     "on_oom": "there is no GPU memory to run out of",
     "cuda_graphs": "there is no GPU to repeat a step",
+    "pair_guidance": "nothing is copied to a GPU",
 }
 
 
@@ -70,6 +71,8 @@ def make_placements(
     streams_encoder = bool(config.text_encoder_layerwise_offload and module.text_encoders)
     if config.num_slots != OffloadConfig.num_slots and not (streams or streams_encoder):
         _say_once(f"num_slots={config.num_slots} has no effect where nothing streams.")
+    if config.pair_guidance and (not streams or num_processes > 1):
+        _say_once("pair_guidance has no effect where not one process alone streams the denoiser.")
     if not on_gpu:
         _say_what_needs_a_gpu(config)
     memory = _kind(config)
@@ -199,6 +202,7 @@ def _place_denoiser(
         shard_transport=config.shard_transport,
         skippable=config.cache is not None and is_apart,
         cuda_graphs=config.cuda_graphs,
+        pair_guidance=config.pair_guidance and num_processes == 1,
     )
 
 

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
+from itertools import chain
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -58,6 +59,8 @@ class Calls:
         self._thread = 0
         self._outermost: CodeType | None = None
         self._open: list[OpenCall] = []
+        self.suspended: Callable[[], list[FrameType]] = list
+        """The innermost frames of this thread's other lanes, see Note [Two lanes]."""
 
     @property
     def keep_weights(self) -> bool:
@@ -67,6 +70,10 @@ class Calls:
     def count(self, unit: "OffloadUnit") -> int:
         """How many calls have brought a unit."""
         return sum(call.unit is unit for call in self._open)
+
+    def num_open(self, called: object) -> int:
+        """How many calls of ``called`` are in progress."""
+        return sum(call.called is called for call in self._open)
 
     def last_unit(self, called: object) -> "OffloadUnit | None":
         """What the last call of ``called`` brought, if no call around it did."""
@@ -103,7 +110,7 @@ class Calls:
         *before, last = self._open
         if not before or self._thread != threading.get_ident():
             return []
-        calls = _called(sys._getframe())
+        calls = chain(_called(sys._getframe()), *map(_called, self.suspended()))
         for called in calls:  # the last one's own frame, which does not speak for an earlier one
             if called is last.called:
                 break
@@ -196,6 +203,18 @@ def _runs_backward(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+class SharesUnits(Protocol):
+    """Two calls that pass each unit together, see Note [Two lanes]."""
+
+    def joins(self, unit: "OffloadUnit") -> bool:
+        """Whether a call finds a unit that the other one has left here for it."""
+        ...
+
+    def leaves(self, unit: "OffloadUnit", module: nn.Module, output: object) -> object:
+        """A call has used a unit."""
+        ...
 
 
 class TakesTurns(Protocol):

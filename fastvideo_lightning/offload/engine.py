@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fastvideo_lightning.offload.calls import Calls, OpenCall, in_turn
+from fastvideo_lightning.offload.calls import Calls, OpenCall, SharesUnits, in_turn
 from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.order import UnitOrder
 from fastvideo_lightning.offload.profiling import phase, span
@@ -85,6 +85,8 @@ class OffloadEngine:
         self.running = False
         self.groups: list[UnitGroup] = []
         self.before_refresh: list[Callable[[], None]] = []
+        self.before_end: list[Callable[[], None]] = []
+        self.lanes: SharesUnits | None = None
         self.calls = Calls()
         if units:
             self.attach(UnitGroup(units))
@@ -329,6 +331,8 @@ class OffloadEngine:
     @in_turn
     def end_run(self) -> None:
         """End a batch, also after an exception: nothing is in flight, weights may be edited."""
+        for listener in self.before_end:
+            listener()
         self.running = False
         self.order.end_run()
         self.release_all()
@@ -425,7 +429,7 @@ class OffloadEngine:
             if self.idle:
                 self.refresh()
         call.keeps_weights = True
-        self.order.begin_pass()
+        self.order.begin_pass(joins=self.lanes is not None and self.calls.num_open(model) > 1)
         self.stats.passes += 1
 
     def start(self, group: UnitGroup) -> None:

@@ -76,10 +76,13 @@ def hook_unit(engine: OffloadEngine, unit: OffloadUnit) -> list[Handle]:
     """Let a block's forward wait for its unit and release it, also when the forward raises."""
 
     def before(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        engine.begin_unit(unit, module, args, kwargs)
+        if engine.lanes is None or not engine.lanes.joins(unit):
+            engine.begin_unit(unit, module, args, kwargs)
 
     def after(module: nn.Module, args: object, output: object) -> object:
-        return engine.finish_unit(module, output)
+        if engine.lanes is None:
+            return engine.finish_unit(module, output)
+        return engine.lanes.leaves(unit, module, output)
 
     return [
         end_interrupted(engine, unit.module),

@@ -89,10 +89,15 @@ class UnitOrder:
         """The run is over: the unit that was still expected does not come."""
         self._expected = None
 
-    def begin_pass(self) -> None:
-        """A model with streamed blocks is called."""
+    def begin_pass(self, *, joins: bool = False) -> None:
+        """A model with streamed blocks is called.
+
+        Args:
+            joins: it passes its units along with a call that has begun.
+        """
         self._passes_left -= 1
-        self._in_pass.clear()
+        if not joins:
+            self._in_pass.clear()
 
     def seen(self, units: Sequence[OffloadUnit]) -> list[OffloadUnit]:
         """Those of ``units`` that this pass has needed so far, by their first call."""

@@ -17,6 +17,7 @@ from fastvideo_lightning.offload.hooks import (
     refuse_whole_compile,
     wrap_unit,
 )
+from fastvideo_lightning.offload.lanes import pair_calls
 from fastvideo_lightning.offload.tensors.bindings import TensorBinding
 from fastvideo_lightning.offload.tensors.embeddings import split_tables
 from fastvideo_lightning.offload.tensors.sources import WeightSource
@@ -60,6 +61,7 @@ def stream(
     on_call: Callable[[], None],
     skippable: bool = False,
     cuda_graphs: bool = False,
+    pair_guidance: bool = False,
 ) -> Streaming:
     """Attach a model's blocks to an engine, and the engine to the calls of model and blocks.
 
@@ -75,6 +77,7 @@ def stream(
         on_call: called at each call of the model, before edits of weights are taken over.
         skippable: surround the blocks' own forwards, see Note [Skipped blocks].
         cuda_graphs: capture and replay the model's calls.
+        pair_guidance: have two calls pass each block together, see Note [Two lanes].
 
     Raises:
         ValueError: the engine streams by another transport, or ranks cannot share memory.
@@ -100,6 +103,8 @@ def stream(
         handles.extend(
             hook_model(engine, model, fqn, group, starts=not cuda_graphs, on_call=on_call)
         )
+        if pair_guidance:
+            handles.extend(pair_calls(engine, model, fqn))
     except BaseException:
         streaming.remove()
         raise

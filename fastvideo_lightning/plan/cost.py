@@ -69,6 +69,7 @@ class CallCost:
         cached_bytes: What each of diffusers' caches would keep on the device from call to call.
         kept_bytes: What does stay there, by the flags.
         compiling_bytes: What the allocator still holds of a compilation at the first call.
+        hidden_bytes: Of what goes from block to block.
     """
 
     activation_bytes: int = 0
@@ -81,6 +82,7 @@ class CallCost:
     cached_bytes: Mapping[str, int] = field(default_factory=dict)
     kept_bytes: int = 0
     compiling_bytes: int = 0
+    hidden_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def denoiser_work(module: VideoModule, size: ComponentSize, request: Request) ->
         attention_flop=num_blocks * 4 * tokens * (tokens + TEXT_TOKENS) * width * request.batch,
         traffic_bytes=num_blocks * TRAFFIC_BYTES * tokens * width * request.batch + widened,
         num_kernels=num_blocks * KERNELS_PER_BLOCK,
+        hidden_bytes=2 * tokens * width * request.batch,
         cached_bytes={
             # Counted in diffusers' hooks: three of the tokens between blocks for each prompt, one
             # for each block, two of the output for each prompt.

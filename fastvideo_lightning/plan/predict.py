@@ -320,15 +320,18 @@ def _denoise(
     # A decoder that no slot has room for comes in under the last step, beside its activations.
     is_streamed = any(places[size.fqn].streamed_bytes for size in denoisers)
     ahead = sum(_on_call(subject, places, slot_bytes).values()) if is_streamed else 0
-    num_calls = subject.request.num_steps * subject.request.num_calls
-    peak = max((work.held_bytes for work in works.values()), default=0)
+    # Calls that pass each block together compute one after the other, and copy once.
+    lanes = subject.request.num_calls if config.pair_guidance and is_streamed else 1
+    num_passes = subject.request.num_steps * subject.request.num_calls // lanes
+    peak = max((w.held_bytes + (lanes - 1) * w.hidden_bytes for w in works.values()), default=0)
     compute = link = total = 0.0
     moved = 0
     kind = "compute"
     for size in denoisers:
         once, kind = clock.compute(works[size.fqn])
+        once *= lanes
         copy = clock.link(places[size.fqn].streamed_bytes)
-        share = num_calls / len(denoisers)
+        share = num_passes / len(denoisers)
         compute, link = compute + share * once, link + share * copy
         reading = clock.read(places[size.fqn])
         hidden = _step_time(size, config, once, clock) if copy else once

@@ -28,6 +28,7 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "context_parallel": 1,
         "compile": False,
         "cuda_graphs": False,
+        "pair_guidance": False,
         "vae_tiling": False,
         "vae_slicing": False,
         "attention_backend": None,

@@ -195,6 +195,32 @@ def test_an_attention_backend_is_of_one_generator_and_what_was_there_comes_back(
     assert _AttentionBackendRegistry.get_active_backend()[0] == native
 
 
+@pytest.mark.parametrize("kind", ["t2v", "two_experts", "i2v_clip"])
+def test_with_paired_guidance_a_video_is_that_of_plain_diffusers_for_half_of_the_copies(
+    checkpoint, image, kind
+) -> None:
+    sampling = {**SIZE, "num_inference_steps": 6, "guidance_scale": 3.0, "seed": SEED}
+    sampling |= {"image_path": image} if kind == "i2v_clip" else {}
+    frames, copies = [], []
+    for is_paired in (False, True):
+        streaming = [
+            LayerwiseOffload(fqn, num_slots=1, pair_guidance=is_paired)
+            for fqn in ("transformer", "transformer_2")[: 1 + (kind == "two_experts")]
+        ]
+        with VideoGenerator.from_pretrained(
+            checkpoint(kind), callbacks=streaming, accelerator="cpu"
+        ) as generator:
+            videos = [
+                generator.generate_video(PROMPT, save_video=False, **sampling).frames
+                for _ in range(2)
+            ]
+            copies.append(streaming[0].attachments[0].engine.stats.copies)
+        frames += videos
+    for other in frames[1:]:
+        assert np.array_equal(other, frames[0])
+    assert copies[1] < 0.7 * copies[0]  # the first step of a video is made call by call
+
+
 def test_a_backend_for_layers_that_take_none_of_their_own_is_refused() -> None:
     with torch.device("meta"):
         denoiser = CosmosTransformer3DModel(num_layers=1)

@@ -109,6 +109,21 @@ def test_what_a_cache_keeps_is_in_the_reserved_memory(wan):
     assert kept <= more <= 1.06 * kept
 
 
+@pytest.mark.parametrize(("num_frames", "share"), [(1, 0.5), (81, 1.0)])
+def test_a_pair_of_calls_copies_once_and_computes_twice(wan, num_frames, share):
+    video = SamplingParams(height=480, width=832, num_frames=num_frames)
+    apart, paired = (
+        make_plan(wan("wan-14b"), video, card="H100", flags={"pair_guidance": on}).prediction.stages
+        for on in (False, True)
+    )
+    assert paired[1].time_s == pytest.approx(share * apart[1].time_s, rel=0.03)
+    assert paired[1].compute_s == pytest.approx(apart[1].compute_s)
+    assert paired[1].moved_bytes == pytest.approx(apart[1].moved_bytes / 2, rel=0.01)
+    more = paired[1].reserved_bytes - apart[1].reserved_bytes
+    hidden = 2 * 5120 * (32760 if num_frames == 81 else 1560)
+    assert hidden <= more <= 1.2 * hidden
+
+
 def test_a_graph_needs_no_launches_and_keeps_its_activations_through_the_decode(wan):
     video = SamplingParams(height=480, width=832, num_frames=1)
     plain, graphed = (
