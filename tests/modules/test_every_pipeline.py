@@ -65,6 +65,21 @@ def test_streamed_equals_plain(name: str, media: Media) -> None:
         assert run_ours(module, recipe, media, within=watch).equals(plain)
 
 
+@pytest.mark.parametrize("name", families((RECIPES | PICTURES).keys() - UNUSABLE.keys()))
+def test_calls_that_pass_blocks_together_make_the_same(name: str, media: Media) -> None:
+    recipe = (RECIPES | PICTURES)[name]
+    plain = run_plain(recipe.build(), recipe, media)
+    module = VideoModule.from_pipeline(recipe.build())
+    placements = place(module, num_slots=1, pair_guidance=True)
+    with placed(module, placements):
+        engines = {a.engine for each in placements for a in each.attachments} - {None}
+        for engine in engines:
+            engine.begin_run()
+        assert run_ours(module, recipe, media).equals(plain)
+        for engine in engines:
+            engine.end_run()
+
+
 class HostReads(TorchDispatchMode):
     """Fails where a kernel reads an offloaded weight on the host, which a GPU could not.
 

@@ -90,10 +90,10 @@ def run_ours(
     return Run(video.frames, video.audio, steps)
 
 
-def place(module: VideoModule) -> list[Any]:
+def place(module: VideoModule, **streaming: Any) -> list[Any]:
     """Stream the denoisers, bring the rest in for its calls, compute encoders on the CPU."""
     return [
-        *(LayerwiseOffload(name) for name in module.denoisers),
+        *(LayerwiseOffload(name, **streaming) for name in module.denoisers),
         *(CPUExecution(name) for name in module.text_encoders),
         *(ModelOffload(name) for name in (*module.image_encoders, *module.vaes)),
     ]
