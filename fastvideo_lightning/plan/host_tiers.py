@@ -67,6 +67,11 @@ class Moving:
         """All of it."""
         return sum(self.sizes)
 
+    @property
+    def must_hold_bytes(self) -> int:
+        """What cannot be read: all of it where most of it cannot."""
+        return self.size_bytes if 2 * self.fixed_bytes > self.size_bytes else self.fixed_bytes
+
 
 @dataclass(frozen=True)
 class HostTiers:
@@ -225,16 +230,15 @@ def deal_tiers(moving: Sequence[Moving], budget: HostBudget) -> dict[str, HostTi
     """
     if sum(each.size_bytes for each in moving) <= budget.held_bytes:
         return {each.fqn: HostTiers.all_held(each) for each in moving}
-    fixed = sum(each.fixed_bytes for each in moving)
+    fixed = sum(each.must_hold_bytes for each in moving)
     left = budget.held_bytes - COURIER_BYTES - fixed
     if left < 0:
         _refuse(moving, budget, fixed)
     cache = budget.cache_bytes
     tiers = {}
     for each in moving:
-        if 2 * each.fixed_bytes > each.size_bytes:  # what is not fixed of it is held beside that
+        if each.must_hold_bytes == each.size_bytes:
             tiers[each.fqn] = HostTiers.all_held(each)
-            left -= each.size_bytes - each.fixed_bytes
             continue
         held = _count_within(each.sizes, left)
         cached = _count_within(each.sizes[held:], cache)
