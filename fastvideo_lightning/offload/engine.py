@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload.calls import Calls, OpenCall, SharesUnits, in_turn
+from fastvideo_lightning.offload.host.mapped import PrivateMappings
 from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.order import UnitOrder
 from fastvideo_lightning.offload.profiling import phase, span
@@ -102,6 +103,7 @@ class OffloadEngine:
         """
         self.drain()
         new = [unit for unit in group.units if unit not in self.units]
+        self.store.mappings = PrivateMappings()
         try:
             with phase("lay units out"):
                 for unit in new:

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import torch
 
-from fastvideo_lightning.offload.host.mapped import MappedFile, close_file, is_mappable, open_file
+from fastvideo_lightning.offload.host.mapped import (
+    MappedFile,
+    PrivateMappings,
+    close_file,
+    is_mappable,
+    open_file,
+)
 from fastvideo_lightning.offload.tensors.autograd import lasting
 from fastvideo_lightning.offload.tensors.bindings import TensorBinding, split_ties
 from fastvideo_lightning.offload.tensors.layout import empty_host_tensor
@@ -39,6 +45,7 @@ class ResidentSet:
         self.device = device
         self.run_device = run_device
         self._files: dict[Path, MappedFile] = {}
+        self._mappings = PrivateMappings()
         self._lock = threading.Lock()  # several weights of a file are placed at a time
         weakref.finalize(self, _close_all, self._files).atexit = False
 
@@ -91,13 +98,13 @@ class ResidentSet:
         source = find_source(binding, sources)
         spec = source_spec(source, self.run_device, self.device)
         if self.device.type == "cpu" and is_mappable(source, spec.dtype):
-            host = self._map(source).view_at(source.offset, spec)
+            host = self._mappings.find(self._open(source)).view_at(source.offset, spec)
         else:
             host = empty_host_tensor(spec)
             source.read_into(host)
         binding.bind(rebuild(tensor, [host.to(self.device)]))
 
-    def _map(self, source: WeightSource) -> MappedFile:
+    def _open(self, source: WeightSource) -> MappedFile:
         path = source.path
         assert path is not None
         with self._lock:

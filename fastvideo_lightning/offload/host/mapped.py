@@ -9,7 +9,9 @@ from: all processes of a node and the page cache share its one copy. The module'
 views of a private, writable mapping that is never registered: a write to a read-only mapping would
 end the process. A write makes the kernel give that page a copy of its own, which the copies to the
 device would not see; so before each run the page table tells whether a unit was written, and such a
-unit moves to a slab of its own.
+unit moves to a slab of its own. Of one file there is one shared mapping in a process, but a private
+one for each attachment: two models of one checkpoint are two, and an edit of one is not the
+other's.
 """
 
 import atexit
@@ -95,6 +97,12 @@ class PrivateMapping(mmap.mmap):
     version: Version | None
     address: int
 
+    def view_at(self, offset: int, spec: TensorSpec) -> torch.Tensor:
+        """What lies at a position of the file, as a tensor of this mapping."""
+        count = spec.shape.numel()
+        flat = torch.frombuffer(self, dtype=spec.dtype, count=count, offset=offset)
+        return flat.as_strided(spec.shape, spec.stride)
+
     def is_written(self, offset: int, size_bytes: int) -> bool:
         """Whether a page in this range has a copy of its own."""
         return is_written(self.address + offset, size_bytes)
@@ -110,7 +118,6 @@ class MappedFile:
 
     Attributes:
         shared: ``[size] uint8``, the mapping that copies read.
-        private: the mapping that parameters are views of.
         sharers: processes that hold this memory together; 1 for a checkpoint's file.
     """
 
@@ -122,16 +129,12 @@ class MappedFile:
         self._is_whole = False
         self._reader: FileReader | None = None
         self._lock = threading.Lock()  # all units of the file register it
-        with (at or path).open("rb") as file:
-            self.private = PrivateMapping(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            read_only = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
+        self._descriptor = os.open(at or path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        read_only = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
         # Nothing of ours writes to it. Said for good: other threads share the filters.
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         self.shared = torch.frombuffer(read_only, dtype=torch.uint8)
-        address = torch.frombuffer(self.private, dtype=torch.uint8).data_ptr()
-        self.private.path, self.private.version, self.private.address = path, version, address
-        if version is not None:
-            _PRIVATE.add(self.private)
 
     @property
     def size_bytes(self) -> int:
@@ -143,11 +146,14 @@ class MappedFile:
         """Whether the driver knows the shared mapping, or what this process copies of it."""
         return bool(self._chunks)
 
-    def view_at(self, offset: int, spec: TensorSpec) -> torch.Tensor:
-        """What lies at a position of the file, as a tensor of the private mapping."""
-        count = spec.shape.numel()
-        flat = torch.frombuffer(self.private, dtype=spec.dtype, count=count, offset=offset)
-        return flat.as_strided(spec.shape, spec.stride)
+    def map_privately(self) -> PrivateMapping:
+        """A mapping that parameters may be views of: what is written there is nobody else's."""
+        mapping = PrivateMapping(self._descriptor, 0, access=mmap.ACCESS_COPY)
+        mapping.path, mapping.version = self.key
+        mapping.address = torch.frombuffer(mapping, dtype=torch.uint8).data_ptr()
+        if mapping.version is not None:
+            _PRIVATE.add(mapping)
+        return mapping
 
     def reader(self) -> FileReader:
         """What reads the file past this process's memory.
@@ -223,6 +229,27 @@ class MappedFile:
             unregister(self._chunks.pop())
 
 
+class PrivateMappings:
+    """The private mappings of what is attached at once: one for each file, see Note [Two mappings].
+
+    It holds none of them: each lives as long as its views.
+    """
+
+    def __init__(self) -> None:
+        self._found: weakref.WeakValueDictionary[MappedFile, PrivateMapping] = (
+            weakref.WeakValueDictionary()
+        )
+        self._lock = threading.Lock()  # several units are loaded at a time
+
+    def find(self, file: MappedFile) -> PrivateMapping:
+        """The mapping of a file, made where there is none."""
+        with self._lock:
+            mapping = self._found.get(file)
+            if mapping is None:
+                mapping = self._found[file] = file.map_privately()
+            return mapping
+
+
 def split_at_chunks(begin: int, end: int) -> Iterator[tuple[int, int]]:
     """Cut a range of a file where no copy may cross from one registration into the next."""
     while begin < end:
@@ -261,7 +288,7 @@ _OPEN_LOCK = threading.Lock()
 
 
 def open_file(path: Path, *, at: Path | None = None) -> MappedFile:
-    """The mappings of a file, which all its users share; each calls ``close_file`` at the end.
+    """A file whose shared mapping all its users have; each calls ``close_file`` at the end.
 
     A file that has replaced another one at its path gets mappings of its own.
     """
@@ -297,6 +324,7 @@ class MappedSlab:
     Args:
         layout: where the tensors lie in a device slot.
         sources: for each of them where its bytes are.
+        mappings: the private mappings of what is attached together with it.
 
     Attributes:
         views: the tensors, in the order of ``layout.specs``.
@@ -305,7 +333,12 @@ class MappedSlab:
         reads: what it moves from files that are read on the way; see ``use_couriers``.
     """
 
-    def __init__(self, layout: SlabLayout, sources: Sequence[StoredBytes | None]) -> None:
+    def __init__(
+        self,
+        layout: SlabLayout,
+        sources: Sequence[StoredBytes | None],
+        mappings: PrivateMappings,
+    ) -> None:
         self.layout = layout
         self._ranges: list[tuple[MappedFile, int, int]] = []
         fits = [
@@ -321,6 +354,7 @@ class MappedSlab:
         self.segments: list[Segment] = []
         self.reads: tuple[FileRead, ...] = ()
         self._files: dict[Path, MappedFile] = {}
+        self._private: dict[MappedFile, PrivateMapping] = {}
         for source, spec, offset, fit in zip(
             sources, layout.specs, layout.offsets, fits, strict=True
         ):
@@ -335,7 +369,9 @@ class MappedSlab:
             if source.path not in self._files:
                 self._files[source.path] = open_file(source.path)
             file = self._files[source.path]
-            self.views.append(file.view_at(source.offset, spec))
+            if file not in self._private:
+                self._private[file] = mappings.find(file)
+            self.views.append(self._private[file].view_at(source.offset, spec))
             self._ranges.append((file, source.offset, spec.size_bytes))
             self._add_segment(file, source.offset, offset, spec.size_bytes)
 
@@ -419,7 +455,7 @@ class MappedSlab:
     def is_written(self) -> bool:
         """Whether a tensor was written in place, which the copies would not see."""
         ranges = self._merged_ranges()
-        return any(file.private.is_written(offset, size) for file, offset, size in ranges)
+        return any(self._private[file].is_written(offset, size) for file, offset, size in ranges)
 
     def close(self) -> None:
         """Let go of the files. No copy may be in flight; the tensors stay valid."""

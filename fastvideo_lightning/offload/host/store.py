@@ -9,7 +9,12 @@ from typing import Protocol
 
 import torch
 
-from fastvideo_lightning.offload.host.mapped import MappedSlab, is_mappable, register_ranges
+from fastvideo_lightning.offload.host.mapped import (
+    MappedSlab,
+    PrivateMappings,
+    is_mappable,
+    register_ranges,
+)
 from fastvideo_lightning.offload.host.slab import ExtendedMaster, HostMaster, HostMemory, HostSlab
 from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.tensors.layout import SlabLayout
@@ -40,6 +45,7 @@ class HostStore:
     Attributes:
         masters: those that it has made and not freed.
         locations: where the tensors of units that are being loaded lie in files that ranks share.
+        mappings: what the parameters of units that are being loaded become views of.
         is_shared: whether the ranks of the node hold their weights together.
         brings_parts: whether this process copies only its parts of the weights that ranks share.
     """
@@ -49,6 +55,7 @@ class HostStore:
         self._refused: set[type] = set()
         self._lock = threading.Lock()
         self.locations: FileLocations = {}
+        self.mappings = PrivateMappings()
         self.masters: list[HostMaster] = []
         self._file_refusal: RuntimeError | None = None
         self.is_shared = False
@@ -103,7 +110,7 @@ class HostStore:
             ValueError: mapped memory is asked for and no weight can be.
         """
         if layout in self.locations and not kind.is_read:
-            master: HostMaster = MappedSlab(layout, self.locations[layout])
+            master: HostMaster = MappedSlab(layout, self.locations[layout], self.mappings)
         elif self.maps(layout, sources, kind) and not self._must_copy:
             master = self._map(layout, sources, kind)
         else:
@@ -120,7 +127,7 @@ class HostStore:
     def _map(
         self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
     ) -> MappedSlab:
-        master = MappedSlab(layout, sources)
+        master = MappedSlab(layout, sources, self.mappings)
         if kind.is_read or MappedSlab in self._refused:
             master.use_couriers(direct=kind is HostMemory.DISK)
         return master

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload
+from fastvideo_lightning.callbacks import CPUExecution, LayerwiseOffload, ModelOffload, Resident
 from fastvideo_lightning.checkpoint.weights import StoredWeight, read_header
 from fastvideo_lightning.offload.host import mapped
 from fastvideo_lightning.offload.host.mapped import MappedSlab
@@ -101,12 +101,12 @@ def test_neighbours_in_the_file_are_one_segment_up_to_the_end_of_a_registration(
     stored = read_header(path)
     sources = [StoredWeight(stored[n], torch.float32, torch.float32) for n in sorted(tensors)]
     specs = [mapped_spec(source) for source in sources]
-    slab = MappedSlab(SlabLayout(specs), sources)
+    slab = MappedSlab(SlabLayout(specs), sources, mapped.PrivateMappings())
     assert len(slab.segments) == 1
     slab.close()
     chunk = sources[2].offset + 512
     monkeypatch.setattr(mapped, "CHUNK_BYTES", chunk)
-    slab = MappedSlab(SlabLayout(specs), sources)
+    slab = MappedSlab(SlabLayout(specs), sources, mapped.PrivateMappings())
     assert len(slab.segments) > 1
     moved = torch.zeros(slab.layout.size_bytes, dtype=torch.uint8)
     for segment in slab.segments:
@@ -215,3 +215,23 @@ def test_what_is_computed_on_the_cpu_is_the_file_and_no_copy_of_it(path, cast):
     assert torch.equal(model(sample()), plain(sample()))
     assert path.read_bytes() == before
     assert path not in {name for name, _ in mapped._OPEN}
+
+
+@pytest.mark.parametrize("way", ["data.mul_", "copy_"])
+@pytest.mark.parametrize("kind", [LayerwiseOffload, ModelOffload, CPUExecution, Resident])
+def test_an_edit_is_one_models_own_and_not_anothers_of_the_same_file(path, kind, way):
+    plain = make_toy(4)
+    edited, other = OnFile(plain, path), OnFile(plain, path)
+    memory = {} if kind in (CPUExecution, Resident) else {"host_memory": "mapped"}
+    target = "blocks" if kind is LayerwiseOffload else ""
+    attached = [kind(target, **memory) for _ in range(2)]
+    attached[0].attach(edited, "cpu")
+    attached[1].attach(other, "cpu")
+    for weight in edited.blocks[1].parameters():
+        weight.data.mul_(2) if way == "data.mul_" else weight.data.copy_(2 * weight)
+    later = OnFile(plain, path)  # the edited model is still there
+    attached.append(kind(target, **memory))
+    attached[2].attach(later, "cpu")
+    for model in (other, later):
+        assert torch.equal(model(sample()), plain(sample()))
+    assert not torch.equal(edited(sample()), plain(sample()))
