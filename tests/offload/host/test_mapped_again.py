@@ -1,5 +1,6 @@
 """Files that are mapped again: put in place of others, attached to once more, dropped unasked."""
 
+import copy
 import gc
 import os
 import signal
@@ -166,3 +167,58 @@ def test_an_interrupt_while_a_callback_is_detached_waits_until_it_is(path, monke
     assert path not in {name for name, _ in mapped._OPEN}
     callback.attach(model, "cpu")
     assert torch.equal(model(sample()), plain(sample()))
+
+
+EDITS = {
+    "in place": lambda weight: weight.mul_(2),
+    "through .data": lambda weight: weight.data.mul_(2),
+}
+PLACEMENTS = {
+    "streamed": lambda: LayerwiseOffload("blocks", host_memory="mapped"),
+    "whole": lambda: ModelOffload("", host_memory="mapped"),
+    "on the CPU": lambda: CPUExecution(""),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("other", PLACEMENTS)
+@pytest.mark.parametrize("one", PLACEMENTS)
+def test_an_edit_of_one_model_is_none_of_another_from_the_same_file(path, one, other, edit):
+    plain = make_toy(4, width=64)
+    first = OnFile(plain, path)
+    second, third = copy.deepcopy(first), copy.deepcopy(first)
+    callbacks = [PLACEMENTS[one](), PLACEMENTS[other]()]
+    callbacks[0].attach(first, "cpu")
+    callbacks[1].attach(second, "cpu")
+    with torch.no_grad():
+        EDITS[edit](first.blocks[2].up.weight)
+    expected = plain(sample(64))
+    changed = first(sample(64))
+    assert not torch.equal(changed, expected)
+    assert torch.equal(second(sample(64)), expected)
+    callbacks[0].detach()
+    late = PLACEMENTS[one]()
+    late.attach(third, "cpu")
+    assert torch.equal(third(sample(64)), expected)
+    assert torch.equal(first(sample(64)), changed)
+    for callback in (callbacks[1], late):
+        callback.detach()
+
+
+def test_two_components_from_one_file_are_edited_apart(path):
+    plain = make_toy(4, width=64)
+    one = OnFile(plain, path)
+    both = torch.nn.ModuleDict({"one": one, "other": copy.deepcopy(one)})
+    both.weight_sources = {
+        f"{name}.{key}": source for name in both for key, source in one.weight_sources.items()
+    }
+    callbacks = [LayerwiseOffload(name, host_memory="mapped") for name in both]
+    for callback in callbacks:
+        callback.attach(both, "cpu")
+    with torch.no_grad():
+        both["one"].blocks[1].down.weight.mul_(2)
+        plain.blocks[1].down.weight.mul_(2)
+    edited = both["one"](sample(64))
+    assert torch.equal(edited, plain(sample(64)))
+    plain.blocks[1].down.weight.data.div_(2)
+    assert torch.equal(both["other"](sample(64)), plain(sample(64)))
