@@ -140,18 +140,12 @@ def find_cached(hub_id: str, *, revision: str | None = None, index: str = INDEX)
 
 def check_index(folder: Path) -> None:
     """Raise CheckpointError where a folder has no index, and so is no pipeline."""
-    if not (folder / INDEX).exists():
-        raise not_a_pipeline(folder, is_modular=(folder / MODULAR_INDEX).is_file())
+    if not (folder / INDEX).exists() and not (folder / MODULAR_INDEX).exists():
+        raise not_a_pipeline(folder)
 
 
-def not_a_pipeline(place: str | Path, *, is_modular: bool) -> CheckpointError:
+def not_a_pipeline(place: str | Path) -> CheckpointError:
     """Return the error that says of a folder or a hub id that it has no index, and what to do."""
-    if is_modular:
-        return CheckpointError(
-            f"{place} is a modular pipeline, whose parts may lie anywhere. Load it in Python, by "
-            "diffusers' ModularPipeline, and pass it to VideoModule.from_pipeline(...): "
-            "docs/models.md shows how."
-        )
     return CheckpointError(
         f"{place} is no diffusers pipeline: it has no model_index.json. Pass the folder that holds "
         "model_index.json, or a hub id ending in -Diffusers."

@@ -26,7 +26,10 @@ from fastvideo_lightning.checkpoint.folder import (
 
 
 def download(hub_id: str, *, revision: str | None, variant: str | None) -> Path:
-    """Fetch the files a pipeline needs; diffusers knows which, and uses the cache when offline."""
+    """Fetch the files a pipeline needs; diffusers knows which, and uses the cache when offline.
+
+    Of a modular pipeline the index, which says where its components lie.
+    """
     from diffusers import DiffusionPipeline
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -38,20 +41,49 @@ def download(hub_id: str, *, revision: str | None, variant: str | None) -> Path:
             f"The hub has no {wanted}, or it is not open to you, and there is no such folder here."
         ) from error
     except (OSError, ValueError) as error:
-        is_modular = _is_modular(hub_id, revision)
-        if is_modular or _is_of_the_hub(error):
-            raise not_a_pipeline(hub_id, is_modular=is_modular) from error
+        modular = _find_modular(hub_id, revision)
+        if modular is not None:
+            return modular
+        if _is_of_the_hub(error):
+            raise not_a_pipeline(hub_id) from error
         raise _unreachable(hub_id, error) from error
 
 
-def _is_modular(hub_id: str, revision: str | None) -> bool:
+def _find_modular(hub_id: str, revision: str | None) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        hf_hub_download(hub_id, MODULAR_INDEX, revision=revision)
+        return Path(hf_hub_download(hub_id, MODULAR_INDEX, revision=revision)).parent
     except OSError:  # neither on the hub nor in the cache
-        return False
-    return True
+        return None
+
+
+_OF_A_PART = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+
+
+def download_part(hub_id: str, subfolder: str, *, revision: str | None) -> Path:
+    """Fetch a component that lies in a repository, and return its folder.
+
+    Raises:
+        CheckpointError: If the hub cannot be reached and the cache has no such folder.
+        FileNotFoundError: If the hub has no such model.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    start = f"{subfolder}/" if subfolder else ""
+    patterns = [start + ending for ending in _OF_A_PART]
+    try:
+        found = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise FileNotFoundError(
+            f"The hub has no {hub_id}, or it is not open to you, and there is no such folder here."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _unreachable(hub_id, error) from error
+    if not (found / subfolder).is_dir():
+        raise CheckpointError(f"{hub_id} has no folder {subfolder!r}. " + what_instead(hub_id))
+    return found / subfolder
 
 
 def _is_of_the_hub(error: Exception) -> bool:
@@ -157,7 +189,7 @@ def _fetch(hub_id: str, revision: str | None, folder: Path) -> bool:
         raise
     except unreachable as error:
         if find_cached(hub_id, revision=revision, index=MODULAR_INDEX) is not None:
-            raise not_a_pipeline(hub_id, is_modular=True) from error
+            return False
         raise CheckpointError(
             f"{hub_id} is not in the local cache, and the hub cannot be asked for its headers "
             f"({type(error).__name__}). {what_instead(hub_id)}"
@@ -174,8 +206,10 @@ class _Headers:
         self._sizes, self._folder = sizes, folder
 
     def fetch(self) -> bool:
+        if INDEX not in self._sizes and MODULAR_INDEX in self._sizes:
+            return False  # its components may lie anywhere
         if INDEX not in self._sizes:
-            raise not_a_pipeline(self._hub_id, is_modular=MODULAR_INDEX in self._sizes)
+            raise not_a_pipeline(self._hub_id)
         self._download(INDEX)
         index_path = self._folder / INDEX
         index = json.loads(index_path.read_text(encoding="utf-8"))

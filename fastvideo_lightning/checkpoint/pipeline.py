@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastvideo_lightning.checkpoint import modular
 from fastvideo_lightning.checkpoint.components import (
     Component,
     RunDtypes,
@@ -22,6 +23,7 @@ from fastvideo_lightning.checkpoint.components import (
 )
 from fastvideo_lightning.checkpoint.folder import (
     INDEX,
+    MODULAR_INDEX,
     CheckpointError,
     check_files,
     check_index,
@@ -112,12 +114,18 @@ def open_checkpoint(
         folder = download(parts.pipeline, revision=revision, variant=variant)
         check_index(folder)
     index_path = folder / INDEX
-    index = read_json(index_path)
-    class_name = index.get("_class_name")
-    if not isinstance(class_name, str):
-        raise CheckpointError(
-            f"{index_path} must name a diffusers pipeline in _class_name, got {class_name!r}."
-        )
+    places = parts.component
+    if index_path.exists():
+        index = read_json(index_path)
+        class_name = index.get("_class_name")
+        if not isinstance(class_name, str):
+            raise CheckpointError(
+                f"{index_path} must name a diffusers pipeline in _class_name, got {class_name!r}."
+            )
+    else:
+        index_path = folder / MODULAR_INDEX
+        class_name, index, found = modular.find_components(folder, parts.component)
+        places = {**found, **parts.component}
     components = {
         name: _parse_component(index_path, name, entry)
         for name, entry in index.items()
@@ -125,8 +133,8 @@ def open_checkpoint(
     }
     _check_listed(folder, parts.component, components)
     for name, (library, component_class) in components.items():
-        if name in parts.component and parts.component[name].is_dir():
-            check_files(parts.component[name])
+        if name in places and places[name].is_dir():
+            check_files(places[name])
             continue
         if not (folder / name).is_dir():
             raise CheckpointError(
@@ -144,7 +152,7 @@ def open_checkpoint(
         allow_pickle,
         tuple(name for name, entry in index.items() if entry == [None, None]),
         parts.file,
-        parts.component,
+        places,
     )
 
 
@@ -366,7 +374,8 @@ def _pipeline_class(checkpoint: Checkpoint) -> Any:
     with quiet_imports():
         found = getattr(diffusers, name, None) if name.isidentifier() else None
     _check_has_packages(found, listed)
-    if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
+    pipelines = diffusers.DiffusionPipeline, diffusers.ModularPipeline
+    if not isinstance(found, type) or not issubclass(found, pipelines):
         raise CheckpointError(
             f"{listed}, which is no pipeline of diffusers {diffusers.__version__}. "
             "Update diffusers."
@@ -406,6 +415,10 @@ def _check_numbers(config: Path) -> None:
 
 def _join(checkpoint: Checkpoint, kind: Any, parts: dict[str, Any]) -> Any:
     """Put a pipeline together, as `DiffusionPipeline.from_pretrained` does."""
+    from diffusers import ModularPipeline
+
+    if issubclass(kind, ModularPipeline):
+        return modular.join_modular(checkpoint.folder, kind, parts)
     index = checkpoint.folder / INDEX
     known, optional = map(set, kind._get_signature_keys(kind))
     needed = known - parts.keys() - {*checkpoint.absent, *kind._optional_components}

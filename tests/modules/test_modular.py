@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -11,8 +10,6 @@ from diffusers import WanModularPipeline
 from support.recipes import RECIPES
 
 from fastvideo_lightning import PromptDataset, SamplingParams, VideoModule
-from fastvideo_lightning.checkpoint.folder import CheckpointError
-from fastvideo_lightning.checkpoint.pipeline import open_checkpoint
 from fastvideo_lightning.modules.pipelines import call_parameters
 
 FEW = {"num_inference_steps": 2, "height": 32, "width": 32, "num_frames": 5}
@@ -72,9 +69,3 @@ def test_the_guidance_scale_is_its_guiders_for_one_video(module: VideoModule) ->
     assert np.array_equal(own, frames())
     module.pipeline.guider = guider.new(guidance_scale=7.0)
     assert np.array_equal(stronger, frames())
-
-
-def test_a_folder_of_one_says_how_it_is_loaded(module: VideoModule, tmp_path: Path) -> None:
-    (tmp_path / "modular_model_index.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"modular pipeline.*from_pipeline"):
-        open_checkpoint(tmp_path)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from support.recipes import RECIPES
 
+from fastvideo_lightning.checkpoint.pipeline import open_checkpoint
 from fastvideo_lightning.cli.app import run
 from tests.plan.test_headers import VIDEO, folder  # noqa: F401
 
@@ -49,7 +51,12 @@ class Answer(BaseHTTPRequestHandler):
                 {"rfilename": str(each.relative_to(self.server.root)), "size": each.stat().st_size}
                 for each in files
             ]
-            facts = {"id": HUB_ID, "sha": COMMIT, "siblings": siblings}
+            facts: object = {"id": HUB_ID, "sha": COMMIT, "siblings": siblings}
+            if path.startswith(f"/api/models/{HUB_ID}/tree/"):
+                facts = [
+                    {"type": "file", "path": s["rfilename"], "size": s["size"], "oid": COMMIT}
+                    for s in siblings
+                ]
             self._send(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
         elif path.startswith(f"/{HUB_ID}/resolve/{COMMIT}/") and file.is_file():
             self._send_file(file, with_body=with_body)
@@ -146,8 +153,8 @@ def test_without_a_network_the_error_says_what_to_type(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("modular_model_index.json", "is a modular pipeline, whose parts may lie anywhere"),
-        ("config.json", "is no diffusers pipeline: it has no model_index.json"),
+        ("modular_model_index.json", "must name a modular pipeline of diffusers in _class_name"),
+        ("config.json", f"{HUB_ID} is no diffusers pipeline: it has no model_index.json"),
     ],
 )
 def test_what_is_no_pipeline_on_the_hub_or_in_its_cache_is_told_from_what_is_not_there(
@@ -157,9 +164,26 @@ def test_what_is_no_pipeline_on_the_hub_or_in_its_cache_is_told_from_what_is_not
     hub.root.mkdir()
     (hub.root / name).write_text("{}")
     assert run([*command, "--model", HUB_ID]) != 0
-    assert f"{HUB_ID} {said}" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     if command[0] == "generate" and name != "config.json":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         for offline in (command, ["plan", *VIDEO]):  # a plan leaves nothing in the cache
             assert run([*offline, "--model", HUB_ID]) != 0
-            assert f"{HUB_ID} {said}" in capsys.readouterr().err
+            assert said in capsys.readouterr().err
+
+
+def test_a_modular_pipeline_on_the_hub_is_fetched_with_the_components_that_its_index_names(
+    hub, tmp_path, monkeypatch
+):
+    hub.root = tmp_path / "modular"
+    pipeline = RECIPES["WanModularPipeline"].build()
+    pipeline.save_pretrained(str(hub.root), overwrite_modular_index=True)
+    index = hub.root / "modular_model_index.json"
+    index.write_text(index.read_text().replace(str(hub.root), HUB_ID))
+    for _ in range(2):  # from the hub, then from its cache
+        checkpoint = open_checkpoint(HUB_ID)
+        assert set(checkpoint.components) >= {"transformer", "text_encoder", "vae", "scheduler"}
+        for name in checkpoint.components:
+            there = {file.name for file in (hub.root / name).iterdir()}
+            assert {file.name for file in checkpoint.folder_of(name).iterdir()} == there
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
