@@ -82,6 +82,7 @@ class Request:
             raise WrongChoiceError(
                 '--prompt is missing. Describe the video: --prompt "a red circle moves right".'
             )
+        _check_effects(given)
         params = SamplingParams.from_mapping({k: v for k, v in given.items() if k in SAMPLING})
         for name in ("image_path", "last_image_path", "video_path"):
             path = getattr(params, name)
@@ -121,6 +122,23 @@ class Request:
             check_output_folder(self.choices["output_path"])
         if "report" in self.choices:
             check_report_path(self.choices["report"])
+
+
+def _check_effects(given: dict[str, Any]) -> None:
+    """Refuse options that say something of what is not done here."""
+    if "prompts" not in given:
+        for name, value in (("resume", "--no-resume"), ("fail_fast", "--fail-fast")):
+            if name in given:
+                typed = f"--{name.replace('_', '-')}" if given[name] else value
+                raise WrongChoiceError(
+                    f"{typed} is for a batch, and this is one video. Leave it out, or pass "
+                    "--prompts FILE."
+                )
+    if given.get("save_video") is False and "output_path" in given:
+        raise WrongChoiceError(
+            "--output-path says where videos are written, and --no-save-video that none is. "
+            "Leave one of the two out."
+        )
 
 
 @click.command(

@@ -15,7 +15,7 @@ from torch import nn
 from fastvideo_lightning.checkpoint.pipeline import load_pipeline, open_checkpoint
 from fastvideo_lightning.checkpoint.weights import StoredWeight, file_key
 from fastvideo_lightning.config import ResolvedSampling, SamplingParams
-from fastvideo_lightning.modules.catalog import check_makes_frames
+from fastvideo_lightning.modules.catalog import check_makes_frames, makes_video
 from fastvideo_lightning.modules.context_parallel import check_tokens
 from fastvideo_lightning.modules.guidance import guidance_of, is_guided
 from fastvideo_lightning.modules.lora import TakesLora
@@ -282,13 +282,16 @@ class VideoModule(TakesLora, L.LightningModule):
             params: What was given.
             resolved: With the defaults.
         """
-        if not params.negative_prompt or is_guided(self.pipeline, resolved):
-            return []
-        return [
-            "negative_prompt has no effect: the model reads it with guidance alone, and "
-            f"{guidance_of(self.pipeline, resolved)} turns that off. Leave it out, or pass more "
-            "than 1."
-        ]
+        found = []
+        if params.fps is not None and not makes_video(self._pipeline):
+            found.append("fps has no effect: the model makes a picture. Leave it out.")
+        if params.negative_prompt and not is_guided(self.pipeline, resolved):
+            found.append(
+                "negative_prompt has no effect: the model reads it with guidance alone, and "
+                f"{guidance_of(self.pipeline, resolved)} turns that off. Leave it out, or pass "
+                "more than 1."
+            )
+        return found
 
     def fill_sampling(self, params: SamplingParams) -> SamplingParams:
         """Put the defaults where `params` says nothing."""

@@ -18,6 +18,19 @@ def calls(monkeypatch, tmp_path):
     return record_calls(monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("--no-resume", "--no-resume is for a batch, and this is one video."),
+        ("--fail-fast", "--fail-fast is for a batch, and this is one video."),
+        ("--no-save-video --output-path there", "--output-path says where videos are written, and"),
+    ],
+)
+def test_an_option_about_what_is_not_done_is_refused(typed, said, capsys):
+    assert run(["generate", "--prompt", "a lion", *typed.split()]) == 2
+    assert said in read_errors(capsys)[0]
+
+
 def test_a_wrong_file_is_a_wrong_choice(calls, capsys):
     Path("c.yaml").write_text("vae_offload: true")
     assert run(["generate", "--config", "c.yaml", "--prompt", "a"]) == 2

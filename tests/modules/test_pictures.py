@@ -1,5 +1,6 @@
 """Pipelines that make a picture: one frame, written as PNG."""
 
+import warnings
 from pathlib import Path
 
 import lightning as L
@@ -12,6 +13,7 @@ from fastvideo_lightning import (
     HostResidentStrategy,
     PredictLoop,
     PromptDataset,
+    SamplingParams,
     VideoGenerator,
     VideoModule,
 )
@@ -63,6 +65,15 @@ def test_what_a_pipeline_makes_is_told_by_its_output() -> None:
     for name, suffix in (("FluxPipeline", ".png"), ("LTXPipeline", ".mp4")):
         module = VideoModule.from_pipeline((PICTURES | RECIPES)[name].build())
         assert module.file_suffix == suffix
+
+
+@pytest.mark.parametrize(("name", "told"), [("FluxPipeline", True), ("LTXPipeline", False)])
+def test_frames_per_second_of_a_picture_are_told_to_have_no_effect(name: str, told: bool) -> None:
+    module = VideoModule.from_pipeline((PICTURES | RECIPES)[name].build())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        module.resolve_sampling(SamplingParams(fps=8))
+    assert any("fps has no effect" in str(each.message) for each in said) == told
 
 
 def test_several_frames_are_no_picture(tmp_path: Path) -> None:
