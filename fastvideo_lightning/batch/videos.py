@@ -64,14 +64,16 @@ class VideoBatch(Iterator[GeneratedVideo]):
         *,
         resume: bool = True,
         fail_fast: bool = False,
+        shard: tuple[int, int] = (1, 1),
     ) -> None:
-        self.total = len(prompts)
+        number, count = shard
         self.num_skipped = 0
         self._generator, self._folder = generator, folder
         # By a proxy: what it walks would else hold it, and a loop that is left would not let go.
         self._videos = VideoBatch._make(proxy(self), folder)
         inputs = ModelInputs(generator)
-        self._items = _resolve_all(prompts, generator.module)
+        self._items = _resolve_all(prompts, generator.module)[number - 1 :: count]
+        self.total = len(self._items)
         self._entries = {item["index"]: inputs.describe(item) for item in self._items}
         self._writer = BatchWriter(
             folder,

@@ -33,7 +33,10 @@ def read_prompts(given: dict[str, Any]) -> list[dict[str, Any]] | None:
             "prompts from stdin reach one process only, got num_gpus="
             f"{given['num_gpus']}. Write them to a file and pass that."
         )
+    from fastvideo_lightning.prompts.dataset import read_shard
     from fastvideo_lightning.prompts.files import read_prompt_file
+
+    read_shard(given.get("shard", "1/1"))
 
     return read_prompt_file(given["prompts"])
 

@@ -127,9 +127,9 @@ class Request:
 def _check_effects(given: dict[str, Any]) -> None:
     """Refuse options that say something of what is not done here."""
     if "prompts" not in given:
-        for name, value in (("resume", "--no-resume"), ("fail_fast", "--fail-fast")):
+        for name in ("resume", "fail_fast", "shard"):
             if name in given:
-                typed = f"--{name.replace('_', '-')}" if given[name] else value
+                typed = f"--{'' if given[name] else 'no-'}{name.replace('_', '-')}"
                 raise WrongChoiceError(
                     f"{typed} is for a batch, and this is one video. Leave it out, or pass "
                     "--prompts FILE."
@@ -267,7 +267,7 @@ def _make_batch(
     with usage_errors():
         batch = generator.generate_videos(
             prompts,
-            **{name: choices[name] for name in ("output_path", "resume", "fail_fast")},
+            **{name: choices[name] for name in ("output_path", "resume", "fail_fast", "shard")},
             **request.params.given(),
         )
     report_batch(batch, choices["output_path"], report=choices.get("report"))

@@ -16,7 +16,12 @@ from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.config.devices import check_devices, count_nodes
 from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.output.video import GeneratedVideo
-from fastvideo_lightning.prompts.dataset import PromptDataset, ResolvedPrompt, check_prompt
+from fastvideo_lightning.prompts.dataset import (
+    PromptDataset,
+    ResolvedPrompt,
+    check_prompt,
+    read_shard,
+)
 
 if TYPE_CHECKING:
     import lightning as L
@@ -402,6 +407,7 @@ class VideoGenerator:
         output_path: str | os.PathLike[str] = "output/",
         resume: bool = True,
         fail_fast: bool = False,
+        shard: str = "1/1",
         **sampling: Any,
     ) -> VideoBatch:
         """Make a video of each prompt, with a manifest from which a broken run goes on.
@@ -411,6 +417,8 @@ class VideoGenerator:
             output_path: Folder of the videos and of `manifest.jsonl`.
             resume: Leave out what the manifest calls done and whose file is there unchanged.
             fail_fast: End with the first prompt that fails; else it is noted and the next follows.
+            shard: Of the prompts, make one part alone: `3/8` is the third prompt, the eleventh and
+                so on. Each video is the one that the whole list has.
             **sampling: As in `generate_video`; the n-th prompt gets `seed + n`.
 
         Returns:
@@ -428,7 +436,8 @@ class VideoGenerator:
         module, dataset = self.module, PromptDataset(prompts, **sampling)
         warn_of_unread(module.pipeline, dataset)
         folder = BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4"))
-        batch = VideoBatch(self, dataset, folder, resume=resume, fail_fast=fail_fast)
+        part = read_shard(shard)
+        batch = VideoBatch(self, dataset, folder, resume=resume, fail_fast=fail_fast, shard=part)
         self._batch = ref(batch)
         return batch
 

@@ -123,6 +123,24 @@ def params_of(item: Mapping[str, Any]) -> SamplingParams:
     return SamplingParams.from_mapping(sampling)
 
 
+def read_shard(shard: str) -> tuple[int, int]:
+    """Return which part of a list is meant, and of how many: `3/8` is (3, 8).
+
+    Raises:
+        TypeError: If it is not text.
+        ValueError: If it is no part of anything.
+    """
+    wanted = "shard must be a part and the number of parts, such as '3/8'"
+    if not isinstance(shard, str):
+        raise TypeError(f"{wanted}, got {shard!r}.")
+    number, slash, count = shard.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"{wanted}, got {shard!r}.")
+    if not 1 <= int(number) <= int(count):
+        raise ValueError(f"{wanted}, got {shard!r}. Parts are counted from 1.")
+    return int(number), int(count)
+
+
 def check_prompt(prompt: object, *, where: str = "prompt") -> str:
     """Return the prompt if it is text with something in it.
 

@@ -293,3 +293,23 @@ def test_what_is_done_needs_no_weights(generator, checkpoint, tmp_path):
     with fresh:
         assert list(fresh.generate_videos([PROMPT], output_path=tmp_path, **SIZE)) == []
         assert fresh._fabric is None
+
+
+def test_parts_of_a_list_are_the_videos_of_the_whole(generator, tmp_path):
+    def make(folder, **options):
+        batch = generator.generate_videos(PROMPTS, output_path=folder, seed=5, **SIZE, **options)
+        videos = list(batch)
+        assert batch.total == len(videos)
+        return {video.index: (video.seed, video.frames.tobytes()) for video in videos}
+
+    whole = make(tmp_path / "whole")
+    parts = [make(tmp_path / f"part{number}", shard=f"{number}/2") for number in (1, 2)]
+    assert [sorted(part) for part in parts] == [[0, 2], [1]]
+    assert parts[0] | parts[1] == whole
+    assert make(tmp_path / "none", shard="5/7") == {}
+
+
+@pytest.mark.parametrize("shard", ["", "3", "0/2", "3/2", "-1/2", "1/0", "a/b", "1/2/3", 3])
+def test_what_is_no_part_of_a_list_is_refused(generator, tmp_path, shard):
+    with pytest.raises((TypeError, ValueError), match="shard must be a part and the number of"):
+        generator.generate_videos(PROMPTS, output_path=tmp_path, shard=shard)

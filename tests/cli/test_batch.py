@@ -63,7 +63,7 @@ def test_prompts_and_options_reach_the_generator(calls, capsys):
     asked = next(call for call in calls if call[0] == "batch")
     assert asked[1] == [{"prompt": "a", "seed": 3}, {"prompt": "b"}]
     assert asked[2] == {
-        **{"output_path": "there", "resume": False, "fail_fast": True},
+        **{"output_path": "there", "resume": False, "fail_fast": True, "shard": "1/1"},
         **{"seed": 5, "fps": 8},
     }
     captured = capsys.readouterr()

@@ -23,6 +23,7 @@ def calls(monkeypatch, tmp_path):
     [
         ("--no-resume", "--no-resume is for a batch, and this is one video."),
         ("--fail-fast", "--fail-fast is for a batch, and this is one video."),
+        ("--shard 1/2", "--shard is for a batch, and this is one video."),
         ("--no-save-video --output-path there", "--output-path says where videos are written, and"),
     ],
 )
