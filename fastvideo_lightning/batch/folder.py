@@ -14,6 +14,7 @@ run ends. So the next run knows of which videos a killed one may not have told, 
 
 import errno
 import os
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from fastvideo_lightning.output.files import (
     sync_folder,
 )
 from fastvideo_lightning.output.video import GeneratedVideo
+
+_LATE_S = 5.0
 
 _LOCK, _PARTIAL, _NAMES = ".fastvideo-lightning.lock", ".partial", "names.lock"
 
@@ -122,6 +125,23 @@ class BatchFolder:
                 left.unlink()
         self._num_before = len(self.manifest.read(quiet=True))
         return done
+
+    def make_mark(self) -> str:
+        """Put a file there by which other processes can tell that they see this folder."""
+        mark = f"mark-{uuid4().hex}"
+        (self._partial / mark).touch()
+        return mark
+
+    def sees(self, mark: str) -> bool:
+        """Whether a mark is there; a network's file system may show it some seconds late."""
+        end = time.monotonic() + _LATE_S
+        while not (is_there := mark in _list(self._partial)) and time.monotonic() < end:
+            time.sleep(0.1)
+        return is_there
+
+    def remove_mark(self, mark: str) -> None:
+        """Take it away, when all have looked."""
+        (self._partial / mark).unlink(missing_ok=True)
 
     def num_made(self) -> int:
         """Count the videos of this run that are there, whichever of its processes made them."""
@@ -226,3 +246,10 @@ def _reason(error: Exception) -> str:
     """Return what the system says of an error, without its number."""
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else str(error)
+
+
+def _list(folder: Path) -> list[str]:
+    """The names in a folder; none where it is not there."""
+    with suppress(OSError):
+        return os.listdir(folder)
+    return []

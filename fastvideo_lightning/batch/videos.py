@@ -162,12 +162,32 @@ class VideoBatch(Iterator[GeneratedVideo]):
             # The first rank has looked at the folder and says what is left.
             self._items = fabric.broadcast(self._items)
             self.num_skipped = self.total - len(self._items)
+            self._check_shared(fabric)
             for _ in self._generator.iterate(self._items, self._writer):
                 yield from self._writer.take_written()
             yield from self._writer.take_written()
             self._gather(fabric)
         finally:
             folder.close()
+
+    def _check_shared(self, fabric: "L.Fabric") -> None:
+        """Raise RuntimeError on all processes where some of them see another folder."""
+        if fabric.world_size == 1:
+            return
+        from torch.distributed import all_gather_object
+
+        mark: Any = fabric.broadcast(None if self._rank else self._folder.make_mark())
+        seen: list[Any] = [None] * fabric.world_size
+        all_gather_object(seen, self._folder.sees(mark))
+        if not self._rank:
+            self._folder.remove_mark(mark)
+        if not all(seen):
+            raise RuntimeError(
+                f"{sum(not each for each in seen)} of {fabric.world_size} processes see another "
+                f"folder at {str(self._folder.path)!r}: one batch needs a folder that is shared by "
+                "all machines. Pass such an output_path, or start each machine by itself with "
+                "a part of the prompts each: shard 1/2, shard 2/2 and so on."
+            )
 
     def _gather(self, fabric: "L.Fabric") -> None:
         """Wait for the other processes, and learn what they made."""
