@@ -1,5 +1,6 @@
 """The predict loop: prompts in, one `predict_step` each, every moment announced."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -15,14 +16,27 @@ from torch.utils.data.distributed import DistributedSampler
 from fastvideo_lightning.prompts.sampler import Replica, Turn, deal, deal_in_rounds
 
 _END = object()
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
-MOMENTS = (
-    *("on_after_setup", "on_predict_start", "on_predict_epoch_start", "on_predict_batch_start"),
-    *("on_denoise_step_start", "on_denoise_step_end", "on_predict_batch_end"),
-    *("on_write_start", "on_write_end", "on_predict_epoch_end", "on_predict_end"),
-    *("on_exception", "on_replan", "teardown"),
-)
-"""What a callback may hear of a run, in the order of events."""
+_BATCH = ("fabric", "module", "batch", "batch_idx", "is_repeat")
+_STEP = ("fabric", "module", "step", "num_steps", "denoiser", "following")
+MOMENTS = {
+    "on_after_setup": ("fabric", "module"),
+    "on_predict_start": ("fabric", "module", "num_batches"),
+    "on_predict_epoch_start": ("fabric", "module"),
+    "on_predict_batch_start": (*_BATCH, "next_batch"),
+    "on_denoise_step_start": _STEP,
+    "on_denoise_step_end": (*_STEP, "latents", "timestep", "model_output"),
+    "on_predict_batch_end": (*_BATCH, "outputs"),
+    "on_write_start": ("video",),
+    "on_write_end": ("video",),
+    "on_predict_epoch_end": ("fabric", "module"),
+    "on_predict_end": ("fabric", "module"),
+    "on_exception": ("fabric", "module", "exception"),
+    "on_replan": ("fabric", "module", "plan"),
+    "teardown": (),
+}
+"""What a callback may hear of a run, in the order of events, and the arguments of each moment."""
 
 # Whether the run goes on after a prompt that failed.
 SkipFailure = Callable[[Mapping[str, Any], Exception], bool]
@@ -197,7 +211,8 @@ def check_callbacks(callbacks: Iterable[object]) -> list[object]:
     """Return the user's callbacks in a list; warn of misspelt moments.
 
     Raises:
-        TypeError: If one would never hear anything, such as a function or a class.
+        TypeError: If one would never hear anything, such as a function or a class, or needs an
+            argument that its moment does not have.
     """
     if not isinstance(callbacks, Iterable):
         raise TypeError(
@@ -219,7 +234,25 @@ def check_callbacks(callbacks: Iterable[object]) -> list[object]:
                 f"after a moment of the run, so it would never be called. The moments are: "
                 f"{', '.join(MOMENTS)}."
             )
+        _check_arguments(callback)
     return listed
+
+
+def _check_arguments(callback: object) -> None:
+    """Raise TypeError for an argument that a callback needs and its moment does not have."""
+    for moment, arguments in MOMENTS.items():
+        hook = getattr(callback, moment, None)
+        if not callable(hook):
+            continue
+        for name, parameter in inspect.signature(hook).parameters.items():
+            is_needed = parameter.default is parameter.empty and parameter.kind in _NAMED
+            if is_needed and name not in arguments:
+                near = get_close_matches(name, arguments, n=1)
+                hint = f"Did you mean {near[0]}?" if near else "Leave it out."
+                has = f"has {', '.join(arguments)}" if arguments else "has no arguments"
+                raise TypeError(
+                    f"{type(callback).__name__}.{moment} takes {name}, and the moment {has}. {hint}"
+                )
 
 
 def warn_of_misnamed(callback: object) -> bool:

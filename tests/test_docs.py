@@ -16,6 +16,7 @@ import fastvideo_lightning
 from fastvideo_lightning import OffloadConfig, callbacks
 from fastvideo_lightning.cli.app import cli
 from fastvideo_lightning.cli.options import COMMAND
+from fastvideo_lightning.loop import MOMENTS
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -66,6 +67,14 @@ def test_the_reference_has_every_public_name(package) -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
     assert set(package.__all__) <= listed
+
+
+def test_the_table_of_moments_has_each_with_its_arguments() -> None:
+    page = (ROOT / "docs" / "writing_callbacks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", page, flags=re.MULTILINE)
+    told = {moment: set(re.findall(r"`(\w+)`", arguments)) for moment, arguments in rows}
+    assert list(told) == list(MOMENTS)
+    assert told == {moment: set(arguments) for moment, arguments in MOMENTS.items()}
 
 
 def test_architecture_names_every_room() -> None:

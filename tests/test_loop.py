@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset
-from fastvideo_lightning.loop import check_callbacks
+from fastvideo_lightning.loop import MOMENTS, check_callbacks
 
 PROMPTS = PromptDataset(["one", "two", "three"], seed=10)
 
@@ -182,15 +182,29 @@ def test_a_class_and_a_callback_outside_of_a_list_are_refused():
         check_callbacks(Recorder("a", []))
 
 
-def test_callbacks_of_the_package_and_of_lightning_are_told_of_nothing():
-    from lightning.pytorch.callbacks import Callback, Timer
-
+def test_callbacks_of_the_package_are_told_of_nothing():
     from fastvideo_lightning import callbacks
 
     ours = [callbacks.ModelOffload("vae"), callbacks.VideoWriter(), callbacks.EncodeAhead()]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_callbacks([*ours, callbacks.ProgressBar(), Callback(), Timer(), Recorder("a", [])])
+        check_callbacks([*ours, callbacks.ProgressBar(), Recorder("a", [])])
+
+
+def test_an_argument_that_a_moment_does_not_have_is_refused_before_the_run():
+    from lightning.pytorch.callbacks import Timer
+
+    def hears(moment, hook):
+        return type("Recorder", (), {moment: hook})()
+
+    for moment in MOMENTS:
+        check_callbacks([hears(moment, lambda self, *rest, extra=0, **others: None)])
+        with pytest.raises(TypeError, match=rf"Recorder\.{moment} takes extra, and the moment has"):
+            check_callbacks([hears(moment, lambda self, extra: None)])
+    with pytest.raises(TypeError, match=r"takes latent, .* Did you mean latents\?"):
+        check_callbacks([hears("on_denoise_step_end", lambda self, latent: None)])
+    with pytest.raises(TypeError, match=r"Timer\.\w+ takes trainer"):
+        check_callbacks([Timer()])
 
 
 def test_a_script_hears_of_a_misspelt_moment_when_it_runs():

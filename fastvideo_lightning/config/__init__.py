@@ -5,6 +5,7 @@ nothing deeper has to. Read `offload` and `sampling`, then `conflicts`; `checks`
 """
 
 from fastvideo_lightning.config.checks import (
+    OF_DIFFUSERS,
     check_keywords,
     check_known,
     check_switch,
@@ -28,6 +29,7 @@ __all__ = [
     "MAX_FPS",
     "MAX_SEED",
     "LoraChoice",
+    "OF_DIFFUSERS",
     "ON_OOM",
     "SHARD_TRANSPORT",
     "OffloadConfig",

@@ -21,6 +21,22 @@ def check_known(given: Collection[str], known: Collection[str], where: str) -> N
             raise ValueError(f"{where} does not know {name!r}. {hint}")
 
 
+_STEP_END = (
+    "A callback hears the end of each step: give from_pretrained(callbacks=[...]) an object with a "
+    "method on_denoise_step_end(step, timestep, latents), as in docs/writing_callbacks.md."
+)
+OF_DIFFUSERS = {
+    "callback": _STEP_END,
+    "callback_on_step_end": _STEP_END,
+    "callback_on_step_end_tensor_inputs": _STEP_END,
+    "callback_steps": _STEP_END,
+    "generator": "Pass the seed of its noise, such as seed=7.",
+    "output_type": f"A video is made of frames. For its latents: {_STEP_END}",
+    "return_dict": "A GeneratedVideo is returned. Leave it out.",
+}
+"""Of a diffusers pipeline's call, what is asked for in another way, and in which."""
+
+
 def check_keywords(
     given: Iterable[str], *, known: Collection[str], others: Collection[str], where: str
 ) -> None:
@@ -36,6 +52,7 @@ def check_keywords(
         if name not in known:
             near = nearest_name(name, (*known, *others))
             hint = f"Did you mean {near}?" if near else f"Known are: {', '.join(known)}."
+            hint = OF_DIFFUSERS.get(name, hint)
             raise TypeError(f"{where} does not know {name!r}. {hint}")
 
 

@@ -449,7 +449,7 @@ class VideoModule(TakesLora, L.LightningModule):
                 )
         return read_output(output, self._pipeline)
 
-    def _announce(self, moment: str, step: int, num_steps: int) -> None:
+    def _announce(self, moment: str, step: int, num_steps: int, **made: Any) -> None:
         if moment == "on_denoise_step_start" and step == 0:
             send_guards_back(self._pipeline)
         if self._fabric is not None:
@@ -461,6 +461,7 @@ class VideoModule(TakesLora, L.LightningModule):
                 num_steps=num_steps,
                 denoiser=self.denoiser_of_step(step),
                 following=self._after_step(step, num_steps),
+                **made,
             )
 
     def _after_step(self, step: int, num_steps: int) -> str:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastvideo_lightning.config import SamplingParams, nearest_name
+from fastvideo_lightning.config import OF_DIFFUSERS, SamplingParams, nearest_name
 from fastvideo_lightning.modules.pipelines import Pipeline, call_parameters
 
 # One argument of each group is needed: the default is None, and the call fails with it.
@@ -47,7 +47,7 @@ _SPELLINGS = {
     "num_frames": ("num_frames", "frames", "video_length"),
     "fps": ("frame_rate", "fps"),
 }
-_OURS = {"self", "prompt", "generator", "output_type", "return_dict", "callback_on_step_end"}
+_OURS = {"self", "prompt", *OF_DIFFUSERS}
 # What pipelines call the number of results that they make at once.
 _SEVERAL = re.compile(r"num_\w+_per_prompt")
 _EXAMPLES = {
@@ -118,6 +118,9 @@ class CallSignature:
             name: The pipeline's, for messages.
         """
         for argument in sorted(further):
+            if argument in OF_DIFFUSERS:
+                how = OF_DIFFUSERS[argument]
+                raise ValueError(f"{argument} cannot be in pipeline_arguments. {how}")
             if argument not in self._parameters:
                 near = nearest_name(argument, set(self._parameters) - _OURS)
                 hint = f"Did you mean {near}?" if near else "Leave it out."

@@ -3,10 +3,12 @@
 A video of NaN is black, and says nothing of why: the latents are watched.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
-from typing import Any
+from functools import wraps
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -45,8 +47,10 @@ class LatentsWatch:
             )
 
 
-# Called with the name of a moment, the step and the number of steps.
-Announce = Callable[[str, int, int], None]
+class Announce(Protocol):
+    """Hears a moment, the step, the number of steps and, at its end, what the step has made."""
+
+    def __call__(self, moment: str, step: int, num_steps: int, **made: Any) -> None: ...  # noqa: D102
 
 
 class Stage(Enum):
@@ -71,7 +75,9 @@ class StepWatch:
     that denoises section by section starts anew with each, and the number of steps grows.
 
     Args:
-        announce: Told `on_denoise_step_start` and `on_denoise_step_end`.
+        announce: Told `on_denoise_step_start` and `on_denoise_step_end`, the latter with `latents`,
+            `timestep` and `model_output` as diffusers' schedulers call them; None where a pipeline
+            shows none.
         num_steps: Expected steps; the pipeline's own count is taken where it has one.
     """
 
@@ -81,6 +87,7 @@ class StepWatch:
         self._section_steps = self._num_steps = num_steps
         self._step = 0
         self._latents = LatentsWatch()
+        self._model_output: object = None  # of the step that is going on, once there is one
 
     @contextmanager
     def watch(self, pipeline: Pipeline, denoisers: Iterable[nn.Module]) -> Iterator[dict[str, Any]]:
@@ -100,17 +107,14 @@ class StepWatch:
                 handle = denoiser.register_forward_pre_hook(start, prepend=True)
                 stack.callback(handle.remove)
             parameters = call_parameters(pipeline)
-            if "callback_on_step_end" in parameters:
-                yield {"callback_on_step_end": self._on_step_end}
-            elif "callback" in parameters:  # what it was before
-                yield {"callback": self._on_callback}
-            elif getattr(pipeline, "scheduler", None) is not None:
-                stack.enter_context(
-                    _after_each_call(pipeline.scheduler, "step", self._on_scheduler_step)
-                )
-                yield {}
-            else:  # nothing is denoised
-                yield {}
+            # What the call tells after each step, by how it takes who wants to be told.
+            ends = {"callback_on_step_end": self._on_step_end, "callback": self._on_callback}
+            told = next((name for name in ends if name in parameters), None)
+            if getattr(pipeline, "scheduler", None) is not None:  # else nothing is denoised
+                then = self._on_scheduler_step if told is None else self._note_output
+                stack.enter_context(_after_each_step(pipeline.scheduler, then))
+            stack.callback(self._take_output)  # whatever becomes of the call
+            yield {} if told is None else {told: ends[told]}
         self.stage = Stage.IDLE
 
     @contextmanager
@@ -141,18 +145,34 @@ class StepWatch:
     def _on_step_end(
         self, pipeline: Pipeline, step: int, timestep: Any, tensors: Mapping[str, Any]
     ) -> dict[str, Any]:
-        self._end_step(tensors.get("latents"))
+        self._end_step(tensors.get("latents"), timestep)
         return {}
 
     def _on_callback(self, step: int, timestep: Any, latents: object) -> None:
-        self._end_step(latents)
+        self._end_step(latents, timestep)
 
-    def _on_scheduler_step(self, output: Any) -> None:
-        self._end_step(output[0] if isinstance(output, tuple) else output.prev_sample)
+    def _on_scheduler_step(self, arguments: Mapping[str, Any], output: Any) -> None:
+        self._note_output(arguments, output)
+        latents = output[0] if isinstance(output, tuple) else output.prev_sample
+        self._end_step(latents, arguments.get("timestep"))
 
-    def _end_step(self, latents: object) -> None:
+    def _note_output(self, arguments: Mapping[str, Any], output: Any) -> None:
+        self._model_output = arguments.get("model_output")
+
+    def _take_output(self) -> object:
+        taken, self._model_output = self._model_output, None
+        return taken
+
+    def _end_step(self, latents: object, timestep: object) -> None:
         self._latents.note(latents)
-        self._announce("on_denoise_step_end", self._step, self._num_steps)
+        self._announce(
+            "on_denoise_step_end",
+            self._step,
+            self._num_steps,
+            latents=latents,
+            timestep=timestep,
+            model_output=self._take_output(),
+        )
         self._step += 1
         if self._step < self._num_steps:
             self._announce("on_denoise_step_start", self._step, self._num_steps)
@@ -171,23 +191,27 @@ def _steps_of_section(pipeline: Pipeline) -> int:
 
 
 @contextmanager
-def _after_each_call(owner: object, name: str, then: Callable[[Any], None]) -> Iterator[None]:
-    """Have `then` see the result of every call of a method, until the context ends.
+def _after_each_step(
+    scheduler: Any, then: Callable[[Mapping[str, Any], Any], None]
+) -> Iterator[None]:
+    """Have `then` see the arguments and the result of a scheduler's steps, until the context ends.
 
-    The owner's class changes, not the owner: pipelines copy their scheduler, and a copy must not
-    call the original's method.
+    The scheduler's class changes, not the scheduler: pipelines copy theirs, and a copy must not
+    call the original's method. Pipelines ask the method's signature what it takes: it stays.
     """
-    kind = type(owner)
+    kind: Any = type(scheduler)
+    step, signature = kind.step, inspect.signature(kind.step)
 
+    @wraps(step)
     def called(self: object, *args: Any, **kwargs: Any) -> Any:
-        result = getattr(kind, name)(self, *args, **kwargs)
-        if self is owner:
-            then(result)
+        result = step(self, *args, **kwargs)
+        if self is scheduler:
+            then(signature.bind(self, *args, **kwargs).arguments, result)
         return result
 
-    names = {name: called, "__module__": kind.__module__}
-    owner.__class__ = type(kind.__name__, (kind,), names)
+    names = {"step": called, "__module__": kind.__module__}
+    scheduler.__class__ = type(kind.__name__, (kind,), names)
     try:
         yield
     finally:
-        owner.__class__ = kind
+        scheduler.__class__ = kind

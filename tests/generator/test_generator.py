@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import PROMPT, SIZE
+from support.running_out import ALL_RESIDENT, make_generator, run_out
 
 from fastvideo_lightning import OffloadConfig, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks.placement import Placement
+from fastvideo_lightning.config import OF_DIFFUSERS
 from fastvideo_lightning.generator.placements import _told, explain_memory, make_placements
+from fastvideo_lightning.loop import MOMENTS
 from fastvideo_lightning.modules.steps import Stage
 
 FindCheckpoint = Callable[[str], Path]
@@ -74,6 +77,17 @@ def test_what_is_resolved_makes_the_same_video_and_takes_no_other_sampling(
             ask(prompt, seed=6)
 
 
+@pytest.mark.parametrize("name", OF_DIFFUSERS)
+def test_a_keyword_of_diffusers_is_refused_with_what_stands_for_it(
+    generator: VideoGenerator, name: str
+) -> None:
+    for ask in (generator.generate_video, generator.resolve, generator.generate_videos):
+        with pytest.raises(TypeError, match=f"not know {name!r}. {re.escape(OF_DIFFUSERS[name])}"):
+            ask(PROMPT, **{name: "latent"})
+        with pytest.raises(ValueError, match=re.escape(OF_DIFFUSERS[name])):
+            generator.resolve(PROMPT, **SIZE, pipeline_arguments={name: "latent"})
+
+
 def test_opening_checks_what_was_chosen(checkpoint: FindCheckpoint) -> None:
     with pytest.raises(ValueError, match="attention_backend"):
         VideoGenerator.open(checkpoint("t2v"), OffloadConfig(attention_backend="fast"))
@@ -105,6 +119,56 @@ def test_the_users_callbacks_hear_the_steps(checkpoint: FindCheckpoint) -> None:
     ) as generator:
         generator.generate_video(PROMPT, save_video=False, **SIZE)
     assert Listener.heard == [("start", 0, 2), ("end", 0, 2), ("start", 1, 2), ("end", 1, 2)]
+
+
+def test_a_step_gives_its_latents_timestep_and_model_output(checkpoint: FindCheckpoint) -> None:
+    class KeepLatents:
+        def __init__(self) -> None:
+            self.steps: list[tuple[torch.Tensor, ...]] = []
+            self.edits = False
+
+        def on_denoise_step_end(self, latents, timestep, model_output) -> None:
+            self.steps.append((latents.clone(), timestep.clone(), model_output.clone()))
+            if self.edits:
+                latents.zero_()
+
+    keep = KeepLatents()
+    with VideoGenerator.from_pretrained(
+        checkpoint("t2v"), accelerator="cpu", callbacks=[keep]
+    ) as generator:
+        sampling = {**SIZE, "scheduler": "FlowMatchEulerDiscreteScheduler"}
+        plain = generator.generate_video(PROMPT, save_video=False, **sampling)
+        watch = generator.module._watch
+        assert watch is not None
+        assert watch._model_output is None, "a step's tensors are let go of"
+        (first, *_), (last, timestep, model_output) = keep.steps
+        assert torch.allclose(first - timestep / 1000 * model_output, last)  # down to no noise
+        vae: Any = generator.module.get_submodule("vae")
+        processor = generator.module.pipeline.video_processor
+        std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+        mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+        with torch.no_grad():
+            frames = processor.postprocess_video(vae.decode(last * std + mean).sample)[0]
+        assert ((frames * 255).round().astype("uint8") == plain.frames).all()
+        keep.edits = True
+        edited = generator.generate_video(PROMPT, save_video=False, **sampling)
+    assert (edited.frames != plain.frames).any()
+
+
+def test_each_moment_has_the_arguments_that_are_said_of_it(
+    checkpoint: FindCheckpoint, on_gpu: None, tmp_path: Path
+) -> None:
+    heard: dict[str, set[str]] = {}
+
+    def hears(moment: str) -> Callable[..., None]:
+        return lambda self, **arguments: heard.setdefault(moment, set(arguments)) and None
+
+    recorder = type("Recorder", (), {moment: hears(moment) for moment in MOMENTS})()
+    with make_generator(checkpoint, on_oom="replan", callbacks=[recorder]) as generator:
+        generator._placing.replace(generator.launch(), OffloadConfig(**ALL_RESIDENT))
+        run_out(generator, "transformer", times=1)
+        generator.generate_video(PROMPT, output_path=tmp_path, **SIZE)
+    assert heard == {moment: set(arguments) for moment, arguments in MOMENTS.items()}
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])

@@ -1,3 +1,4 @@
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,29 +82,44 @@ def test_a_component_nothing_has_placed_is_named(checkpoint: FindCheckpoint) -> 
     check_placement("vae", plain.vae, torch.device("cuda"))
 
 
+class Scheduler:
+    def step(self, model_output: int, timestep: int, generator: object = None) -> tuple[int]:
+        return (model_output + timestep,)
+
+
+class Pipeline:
+    def __init__(self, denoiser: torch.nn.Module) -> None:
+        self.scheduler = Scheduler()
+        self.denoiser = denoiser
+
+    def __call__(self) -> None:
+        for timestep in (7, 5):
+            self.denoiser(torch.ones(1))
+            self.denoiser(torch.ones(1))
+            assert self.scheduler.step(1, timestep=timestep) == (timestep + 1,)
+
+
 def test_steps_are_announced_by_the_scheduler_where_a_pipeline_has_no_callback() -> None:
-    class Scheduler:
-        def step(self) -> tuple[int]:
-            return (1,)
+    denoiser = torch.nn.Identity()
+    heard, made = [], []
 
-    class Pipeline:
-        scheduler = Scheduler()
+    def announce(*moment: object, **tensors: object) -> None:
+        heard.append(moment)
+        made.append(tensors)
 
-        def __call__(self) -> None:
-            for _ in range(2):
-                denoiser(torch.ones(1))
-                denoiser(torch.ones(1))
-                assert self.scheduler.step() == (1,)
-
-    denoiser, heard = torch.nn.Identity(), []
-    watch = StepWatch(lambda *moment: heard.append(moment), num_steps=2)
-    pipeline = Pipeline()
-    with watch.watch(pipeline, [denoiser]) as arguments:  # type: ignore[arg-type]
+    watch = StepWatch(announce, num_steps=2)
+    pipeline = Pipeline(denoiser)
+    with watch.watch(pipeline, [denoiser]) as arguments:
+        assert "generator" in inspect.signature(pipeline.scheduler.step).parameters
         pipeline(**arguments)
         assert watch.stage is Stage.DECODE
     start, end = "on_denoise_step_start", "on_denoise_step_end"
     assert heard == [(start, 0, 2), (end, 0, 2), (start, 1, 2), (end, 1, 2)]
-    assert "step" not in vars(pipeline.scheduler)
+    assert made[1::2] == [
+        {"latents": 8, "timestep": 7, "model_output": 1},
+        {"latents": 6, "timestep": 5, "model_output": 1},
+    ]
+    assert type(pipeline.scheduler) is Scheduler
     assert not denoiser._forward_pre_hooks
 
 

@@ -71,7 +71,11 @@ def test_further_arguments_go_to_the_call_with_files_loaded(text_to_video, video
     ("further", "message"),
     [
         ({"strenght": 0.5}, r"takes no strenght\. Did you mean strength\?"),
-        ({"output_type": "pil"}, r"output_type cannot be .*Leave it out"),
+        ({"output_type": "pil"}, r"output_type cannot be .*on_denoise_step_end\("),
+        ({"callback_on_step_end": print}, r"callback_on_step_end cannot .*on_denoise_step_end\("),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, r"cannot .*on_denoise_step_end\("),
+        ({"callback": print}, r"callback cannot .*on_denoise_step_end\("),
+        ({"generator": None}, r"generator cannot .*seed=7"),
         ({"height": 8}, r"height cannot be .*Pass height=\.\.\."),
     ],
 )

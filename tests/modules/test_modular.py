@@ -24,7 +24,11 @@ def module() -> VideoModule:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[VideoModule], list[tuple[str, int]]]:
     def record(module: VideoModule) -> list[tuple[str, int]]:
         moments: list[tuple[str, int]] = []
-        monkeypatch.setattr(module, "_announce", lambda name, step, _: moments.append((name, step)))
+
+        def announce(name: str, step: int, num_steps: int, **_: object) -> None:
+            moments.append((name, step))
+
+        monkeypatch.setattr(module, "_announce", announce)
         return moments
 
     return record

@@ -40,7 +40,7 @@ def record_moments(
     recipe = RECIPES[name]
     module = VideoModule.from_pipeline(recipe.build())
     moments: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(module, "_announce", lambda *moment: moments.append(moment))
+    monkeypatch.setattr(module, "_announce", lambda *moment, **_: moments.append(moment))
     run_ours(module, recipe, write_media(folder))
     return moments
 
