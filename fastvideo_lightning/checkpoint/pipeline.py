@@ -188,6 +188,7 @@ def load_pipeline(
     device_type: str | None = None,
     stays_fp32: Callable[[str, type], bool] = lambda name, model_class: False,
     quantizes: Callable[[str, type], bool] = lambda name, model_class: False,
+    keeps_blocks: bool = True,
 ) -> tuple[Any, dict[str, StoredWeight]]:
     """Build the pipeline with its parameters on meta.
 
@@ -201,6 +202,7 @@ def load_pipeline(
         device_type: Where the run will likely be; by default `cuda` where there is one.
         stays_fp32: Whether `auto` keeps a component, by name and class, in fp32.
         quantizes: Whether `fp8` and `int8` are for a component.
+        keeps_blocks: Have linear layers compute with GGUF's blocks; else they are widened.
 
     Returns:
         The pipeline, and for each weight on meta, by its FQN such as `vae.conv1.weight`, its place.
@@ -232,6 +234,8 @@ def load_pipeline(
                 files[name],
                 dtypes=dtypes,
                 device_type=device_type,
+                quantization=quantization if quantizes(name, model_class) else None,
+                keeps_blocks=keeps_blocks,
             )
             continue
         built[name] = build_component(

@@ -24,6 +24,7 @@ from fastvideo_lightning.checkpoint.components import (
     Component,
     RunDtypes,
     build_without_weights,
+    of_own_dtype,
 )
 from fastvideo_lightning.checkpoint.encodings import Scaled, take_scales
 from fastvideo_lightning.checkpoint.folder import CheckpointError
@@ -49,6 +50,7 @@ def build_from_file(
     *,
     dtypes: RunDtypes,
     device_type: str,
+    quantization: object = None,
     keeps_blocks: bool = True,
 ) -> Component:
     """Build a model of its configuration, and find its weights in one file.
@@ -59,12 +61,19 @@ def build_from_file(
         path: The file.
         dtypes: The dtypes it will run in.
         device_type: Where it will likely run.
+        quantization: Diffusers' configuration of one, for its loader, or None.
         keeps_blocks: Have linear layers compute with GGUF's blocks as they lie in the file.
 
     Raises:
         CheckpointError: If it is damaged, or holds another model; says which it looks like.
+        ValueError: If it shall be quantized, and is a GGUF file.
     """
     tensors = read_file(path)
+    if quantization is not None and is_gguf(path):
+        raise ValueError(
+            f"{path} is quantized, as a GGUF file, and is not quantized anew. Leave dtype out to "
+            "load it as it is."
+        )
     with LOADING, _naming_model(path, tensors):
         component = build_without_weights(
             model_class,
@@ -76,8 +85,29 @@ def build_from_file(
             keeps_blocks=keeps_blocks,
         )
         assert component is not None
+        if quantization is not None:
+            dtype = dtypes.on(device_type)
+            component = Component(_quantize(model_class, folder, component, dtype, quantization))
     component.module.eval()
     return component
+
+
+def _quantize(
+    model_class: Any, folder: Path, component: Component, dtype: torch.dtype, quantization: object
+) -> nn.Module:
+    """Quantize a model's weights on the host with diffusers' own loader."""
+    weights = {
+        fqn: source.as_host_tensor(
+            source.stored_dtype if source.stored_dtype.itemsize > 1 else source.cpu_dtype
+        )
+        for fqn, source in component.sources.items()
+    }
+    weights |= {n: t for n, t in component.module.state_dict().items() if not t.is_meta}
+    made: nn.Module = of_own_dtype(model_class).from_single_file(
+        weights, config=str(folder), quantization_config=quantization, dtype=dtype
+    )
+    made.__class__ = model_class
+    return made
 
 
 def find_components(path: Path, models: Mapping[str, tuple[type[nn.Module], Path]]) -> list[str]:

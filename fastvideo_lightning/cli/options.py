@@ -278,20 +278,23 @@ WEIGHTS_ROWS: list[Row] = [
 REPEATABLE = {"lora", "component"}
 
 
-def read_components(given: dict[str, Any]) -> None:
-    """Have what was given as components, in place, as Python takes them: by their names.
+def join_components(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return files and folders by the components whose place they take.
 
     Raises:
-        WrongChoiceError: If one is given twice.
+        WrongChoiceError: If a component is given twice.
     """
-    if "component" not in given:
-        return
-    pairs: Sequence[tuple[str, str]] = given["component"]
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
             raise WrongChoiceError(f"--component {name} is given twice. Keep one of the two.")
-    given["component"] = dict(pairs)
+    return dict(pairs)
+
+
+def read_components(given: dict[str, Any]) -> None:
+    """Have what was given as components, in place, as Python takes them: by their names."""
+    if "component" in given:
+        given["component"] = join_components(given["component"])
 
 
 COMMAND = "fastvideo-lightning"

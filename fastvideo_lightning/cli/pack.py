@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvideo_lightning.checkpoint.folder import find_folder, readable
-from fastvideo_lightning.cli.options import StrictCommand
+from fastvideo_lightning.checkpoint.folder import readable
+from fastvideo_lightning.checkpoint.parts import find_parts
+from fastvideo_lightning.cli.options import ComponentType, StrictCommand, join_components
 
 if TYPE_CHECKING:
     from fastvideo_lightning.pack import Packing, Progress
@@ -20,8 +21,8 @@ Examples:
   fastvideo-lightning pack Wan-AI/Wan2.1-T2V-14B-Diffusers wan-14b
   fastvideo-lightning generate --model wan-14b --prompt "..."
 
-MODEL is a folder in diffusers' layout, a hub id, or tiny-shapes. OUT becomes such a folder too. A
-run that was stopped goes on where it was when it is started again.
+MODEL is a folder in diffusers' layout, a hub id, tiny-shapes, or a file with --base. OUT becomes
+such a folder too. A run that was stopped goes on where it was when it is started again.
 """
 
 
@@ -30,6 +31,13 @@ run that was stopped goes on where it was when it is started again.
 )
 @click.argument("model")
 @click.argument("out")
+@click.option("--base", help="Folder or hub id with the rest, where MODEL is a file.")
+@click.option(
+    "--component",
+    type=ComponentType(),
+    multiple=True,
+    help="File or folder in the place of a component; may be given several times.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
@@ -46,6 +54,8 @@ def pack(
     /,
     model: str,
     out: str,
+    base: str | None,
+    component: tuple[tuple[str, str], ...],
     dtype: str,
     revision: str | None,
     variant: str | None,
@@ -63,13 +73,21 @@ def pack(
     if not (debug or (context.parent and context.parent.params["debug"])):
         quieten_libraries()
     with usage_errors():
+        places = join_components(component)
         with readable(model):
-            find_folder(model, revision=revision)
+            find_parts(model, base=base, component=places, revision=revision)
         # Seconds of imports from here on.
         from fastvideo_lightning.pack import plan_packing
 
         packing = plan_packing(
-            model, out, dtype=dtype, revision=revision, variant=variant, allow_pickle=allow_pickle
+            model,
+            out,
+            base=base,
+            component=places,
+            dtype=dtype,
+            revision=revision,
+            variant=variant,
+            allow_pickle=allow_pickle,
         )
         packing.check_space()
     from rich.filesize import decimal

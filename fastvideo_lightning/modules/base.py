@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from fastvideo_lightning.checkpoint.pipeline import load_pipeline, open_checkpoint
+from fastvideo_lightning.checkpoint.pipeline import Checkpoint, load_pipeline, open_checkpoint
 from fastvideo_lightning.checkpoint.weights import StoredWeight, file_key
 from fastvideo_lightning.config import ResolvedSampling, SamplingParams
 from fastvideo_lightning.modules.catalog import check_makes_frames, makes_video
@@ -172,6 +172,25 @@ class VideoModule(TakesLora, L.LightningModule):
         checkpoint = open_checkpoint(
             path, base=base, component=component, **where, allow_pickle=allow_pickle
         )
+        return cls.from_checkpoint(checkpoint, dtype=dtype, device_type=device_type)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device_type: str | None = None,
+        keeps_blocks: bool = True,
+    ) -> "VideoModule":
+        """Build the module of a checkpoint that was opened; only headers are read.
+
+        Args:
+            checkpoint: What to build.
+            dtype: As in `from_pretrained`.
+            device_type: As in `from_pretrained`.
+            keeps_blocks: Have linear layers compute with GGUF's blocks; else they are widened.
+        """
         family = find_family(checkpoint.class_name) if cls is VideoModule else cls
         pipeline, sources = load_pipeline(
             checkpoint,
@@ -179,6 +198,7 @@ class VideoModule(TakesLora, L.LightningModule):
             device_type=device_type,
             stays_fp32=lambda _, model_class: stays_fp32(checkpoint.class_name, model_class),
             quantizes=lambda _, model_class: role_of(model_class) is Role.DENOISER,
+            keeps_blocks=keeps_blocks,
         )
         module = family(pipeline, weight_sources=sources, sampling=checkpoint.sampling)
         # Now, for a file may be another one when somebody asks.

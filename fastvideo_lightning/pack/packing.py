@@ -4,6 +4,7 @@ The result is a diffusers folder like its source. `model_index.json` comes last,
 was not finished does not pass for a pipeline.
 """
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -16,15 +17,15 @@ import torch
 from rich.filesize import decimal
 from torch import nn
 
-from fastvideo_lightning.checkpoint.components import is_diffusers_model, weight_stem
+from fastvideo_lightning.checkpoint.components import CONFIG, is_diffusers_model, weight_stem
 from fastvideo_lightning.checkpoint.folder import readable
 from fastvideo_lightning.checkpoint.pipeline import Checkpoint, open_checkpoint, parse_dtype
 from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS
-from fastvideo_lightning.checkpoint.weights import StoredWeight, read_json
+from fastvideo_lightning.checkpoint.weights import StoredWeight, file_key, read_json
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.pack.files import copy_file, is_finished, write_bytes, write_file
 from fastvideo_lightning.pack.layout import PackedFile, make_index, plan_files
-from fastvideo_lightning.pack.source import INDEX, RECORD, files_beside, fingerprint, with_dtype
+from fastvideo_lightning.pack.source import INDEXES, RECORD, files_beside, fingerprint, with_dtype
 from fastvideo_lightning.pack.target import (
     check_record,
     check_target,
@@ -46,7 +47,7 @@ class Packing:
         out: The folder that is written.
         weights: The files of weights, by path relative to `out`.
         texts: Configurations and indexes that differ from the source's.
-        copies: Files that are copied as they are.
+        copies: Files that are copied as they are, by path relative to `out`.
         record: What `packing.json` will say.
     """
 
@@ -54,13 +55,13 @@ class Packing:
     out: Path
     weights: dict[Path, PackedFile]
     texts: dict[Path, bytes]
-    copies: tuple[Path, ...]
+    copies: dict[Path, Path]
     record: dict[str, str]
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the weights and of what is copied."""
-        copied = sum((self.folder / path).stat().st_size for path in self.copies)
+        copied = sum(source.stat().st_size for source in self.copies.values())
         return copied + sum(packed.size_bytes for packed in self.weights.values())
 
     @property
@@ -78,9 +79,9 @@ class Packing:
         for path, content in self.texts.items():
             if not (self.out / path).exists():
                 missing[path] = len(content)
-        for path in self.copies:
+        for path, source in self.copies.items():
             if not (self.out / path).exists():
-                missing[path] = (self.folder / path).stat().st_size
+                missing[path] = source.stat().st_size
         needed, free = sum(missing.values()), free_bytes(self.out, missing)
         if free < needed:
             raise OSError(
@@ -113,15 +114,19 @@ class Packing:
             write_file(packed, self.out / path, lambda size, path=path: progress(path, size))  # type: ignore[misc]
         for path, content in self.texts.items():
             write_bytes(content, self.out / path)
-        for path in self.copies:
-            copy_file(self.folder / path, self.out / path)
-        copy_file(self.folder / INDEX, self.out / INDEX)
+        for path, source in self.copies.items():
+            copy_file(source, self.out / path)
+        for index in INDEXES:
+            if (self.folder / index).exists():
+                copy_file(self.folder / index, self.out / index)
 
 
 def pack(
     model: str | PathLike[str],
     out: str | PathLike[str],
     *,
+    base: str | PathLike[str] | None = None,
+    component: Mapping[str, str | PathLike[str]] | None = None,
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     variant: str | None = None,
@@ -130,8 +135,10 @@ def pack(
     """Write a checkpoint in the dtype it runs in on a GPU, each unit contiguous and on a page.
 
     Args:
-        model: A folder in diffusers' layout, a hub id, or `tiny-shapes`.
+        model: A folder in diffusers' layout, a hub id, `tiny-shapes`, or a file of weights.
         out: The folder to write; one that an earlier run left unfinished is completed.
+        base: The pipeline that has the rest of the model, where `model` is a file.
+        component: Files and folders that take the place of components, by their names.
         dtype: `auto`: bf16, and fp32 for a VAE that was published so (Wan's); `bf16`, `fp16`,
             `fp32`: all components in it.
         revision: Branch, tag or commit on the hub.
@@ -150,7 +157,14 @@ def pack(
         RuntimeError: If another process is packing into `out`.
     """
     packing = plan_packing(
-        model, out, dtype=dtype, revision=revision, variant=variant, allow_pickle=allow_pickle
+        model,
+        out,
+        base=base,
+        component=component,
+        dtype=dtype,
+        revision=revision,
+        variant=variant,
+        allow_pickle=allow_pickle,
     )
     packing.check_space()
     packing.write()
@@ -161,6 +175,8 @@ def plan_packing(
     model: str | PathLike[str],
     out: str | PathLike[str],
     *,
+    base: str | PathLike[str] | None = None,
+    component: Mapping[str, str | PathLike[str]] | None = None,
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     variant: str | None = None,
@@ -174,45 +190,88 @@ def plan_packing(
             "weights. Pass dtype='auto' or 'bf16' here, and this one to from_pretrained."
         )
     with readable(model):
-        checkpoint = open_checkpoint(model, revision=revision, variant=variant)
+        checkpoint = open_checkpoint(
+            model,
+            base=base,
+            component=component,
+            revision=revision,
+            variant=variant,
+            allow_pickle=allow_pickle,
+        )
     folder, target = checkpoint.folder, Path(os.path.expanduser(out))
     with naming_folder(target):
         check_target(folder, target)
     with readable(folder):
         _check_plain(checkpoint)
-        module = VideoModule.from_pretrained(
-            folder, dtype=dtype, variant=variant, allow_pickle=allow_pickle, device_type="cuda"
+        module = VideoModule.from_checkpoint(
+            checkpoint, dtype=dtype, device_type="cuda", keeps_blocks=False
         )
         weights: dict[Path, PackedFile] = {}
         texts: dict[Path, bytes] = {}
-        for name, component in module.named_children():
-            if is_diffusers_model(type(component)) and not hasattr(component, "config"):
+        for name, model_part in module.named_children():
+            if is_diffusers_model(type(model_part)) and not hasattr(model_part, "config"):
                 raise ValueError(
-                    f"{folder / name} and the folders beside it make one {type(component).__name__}"
-                    ", which cannot be packed. Use the checkpoint as it is."
+                    f"{folder / name} and the folders beside it make one "
+                    f"{type(model_part).__name__}, which cannot be packed. Use the checkpoint as "
+                    "it is."
                 )
             files = plan_files(
-                component, _sources_of(module.weight_sources, name), weight_stem(type(component))
+                model_part, _sources_of(module.weight_sources, name), weight_stem(type(model_part))
             )
             weights |= {Path(name, path): packed for path, packed in files.items()}
-            texts |= _texts_of(folder, name, component, files)
+            texts |= _texts_of(checkpoint.folder_of(name), name, model_part, files)
         components = {name for name, _ in module.named_children()}
-        copies = tuple(path for path in files_beside(folder, components) if path not in texts)
+        copies = _copies_of(checkpoint, components, texts)
         record = {
             "model": fspath(model),
             "dtype": str(dtype).removeprefix("torch."),
-            "fingerprint": fingerprint(folder, components, copies, weights, texts),
+            "fingerprint": _fingerprint(checkpoint, components, copies, weights, texts),
         }
     check_record(target, record)
     return Packing(folder, target, weights, texts, copies, record)
 
 
+def _copies_of(
+    checkpoint: Checkpoint, components: set[str], texts: Mapping[Path, bytes]
+) -> dict[Path, Path]:
+    """Return what is copied, by its path in the pack; of another folder's component, from there."""
+    moved = {name: place for name, place in checkpoint.component.items() if place.is_dir()}
+    copies = {
+        path: checkpoint.folder / path
+        for path in files_beside(checkpoint.folder, components)
+        if path.parts[0] not in moved
+    }
+    for name, place in moved.items():
+        of_component = files_beside(place, {name} & components, name)
+        copies |= {Path(name, path): place / path for path in of_component}
+    return {path: source for path, source in copies.items() if path not in texts}
+
+
+def _fingerprint(
+    checkpoint: Checkpoint,
+    components: set[str],
+    copies: Mapping[Path, Path],
+    weights: Mapping[Path, PackedFile],
+    texts: Mapping[Path, bytes],
+) -> str:
+    """Return that of the folder, and of what takes the place of its components."""
+    folder = checkpoint.folder
+    own = tuple(path for path, source in copies.items() if source == folder / path)
+    digest = fingerprint(folder, components, own, weights, texts)
+    others = [path for path in (checkpoint.file, *checkpoint.component.values()) if path]
+    files = [
+        file for path in others for file in ([path] if path.is_file() else sorted(path.rglob("*")))
+    ]
+    keys = [file_key(file) for file in files if file.is_file()]
+    return hashlib.sha256(" ".join([digest, *keys]).encode()).hexdigest() if keys else digest
+
+
 def _check_plain(checkpoint: Checkpoint) -> None:
     for name in checkpoint.components:
-        config = checkpoint.folder / name / "config.json"
+        config = checkpoint.folder_of(name) / "config.json"
         if config.is_file() and read_json(config).get("quantization_config"):
             raise ValueError(
-                f"Quantized: {checkpoint.folder / name}. Its weights have no run dtype to pack "
+                f"Quantized: {config.parent}. Its weights have no run dtype to pack "
                 "them in. Use the checkpoint as it is."
             )
 
@@ -227,7 +286,7 @@ def _texts_of(
         texts[Path(name, f"{weight_stem(model_class)}.safetensors.index.json")] = _as_json(index)
     if not is_diffusers_model(model_class):
         config = Path(name, "config.json")
-        texts[config] = _as_json(with_dtype(read_json(folder / config), _main_dtype(files)))
+        texts[config] = _as_json(with_dtype(read_json(folder / CONFIG), _main_dtype(files)))
     return texts
 
 

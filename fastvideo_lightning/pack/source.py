@@ -16,7 +16,7 @@ RECORD = "packing.json"
 LOCK = ".packing.lock"
 """Held, in OUT, by the one process that writes there; gone when that is done."""
 
-INDEX = "model_index.json"
+INDEXES = ("model_index.json", "modular_model_index.json")
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf"}
 _READ_WHOLE_BYTES = 64 << 20
 _LEFT_OUT = {".git", ".cache", "__pycache__"}  # what tools keep beside a checkpoint
@@ -38,14 +38,20 @@ def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return changed
 
 
-def files_beside(folder: Path, components: set[str]) -> Iterator[Path]:
-    """Yield every file but the weights of `components`, the index and what tools left."""
+def files_beside(folder: Path, components: set[str], name: str = "") -> Iterator[Path]:
+    """Yield every file but the weights of `components`, the index and what tools left.
+
+    Args:
+        folder: Of a pipeline, or of one component.
+        components: Their weights are left out.
+        name: The component that `folder` is of, if it is of one.
+    """
     for path in _files_under(folder):
         relative = path.relative_to(folder)
-        is_weight = relative.parts[0] in components and (
+        is_weight = (name or relative.parts[0]) in components and (
             path.suffix in _WEIGHT_SUFFIXES or ".index." in path.name
         )
-        if not is_weight and str(relative) not in (INDEX, RECORD, LOCK):
+        if not is_weight and str(relative) not in (*INDEXES, RECORD, LOCK):
             yield relative
 
 
@@ -66,7 +72,7 @@ def fingerprint(
     parts = [
         path.relative_to(folder) for name in components for path in _files_under(folder / name)
     ]
-    for path in sorted({*parts, *copies, Path(INDEX)}):
+    for path in sorted({*parts, *copies, *map(Path, INDEXES)}):
         if (folder / path).is_file():
             found = (folder / path).stat()
             digest.update(f"{path.as_posix()} {found.st_size}\n".encode())

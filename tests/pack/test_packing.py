@@ -12,7 +12,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
+from support import single_files
 from support.checkpoints import PROMPT
+from support.recipes import RECIPES
 from support.references import SEED, kind_of, load_plain, make_plain_frames, sampling_of
 from torch import nn
 from transformers import UMT5EncoderModel
@@ -287,3 +289,40 @@ def test_a_pack_can_be_packed(packed: Callable[..., Path], tmp_path: Path) -> No
     before, after = contents(first), contents(second)
     del before["packing.json"], after["packing.json"]
     assert after == before
+
+
+def test_a_file_and_a_folder_elsewhere_are_packed_with_the_rest(
+    checkpoint: FindCheckpoint, packed: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = checkpoint("t2v")
+    file = single_files.write_wan(folder, tmp_path / "wan.safetensors")
+    vae = shutil.copytree(folder / "vae", tmp_path / "own vae")
+    out = pack(file, tmp_path / "out", base=folder, component={"vae": vae})
+    assert models_are_equal(out, packed("t2v"))
+    assert (out / "vae" / "config.json").is_file()
+
+
+def test_a_modular_pipeline_is_packed_and_loaded_again(tmp_path: Path) -> None:
+    source = tmp_path / "modular"
+    recipe = RECIPES["WanModularPipeline"]
+    recipe.build().save_pretrained(str(source), overwrite_modular_index=True)
+    out = pack(source, tmp_path / "out", dtype="fp32")
+    shutil.rmtree(source)
+    module, plain = VideoModule.from_pretrained(out), recipe.build()
+    for name in ("transformer", "text_encoder", "vae"):
+        for fqn, weight in getattr(plain, name).named_parameters():
+            found = module.weight_sources[f"{name}.{fqn}"]
+            assert found.path is not None
+            assert found.path.is_relative_to(out)
+            assert torch.equal(found.as_host_tensor(weight.dtype), weight)
+
+
+def models_are_equal(one: Path, other: Path) -> bool:
+    found, expected = (
+        models_of(DiffusionPipeline.from_pretrained(folder, dtype=AUTO)) for folder in (one, other)
+    )
+    return all(
+        torch.equal(weight, found[name].state_dict()[fqn])
+        for name, model in expected.items()
+        for fqn, weight in model.state_dict().items()
+    )
