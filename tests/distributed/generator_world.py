@@ -27,7 +27,7 @@ def main(num_processes: int, folder: Path) -> None:
         if lora := way.get("lora"):
             make_adapted(own, *lora, options)
             continue
-        rank, report["prompts"] = make_many(own, settings["prompts"], options)
+        rank, report["prompts"] = make_many(own, settings["prompts"], settings["sampling"], options)
         reports[name] = report
     (folder / f"{rank}.json").write_text(json.dumps(reports))
 
@@ -117,11 +117,11 @@ def measure_streams(fabric) -> dict:
     }
 
 
-def make_many(folder: Path, prompts: list, options: dict) -> tuple[int, list[int]]:
+def make_many(folder: Path, prompts: list, sampling: dict, options: dict) -> tuple[int, list[int]]:
     writer = VideoWriter(folder / "videos")
     with VideoGenerator.from_pretrained(callbacks=[writer], **options) as generator:
         videos = PredictLoop(generator._fabric).run(
-            generator.module, PromptDataset(prompts, num_inference_steps=2), return_predictions=True
+            generator.module, PromptDataset(prompts, **sampling), return_predictions=True
         )
         for video in videos:
             np.save(folder / f"prompt-{video.index}.npy", video.frames)

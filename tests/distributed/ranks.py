@@ -2,7 +2,6 @@
 
 import os
 import queue
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from distributed.scripts import fork, free_port
 
 TIMEOUT_S = 240
 
@@ -58,19 +59,15 @@ class World:
         self._processes = []
 
     def _start(self) -> None:
-        context = mp.get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        context = mp.get_context("forkserver")
+        port = free_port()
         self._calls = [context.Queue() for _ in range(self.size)]
         self._results = [context.Queue() for _ in range(self.size)]
         for rank in range(self.size):
             ends = self._calls[rank], self._results[rank]
             device = self._device or (f"cuda:{rank}" if self.backend == "nccl" else "cpu")
             arguments = (rank, self.size, self.backend, port, device, *ends)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            self._processes.append(process)
+            self._processes.append(fork(_serve, *arguments))
 
 
 def _serve(

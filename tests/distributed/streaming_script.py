@@ -21,7 +21,7 @@ def main(num_processes: int, folder: Path) -> None:
             callbacks=[VideoWriter(folder / how)],
         ) as generator:
             fabric = generator._fabric
-            prompts = PromptDataset(settings["prompts"], num_inference_steps=1)
+            prompts = PromptDataset(settings["prompts"], **settings["sampling"])
             videos = PredictLoop(fabric).run(generator.module, prompts, return_predictions=True)
             for video in videos:
                 np.save(folder / f"{how}-{video.index}.npy", video.frames)

@@ -8,7 +8,7 @@ from support.checkpoints import PROMPT
 from support.loras import write_lora
 from support.references import SEED, kind_of, make_plain_frames, sampling_of
 
-from distributed.scripts import run_script
+from distributed.scripts import run_forked
 from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
 
 pytestmark = pytest.mark.slow
@@ -23,6 +23,7 @@ PROMPTS = [
     "a red square moves down",
     "a yellow circle moves left",
 ]
+SMALL = {"num_inference_steps": 2, "height": 48, "width": 48, "num_frames": 9}
 
 
 class Way(NamedTuple):
@@ -109,7 +110,7 @@ def world(checkpoint, images, lora, tmp_path_factory):
                     for way, exhaustive in ADAPTED.items()
                     if exhaustive == key[1]
                 }
-                sampling = {"prompt": PROMPTS[0], "num_inference_steps": 2}
+                sampling = {"prompt": PROMPTS[0], **SMALL}
                 ways |= {
                     dtype: {
                         "flags": {"shard_transport": "gather", "dtype": dtype},
@@ -118,8 +119,9 @@ def world(checkpoint, images, lora, tmp_path_factory):
                     for dtype, exhaustive in QUANTIZED.items()
                     if exhaustive == key[1]
                 }
-            settings = {"options": {"accelerator": "cpu"}, "ways": ways, "prompts": PROMPTS}
-            done[key] = folder, run_script("generator_world.py", size, folder, settings)
+            settings = {"options": {"accelerator": "cpu"}, "ways": ways}
+            settings |= {"prompts": PROMPTS, "sampling": SMALL}
+            done[key] = folder, run_forked("generator_world", size, folder, settings)
         folder, reports = done[key]
         return folder / name, [report.get(name) for report in reports]
 
@@ -131,7 +133,7 @@ def one_process():
     with VideoGenerator.from_pretrained(accelerator="cpu") as generator:
         generator.setup()
         return PredictLoop(generator._fabric).run(
-            generator.module, PromptDataset(PROMPTS, num_inference_steps=2), return_predictions=True
+            generator.module, PromptDataset(PROMPTS, **SMALL), return_predictions=True
         )
 
 
@@ -213,9 +215,7 @@ def test_a_lora_comes_and_goes_on_all_ranks_as_on_one(world, checkpoint, images,
 def test_quantized_weights_stream_in_parts_and_make_the_frames_of_one_process(world, dtype):
     folder, ranks = world(dtype)
     with VideoGenerator.from_pretrained(accelerator="cpu", dtype=dtype) as generator:
-        expected = generator.generate_video(
-            PROMPTS[0], num_inference_steps=2, save_video=False
-        ).frames
+        expected = generator.generate_video(PROMPTS[0], **SMALL, save_video=False).frames
     for rank, report in enumerate(ranks):
         assert np.array_equal(np.load(folder / f"tiny-shapes-{rank}.npy"), expected)
         assert report["tiny-shapes"]["held"] <= report["tiny-shapes"]["streamed"] / 2 + 4096

@@ -9,7 +9,7 @@ from support.references import sampling_of
 
 from distributed import video_claims as claims
 from distributed.ranks import World
-from distributed.scripts import run_script
+from distributed.scripts import run_forked
 from fastvideo_lightning import PredictLoop, PromptDataset, VideoGenerator
 
 TYPICAL = ("t2v", "two_experts at home")
@@ -20,6 +20,8 @@ CASES = {
     "i2v_clip": {},
     "tiny-shapes": {"resident_blocks": 2},
 }
+
+SMALL = {"num_inference_steps": 1, "height": 48, "width": 48, "num_frames": 9}
 
 
 @pytest.mark.slow
@@ -53,10 +55,10 @@ def test_five_prompts_by_two_processes_are_five_files_and_the_frames_of_one(tmp_
         "a red square moves down",
         "a yellow circle moves left",
     ]
-    ranks = run_script("streaming_script.py", 2, tmp_path, {"prompts": prompts})
+    ranks = run_forked("streaming_script", 2, tmp_path, {"prompts": prompts, "sampling": SMALL})
     with VideoGenerator.from_pretrained(accelerator="cpu") as generator:
         videos = PredictLoop(generator._fabric).run(
-            generator.module, PromptDataset(prompts, num_inference_steps=1), return_predictions=True
+            generator.module, PromptDataset(prompts, **SMALL), return_predictions=True
         )
     for how in ("gather", "local"):
         assert sorted(i for rank in ranks for i in rank[how]["indices"]) == [0, 1, 2, 3, 4]
