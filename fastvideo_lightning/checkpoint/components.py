@@ -396,7 +396,7 @@ def _load_by_library(
     """
     name = model_class.__name__
     try:
-        module, report = of_own_dtype(model_class).from_pretrained(
+        module, report = _of_own_dtype(model_class).from_pretrained(
             folder, output_loading_info=True, dtype=dtype, **kind
         )
     except ImportError as error:
@@ -419,7 +419,7 @@ def _load_by_library(
     return made
 
 
-def of_own_dtype(model_class: Any) -> Any:
+def _of_own_dtype(model_class: Any) -> Any:
     """Return a subclass whose loader leaves torch's default dtype alone, which videos compute in.
 
     See Note [Building unseen]; the dtype is the loading thread's.

@@ -234,7 +234,7 @@ def load_pipeline(
                 files[name],
                 dtypes=dtypes,
                 device_type=device_type,
-                quantization=quantization if quantizes(name, model_class) else None,
+                is_quantized=quantization is not None and quantizes(name, model_class),
                 keeps_blocks=keeps_blocks,
             )
             continue

@@ -24,7 +24,6 @@ from fastvideo_lightning.checkpoint.components import (
     Component,
     RunDtypes,
     build_without_weights,
-    of_own_dtype,
 )
 from fastvideo_lightning.checkpoint.encodings import Scaled, take_scales
 from fastvideo_lightning.checkpoint.folder import CheckpointError
@@ -50,7 +49,7 @@ def build_from_file(
     *,
     dtypes: RunDtypes,
     device_type: str,
-    quantization: object = None,
+    is_quantized: bool = False,
     keeps_blocks: bool = True,
 ) -> Component:
     """Build a model of its configuration, and find its weights in one file.
@@ -61,18 +60,18 @@ def build_from_file(
         path: The file.
         dtypes: The dtypes it will run in.
         device_type: Where it will likely run.
-        quantization: Diffusers' configuration of one, for its loader, or None.
+        is_quantized: Whether it shall be, as `fp8` and `int8` have it.
         keeps_blocks: Have linear layers compute with GGUF's blocks as they lie in the file.
 
     Raises:
         CheckpointError: If it is damaged, or holds another model; says which it looks like.
-        ValueError: If it shall be quantized, and is a GGUF file.
+        ValueError: If it shall be quantized.
     """
     tensors = read_file(path)
-    if quantization is not None and is_gguf(path):
+    if is_quantized:
         raise ValueError(
-            f"{path} is quantized, as a GGUF file, and is not quantized anew. Leave dtype out to "
-            "load it as it is."
+            f"dtype='fp8' and 'int8' quantize weights out of a folder, and {path} is a file. Leave "
+            "dtype out, or write a folder first (`fastvideo-lightning pack FILE OUT --base ...`)."
         )
     with LOADING, _naming_model(path, tensors):
         component = build_without_weights(
@@ -85,29 +84,8 @@ def build_from_file(
             keeps_blocks=keeps_blocks,
         )
         assert component is not None
-        if quantization is not None:
-            dtype = dtypes.on(device_type)
-            component = Component(_quantize(model_class, folder, component, dtype, quantization))
     component.module.eval()
     return component
-
-
-def _quantize(
-    model_class: Any, folder: Path, component: Component, dtype: torch.dtype, quantization: object
-) -> nn.Module:
-    """Quantize a model's weights on the host with diffusers' own loader."""
-    weights = {
-        fqn: source.as_host_tensor(
-            source.stored_dtype if source.stored_dtype.itemsize > 1 else source.cpu_dtype
-        )
-        for fqn, source in component.sources.items()
-    }
-    weights |= {n: t for n, t in component.module.state_dict().items() if not t.is_meta}
-    made: nn.Module = of_own_dtype(model_class).from_single_file(
-        weights, config=str(folder), quantization_config=quantization, dtype=dtype
-    )
-    made.__class__ = model_class
-    return made
 
 
 def find_components(path: Path, models: Mapping[str, tuple[type[nn.Module], Path]]) -> list[str]:

@@ -1,5 +1,6 @@
 """A file of weights beside a pipeline's folder loads as diffusers itself loads it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,49 @@ def test_a_kind_that_no_library_loads_is_refused_by_name(kind, checkpoint, tmp_p
     file = single_files.write(weights, tmp_path / "odd.safetensors")
     with pytest.raises(CheckpointError, match=rf"odd\.safetensors.*{words}"):
         load(file, checkpoint("t2v"))
+
+
+def test_two_files_are_two_experts(checkpoint, tmp_path):
+    folder = checkpoint("two_experts")
+    files = {
+        name: single_files.write_wan(folder, tmp_path / f"{name}.safetensors", component=name)
+        for name in ("transformer", "transformer_2")
+    }
+    module = VideoModule.from_pretrained(folder, component=files, device_type="cpu")
+    plain = load_plain(folder, expects_image=False)
+    for name, file in files.items():
+        assert files_of(module, name) == {file}
+        check_same(module, getattr(plain, name), name)
+
+
+def test_another_vae_is_a_file_or_a_folder(checkpoint, tmp_path):
+    folder = checkpoint("t2v")
+    own = Path(shutil.copytree(folder / "vae", tmp_path / "own"))
+    (file,) = own.glob("*.safetensors")
+    for place in (own, file):
+        module = VideoModule.from_pretrained(folder, component={"vae": place}, device_type="cpu")
+        assert files_of(module, "vae") == {file}
+        check_same(module, load_plain(folder, expects_image=False).vae, "vae")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])
+def test_a_pickle_is_refused(suffix, checkpoint, tmp_path):
+    file = tmp_path / f"model{suffix}"
+    torch.save({"a": torch.ones(1)}, file)
+    with pytest.raises(CheckpointError, match="is a pickle.*safetensors"):
+        load(file, checkpoint("t2v"))
+
+
+def test_a_file_needs_the_pipeline_that_has_the_rest(checkpoint, tmp_path):
+    file = single_files.write_wan(checkpoint("t2v"), tmp_path / "wan.safetensors")
+    with pytest.raises(ValueError, match="Pass the pipeline that has the rest as base"):
+        VideoModule.from_pretrained(file)
+    with pytest.raises(ValueError, match="is a file. Pass the pipeline that has the rest"):
+        load(file, file)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8"])
+def test_a_file_is_not_quantized_on_its_way_and_says_so(dtype, checkpoint, tmp_path):
+    file = single_files.write_wan(checkpoint("t2v"), tmp_path / "wan.safetensors")
+    with pytest.raises(ValueError, match=r"wan\.safetensors is a file\. Leave dtype out, or write"):
+        load(file, checkpoint("t2v"), dtype=dtype)

@@ -1,14 +1,13 @@
 """The ways to start several processes; each ends with the same files, and one process speaks."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import av
 import pytest
 
-from distributed.scripts import ROOT, environment
+from distributed.scripts import ROOT, environment, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -113,12 +112,6 @@ def test_the_pages_examples_run_as_they_are_typed(tmp_path, text):
     run(tmp_path, "script.py")
     (video,) = tmp_path.glob("output/*")
     assert count_frames(video) == 17
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def by_torchrun():

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.scripts import environment
-from distributed.test_launching import free_port
+from distributed.scripts import environment, free_port
 from fastvideo_lightning.batch import folder
 from fastvideo_lightning.batch.folder import BatchFolder
 
