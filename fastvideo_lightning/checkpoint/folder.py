@@ -1,5 +1,6 @@
 """Where a checkpoint lies on this machine, found and looked at without an import of seconds."""
 
+import json
 import os
 import re
 import stat
@@ -146,10 +147,44 @@ def check_index(folder: Path) -> None:
 
 def not_a_pipeline(place: str | Path) -> CheckpointError:
     """Return the error that says of a folder or a hub id that it has no index, and what to do."""
+    original = _original_layout(Path(place))
+    if original is not None:
+        return CheckpointError(
+            f"{place} is in the layout of Wan's own code. Pass the model in diffusers' layout: "
+            f"{original}."
+        )
     return CheckpointError(
         f"{place} is no diffusers pipeline: it has no model_index.json. Pass the folder that holds "
         "model_index.json, or a hub id ending in -Diffusers."
     )
+
+
+# Kind and width of a denoiser in the layout of Wan's own code, as its config.json says them, and
+# the same model in diffusers' layout, https://huggingface.co/Wan-AI.
+_WAN = {
+    ("t2v", 1536): "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    ("t2v", 5120): "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    ("i2v", 5120): "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers or Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+    ("ti2v", 3072): "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+}
+_WAN_EXPERTS = {
+    "t2v": "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+    "i2v": "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+}
+
+
+def _original_layout(folder: Path) -> str | None:
+    """Return the diffusers counterpart of a folder in the layout of Wan's own code, or None."""
+    experts = folder / "high_noise_model" / "config.json"
+    path = experts if experts.is_file() else folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind, width = config["model_type"], config["dim"]
+        if config["_class_name"] != "WanModel":
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return _WAN_EXPERTS.get(kind) if path == experts else _WAN.get((kind, width))
 
 
 def _looks_like_hub_id(text: str) -> bool:

@@ -1,5 +1,6 @@
 """A file of weights beside a pipeline's folder loads as diffusers itself loads it."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -232,3 +233,25 @@ def test_a_file_is_not_quantized_on_its_way_and_says_so(dtype, checkpoint, tmp_p
     file = single_files.write_wan(checkpoint("t2v"), tmp_path / "wan.safetensors")
     with pytest.raises(ValueError, match=r"wan\.safetensors is a file\. Leave dtype out, or write"):
         load(file, checkpoint("t2v"), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "width", "counterpart"),
+    [
+        ("", "t2v", 1536, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        ("", "t2v", 5120, "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+        ("", "i2v", 5120, "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"),
+        ("", "ti2v", 3072, "Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
+        ("high_noise_model", "t2v", 5120, "Wan-AI/Wan2.2-T2V-A14B-Diffusers"),
+        ("high_noise_model", "i2v", 5120, "Wan-AI/Wan2.2-I2V-A14B-Diffusers"),
+        ("", "flf2v", 5120, "no diffusers pipeline"),
+    ],
+)
+def test_the_original_layout_is_named_with_its_counterpart(
+    place, kind, width, counterpart, tmp_path
+):
+    (tmp_path / place).mkdir(exist_ok=True)
+    config = {"_class_name": "WanModel", "model_type": kind, "dim": width}
+    (tmp_path / place / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=counterpart):
+        VideoModule.from_pretrained(tmp_path)
