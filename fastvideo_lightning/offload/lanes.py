@@ -46,20 +46,23 @@ class DeferredTensor(torch.Tensor):
     _index: int
 
     @staticmethod
-    def make(call: "DeferredCall", index: int, like: torch.Tensor) -> "DeferredTensor":
+    def make(
+        call: "DeferredCall", index: int, like: torch.Tensor, device: torch.device
+    ) -> "DeferredTensor":
         """Stand for a call's tensor.
 
         Args:
             call: what is put off.
             index: which of the tensors in its flattened result.
             like: a tensor on meta with the shape, strides and dtype.
+            device: where it will be.
         """
         made: DeferredTensor = torch.Tensor._make_wrapper_subclass(
             DeferredTensor,
             like.shape,
             strides=like.stride(),
             dtype=like.dtype,
-            device=call.device,
+            device=device,
         )
         made._call, made._index = call, index
         return made
@@ -218,10 +221,12 @@ class Promise:
     Attributes:
         spec: how its result is nested.
         tensors: the tensors in it, on meta.
+        devices: where they are.
     """
 
     spec: TreeSpec
     tensors: tuple[torch.Tensor, ...]
+    devices: tuple[torch.device, ...]
 
 
 class DeferredCall:
@@ -261,10 +266,9 @@ class DeferredCall:
 
     def deferred(self) -> object:
         """What stands for the result."""
-        tensors = enumerate(self._promise.tensors)
-        return tree_unflatten(
-            [DeferredTensor.make(self, i, like) for i, like in tensors], self._promise.spec
-        )
+        promised = enumerate(zip(self._promise.tensors, self._promise.devices, strict=True))
+        made = [DeferredTensor.make(self, i, like, device) for i, (like, device) in promised]
+        return tree_unflatten(made, self._promise.spec)
 
     def result(self, index: int) -> torch.Tensor:
         """One of the tensors; makes the call if that was not done yet."""
@@ -525,10 +529,12 @@ class PairedCalls(NotPicklable):
 
     def _note(self, kind: Hashable, output: object) -> None:
         leaves, spec = tree_flatten(output)
-        device = self.engine.device
-        if all(type(leaf) is torch.Tensor and leaf.device == device for leaf in leaves):
-            like = tuple(torch.empty_like(leaf, device="meta") for leaf in leaves)
-            self._promises[kind] = Promise(spec, like)
+        if all(type(leaf) is torch.Tensor for leaf in leaves):
+            like = tuple(
+                torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+                for leaf in leaves
+            )
+            self._promises[kind] = Promise(spec, like, tuple(leaf.device for leaf in leaves))
 
 
 def _has_hooks(module: nn.Module) -> bool:

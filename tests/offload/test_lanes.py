@@ -244,6 +244,28 @@ def test_modes_and_context_variables_are_those_of_each_call(guided):
             assert torch.equal(one, 1 * other)
 
 
+@pytest.mark.parametrize(
+    "view", [lambda x: x[:, ::2], lambda x: x.T, lambda x: x[:1].expand(3, 16)]
+)
+def test_a_result_may_be_a_view_of_any_strides(guided, view):
+    def cut(toy):
+        toy.forward = lambda x, own=toy.forward: view(own(x))
+
+    toy = guided(cut)
+    for number in range(3):
+        toy.step(number)
+
+
+def test_compiled_blocks_are_passed_together(guided):
+    def compile_each(toy):
+        for block in toy.blocks:
+            block.compile(backend="eager")
+
+    toy = guided(compile_each)
+    first, *later = [toy.copies(number) for number in range(4)]
+    assert max(later) <= NUM_BLOCKS < first
+
+
 def test_with_autograd_or_in_training_calls_are_made_at_once(guided):
     toy = guided()
     toy.step(0)
