@@ -16,6 +16,7 @@ arguments are plain values, weights stay within a run, hooks that were there whe
 put back for it, and neither autograd nor a mode of torch's would have seen it.
 """
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -34,6 +35,8 @@ from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.handles import Call, Handle, MethodHandle, NotPicklable, Undo
 from fastvideo_lightning.offload.results import apart_from
 from fastvideo_lightning.offload.unit import OffloadUnit
+
+_log = logging.getLogger(__name__)
 
 MAX_TOUCHED = 3
 """Calls put off in a row and touched at once: then none is put off until the run is over."""
@@ -448,6 +451,9 @@ class PairedCalls(NotPicklable):
         self._promises: dict[Hashable, Promise] = {}
         self._pending: DeferredCall | None = None
         self._num_touched = 0
+        self._num_apart = 0
+        self._num_pairs = 0
+        self._is_told = False
         self._inside = 0
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
@@ -469,6 +475,7 @@ class PairedCalls(NotPicklable):
                 self.make_alone(first)
             with self.passing():
                 output = self._call_impl(*args, **kwargs)
+            self._num_apart += 1
         if kind is not None:
             self._note(kind, output)
         return output
@@ -478,17 +485,31 @@ class PairedCalls(NotPicklable):
         if call is self._pending:
             self._pending = None
             self._num_touched += 1
+        self._num_apart += 1
         call.run()
 
     def end_run(self) -> None:
         """Weights may be edited now: nothing may be left to be made later."""
         call, self._pending = self._pending, None
+        self._tell()
         self._promises.clear()
         self._num_touched = 0
         if call is not None and sys.exc_info()[0] is None:
             call.run()
         elif call is not None:
             call.drop()
+
+    def _tell(self) -> None:
+        """Say once where pairing was asked for and no two calls were a pair."""
+        num_pairs, self._num_pairs = self._num_pairs, 0
+        num_apart, self._num_apart = self._num_apart, 0
+        if num_apart > 2 and not num_pairs and not self._is_told:
+            self._is_told = True
+            _log.info(
+                "pair_guidance=True has no effect on %s: no two of its calls are made before the "
+                "result of the first is used. Its pipeline may call it once a step.",
+                self.fqn,
+            )
 
     @contextmanager
     def passing(self) -> Iterator[None]:
@@ -512,6 +533,7 @@ class PairedCalls(NotPicklable):
             self.engine.calls.suspended = list
         first.check()
         self._num_touched = 0
+        self._num_pairs += 1
         return output
 
     def _kind(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Hashable | None:

@@ -90,6 +90,18 @@ def test_a_result_that_is_touched_before_the_next_call_is_made_alone(guided):
             assert torch.equal(toy.plain(x), output)
 
 
+@pytest.mark.parametrize(("num_calls", "told"), [(1, True), (2, False)])
+def test_where_no_calls_are_pairs_it_is_told_once(guided, caplog, num_calls, told):
+    toy = guided()
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            for number in range(3):
+                toy.step(number, num_calls)
+            toy.engine.end_run()
+            toy.engine.begin_run()
+    assert len([m for m in caplog.messages if "pair_guidance=True has no effect" in m]) == told
+
+
 def test_numpy_indexing_in_place_and_iteration_see_values(guided):
     toy = guided()
     toy.step(0)
