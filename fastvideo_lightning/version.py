@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 STARTED_BY = os.getppid()
 """The process that started this one, noted before the imports that take seconds."""
