@@ -21,6 +21,7 @@ from fastvideo_lightning.config.offload import (
     SHARD_TRANSPORT,
     OffloadConfig,
 )
+from fastvideo_lightning.config.options import OffloadOptions, SamplingOptions
 from fastvideo_lightning.config.sampling import MAX_FPS, MAX_SEED, ResolvedSampling, SamplingParams
 
 __all__ = [
@@ -33,7 +34,9 @@ __all__ = [
     "ON_OOM",
     "SHARD_TRANSPORT",
     "OffloadConfig",
+    "OffloadOptions",
     "ResolvedSampling",
+    "SamplingOptions",
     "SamplingParams",
     "check_keywords",
     "check_known",

@@ -6,12 +6,19 @@ Nothing heavy is imported here before the choices of the user were checked.
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 from weakref import ref
 
 from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.videos import VideoBatch
-from fastvideo_lightning.config import OffloadConfig, SamplingParams, check_keywords, check_switch
+from fastvideo_lightning.config import (
+    OffloadConfig,
+    OffloadOptions,
+    SamplingOptions,
+    SamplingParams,
+    check_keywords,
+    check_switch,
+)
 from fastvideo_lightning.config.conflicts import check_dtype
 from fastvideo_lightning.config.devices import check_devices, count_nodes
 from fastvideo_lightning.output.files import check_output_folder
@@ -212,7 +219,7 @@ class VideoGenerator:
         revision: str | None = None,
         variant: str | None = None,
         allow_pickle: bool = False,
-        **flags: Any,
+        **flags: Unpack[OffloadOptions],
     ) -> Self:
         """Load a model, ready to make videos: `open`, then `setup`.
 
@@ -279,7 +286,9 @@ class VideoGenerator:
         """The flags in force: the user's, and with a budget those that the plan chose."""
         return self._placing.config
 
-    def plan(self, params: SamplingParams | None = None, **sampling: Any) -> "Plan | None":
+    def plan(
+        self, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> "Plan | None":
         """Plan a video for the budget, without reading a weight; None where there is no budget.
 
         Args:
@@ -293,7 +302,7 @@ class VideoGenerator:
             raise TypeError(_TWICE.format("plan()", ", ".join(sampling)))
         return self._placing.plan_for(params or SamplingParams(**sampling))
 
-    def resolve(self, prompt: str, **sampling: Any) -> ResolvedPrompt:
+    def resolve(self, prompt: str, **sampling: Unpack[SamplingOptions]) -> ResolvedPrompt:
         """Complete and check what a video is made of, and warn of what the model will not see.
 
         Args:
@@ -364,7 +373,7 @@ class VideoGenerator:
         *,
         output_path: str | os.PathLike[str] = "output/",
         save_video: bool = True,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> GeneratedVideo:
         """Make a video of a prompt.
 
@@ -408,7 +417,7 @@ class VideoGenerator:
         resume: bool = True,
         fail_fast: bool = False,
         shard: str = "1/1",
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> VideoBatch:
         """Make a video of each prompt, with a manifest from which a broken run goes on.
 
