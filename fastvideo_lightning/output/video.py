@@ -1,12 +1,15 @@
 """What a run leaves behind: the video in memory, its mp4 and its pictures."""
 
+import base64
 import errno
+import html
 import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 from uuid import uuid4
 
@@ -109,6 +112,21 @@ class GeneratedVideo(ShortRepr):
         length = f"{frames} frames at {self.fps} fps" if frames > 1 else "one frame"
         made = f"made in {self.generation_time_s:.1f} s"
         return f"{width}x{height}, {length}, seed {self.seed}: {made}"
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: the video itself, or the picture, with its summary."""
+        is_picture = len(self.frames) == 1
+        with TemporaryDirectory() as folder:
+            there = self.video_path is not None and self.video_path.is_file()
+            path = self.video_path if there else None
+            path = path or self.save(Path(folder) / ("one.png" if is_picture else "all.mp4"))
+            content = base64.b64encode(path.read_bytes()).decode()
+        if path.suffix == ".png":
+            shown = f'<img src="data:image/png;base64,{content}">'
+        else:
+            shown = f'<video controls loop src="data:video/mp4;base64,{content}"></video>'
+        title, said = html.escape(self.prompt, quote=True), html.escape(self.summary)
+        return f'<figure title="{title}">{shown}<figcaption>{said}</figcaption></figure>'
 
     def to(self, device: object, **_: object) -> Self:
         """Return itself: frames are in host memory. The Trainer moves results, or copies them."""

@@ -1,3 +1,4 @@
+import base64
 import io
 import os
 import subprocess
@@ -240,3 +241,17 @@ def test_a_moving_image_of_few_colours_has_the_very_frames_and_their_rate():
 def test_a_moving_image_of_one_frame_is_that_picture():
     frames = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     assert np.array_equal(read_moving_image(make_video(frames).as_moving_image()), frames)
+
+
+@pytest.mark.parametrize(("count", "kind"), [(1, "image/png"), (5, "video/mp4")])
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_notebook_shows_the_video_itself(count, kind, is_saved, tmp_path):
+    video = GeneratedVideo(np.zeros((count, 16, 16, 3), np.uint8), "<a & b>", seed=1, fps=8)
+    if is_saved:
+        video.video_path = video.save(tmp_path / ("a.png" if count == 1 else "a.mp4"))
+    shown = video._repr_html_()
+    content = base64.b64decode(shown.partition(f"data:{kind};base64,")[2].partition('"')[0])
+    expected = video.save(tmp_path / ("b.png" if count == 1 else "b.mp4")).read_bytes()
+    assert content == expected
+    assert "&lt;a &amp; b&gt;" in shown
+    assert "seed 1" in shown
