@@ -90,16 +90,16 @@ def place_components(
 ) -> tuple[ComponentPlan, ...]:
     """Place every component; of denoisers that take turns the first one has the residents."""
     places = []
-    homes = 0
+    kept = 0
     for size in subject.components:
         place = place_component(size, config, slot_bytes)
         shares = subject.takes_turns and config.dit_layerwise_offload
         if size.role is Role.DENOISER and shares:
             stays = denoiser_residents(size, config)
             own = sum((size.blocks[i] for i in stays), PartSize())
-            # What is not shared lies between the blocks; homes are as large as the largest set.
-            shared = max(own.kept_bytes - homes, 0)
-            homes = max(homes, own.kept_bytes)
+            # What is not shared lies between the blocks; the slots hold the largest set.
+            shared = max(own.kept_bytes - kept, 0)
+            kept = max(kept, own.kept_bytes)
             place = replace(
                 place,
                 device_bytes=place.device_bytes - own.kept_bytes + shared,
