@@ -78,7 +78,7 @@ _TWICE = (
     "{} got a prompt that is resolved with its sampling, and {} besides. Pass all of them to "
     "resolve()."
 )
-_TAKEN = ("output_path", "resume", "fail_fast")
+_TAKEN = ("output_path", "resume", "fail_fast", "shard")
 _FLAGS = tuple(OffloadConfig.__dataclass_fields__)
 _SAVING = ("output_path", "save_video")
 _LOADING = (

@@ -46,7 +46,7 @@ def read_prompt_file(path: str | os.PathLike[str]) -> LocatedPrompts:
 
     Returns:
         For each video a dictionary with `prompt` and `SamplingParams` fields, as `PromptDataset`
-        takes them; `places` says where each is from.
+        takes them; `locations` says where each is from.
 
     Raises:
         PromptFileError: If lines are wrong; names each.
