@@ -23,6 +23,11 @@ from fastvideo_lightning.checkpoint.folder import (
     find_folder,
     not_a_pipeline,
 )
+from fastvideo_lightning.checkpoint.published import (
+    published_revision,
+    write_hole,
+    write_published,
+)
 
 
 def download(hub_id: str, *, revision: str | None, variant: str | None) -> Path:
@@ -136,13 +141,21 @@ _NO_MODEL: list[None] = [None, None]
 
 @contextmanager
 def headers_folder(
-    model: str | PathLike[str], *, revision: str | None = None
+    model: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    is_packed: bool = False,
 ) -> Iterator[Path | None]:
     """Give a folder with the headers of a hub id; it is gone when the context ends.
+
+    Of a model whose shapes come with the package the hub is not asked.
 
     Args:
         model: What the user named.
         revision: Branch, tag or commit.
+        variant: Variant of the weight files.
+        is_packed: Of a model whose shapes come with the package: as `pack` would write it.
 
     Yields:
         The folder; None for what is a folder already, lies in the local cache, or has weights
@@ -156,7 +169,25 @@ def headers_folder(
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="fastvideo-lightning-") as name:
-        yield Path(name) if _fetch(fspath(model), revision, Path(name)) else None
+        if find_published(model, revision=revision, variant=variant) is not None:
+            write_published(fspath(model), Path(name), is_packed=is_packed)
+            yield Path(name)
+        else:
+            yield Path(name) if _fetch(fspath(model), revision, Path(name)) else None
+
+
+def find_published(
+    model: str | PathLike[str], *, revision: str | None = None, variant: str | None = None
+) -> str | None:
+    """Return the commit whose shapes come with the package and stand for a model in a plan.
+
+    None for a folder, for what lies in the local cache, where a revision or a variant is asked for,
+    and for any other model.
+    """
+    known = None if revision or variant else published_revision(fspath(model))
+    if known is None or find_folder(model) is not None or _is_cached(fspath(model), None):
+        return None
+    return known
 
 
 def _is_cached(hub_id: str, revision: str | None) -> bool:
@@ -252,12 +283,7 @@ class _Headers:
             facts = asdict(tensor)
             header[name] = {key: facts[key] for key in ("dtype", "shape", "data_offsets")}
         ends = [each.data_offsets[1] for each in found.tensors.values()]
-        text = json.dumps(header).encode()
-        path = self._folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as target:
-            target.write(len(text).to_bytes(8, "little") + text)
-            target.truncate(8 + len(text) + max(ends, default=0))
+        write_hole(self._folder / file, header, max(ends, default=0))
 
 
 def _ends(file: str, parts: list[str], *endings: str) -> bool:

@@ -114,7 +114,7 @@ def _make(
     if gpu is not None:
         find_card(gpu)  # before seconds of imports
     read_components(typed)
-    where = {name: typed[name] for name in ("base", "component", "revision") if name in typed}
+    where: dict[str, Any] = {n: typed[n] for n in ("base", "component", "revision") if n in typed}
     find_parts(typed.get("model", "tiny-shapes"), **where)
     num_gpus = typed.get("num_gpus", config.context_parallel)
     if num_gpus % config.context_parallel:
@@ -125,24 +125,20 @@ def _make(
     import torch
 
     from fastvideo_lightning.plan import make_plan
-    from fastvideo_lightning.plan.planner import open_headers
 
-    dtype = typed.get("dtype", "auto")
     loading = where | {k: typed[k] for k in ("variant", "allow_pickle") if k in typed}
-    module = open_headers(typed.get("model", "tiny-shapes"), dtype=dtype, **loading)
     known = gpu is not None or torch.cuda.is_available()
     budget = config.gpu_memory_budget or ("auto" if known else None)
-    name = str(typed.get("model", "tiny-shapes"))
     return make_plan(
-        module,
+        typed.get("model", "tiny-shapes"),
         params,
         budget_gib=budget,
         card=gpu,
         flags=config,
-        name=name,
-        dtype=dtype,
+        dtype=typed.get("dtype", "auto"),
         num_gpus=num_gpus,
         host_memory_gib=hardware.get("host_memory"),
         disk_gb_per_s=hardware.get("disk"),
         link_gb_per_s=hardware.get("link"),
+        loading=loading,
     )

@@ -16,6 +16,7 @@ def make_notes(subject: Workload, prediction: Prediction, machine: Machine | Non
     notes = [*_on_pixels(config), *_on_experts(subject, config), *_on_speed(config, machine)]
     notes += _without_effect(prediction)
     notes += _on_launches(subject, prediction, machine)
+    notes += _on_hours(subject, prediction, machine)
     if not subject.is_known:
         notes.append(
             f"A first guess: {subject.pipeline} is no Wan pipeline, for which the formulas are. "
@@ -107,4 +108,22 @@ def _on_launches(subject: Workload, prediction: Prediction, machine: Machine | N
     return [
         "The CPU launches kernels slower than the GPU computes them: with cuda_graphs=True all "
         f"steps together would take {then.time_s:.2g} s in place of {now.time_s:.2g}."
+    ]
+
+
+_HOUR_S, _FEW_STEPS = 3600, 4
+
+
+def _on_hours(subject: Workload, prediction: Prediction, machine: Machine | None) -> list[str]:
+    """Name the way with few steps where a video takes an hour or more, and what it takes then."""
+    request = subject.request
+    is_long = machine is not None and prediction.time_s >= _HOUR_S
+    if not is_long or request.num_steps <= 2 * _FEW_STEPS or not subject.is_known:
+        return []
+    few = replace(request, num_steps=_FEW_STEPS, num_calls=1)
+    then = predict(replace(subject, request=few), prediction.config, machine)
+    return [
+        f"Sooner: with an adapter that was made for {_FEW_STEPS} steps, --lora FILE "
+        f"--num-inference-steps {_FEW_STEPS} --guidance-scale 1 takes {then.time_s / 60:.0f} min "
+        "(docs/adapters.md, 'Few steps')."
     ]

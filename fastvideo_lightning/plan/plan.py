@@ -36,6 +36,7 @@ class Plan:
         num_gpus: GPUs that share the prompts; the plan is for each of them.
         dtype: What the model is loaded with, where that was asked for.
         host: The host memory that there is, and whose it is in words.
+        origin: Where the model's shapes are from, in sentences, where that has to be said.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Plan:
     num_gpus: int = 1
     dtype: str = "auto"
     host: FreeMemory | None = None
+    origin: str = ""
 
     @property
     def config(self) -> OffloadConfig:
@@ -110,7 +112,8 @@ class Plan:
     def notes(self) -> list[str]:
         """What the plan changes of the pixels, and what it leaves out, in sentences."""
         notes = make_notes(self.subject, self.prediction, self.machine)
-        return [*notes, *notes_on_gpus(self.num_gpus, self.prediction, self.machine)]
+        notes += notes_on_gpus(self.num_gpus, self.prediction, self.machine)
+        return [self.origin, *notes] if self.origin else notes
 
     @property
     def host_line(self) -> str:

@@ -2,20 +2,27 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
 import torch
 
-from fastvideo_lightning.checkpoint.hub import headers_folder
+from fastvideo_lightning.checkpoint.hub import find_published, headers_folder
 from fastvideo_lightning.checkpoint.parts import find_parts
 from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
-from fastvideo_lightning.plan.choose import check_fits_any, choose, find_smallest
+from fastvideo_lightning.plan.choose import (
+    BudgetTooSmallError,
+    check_fits_any,
+    choose,
+    find_smallest,
+)
 from fastvideo_lightning.plan.cost import Request
 from fastvideo_lightning.plan.host_memory import FreeMemory, find_all_memory
+from fastvideo_lightning.plan.host_tiers import HostBudgetTooSmallError
 from fastvideo_lightning.plan.machine import GIB, Machine, find_card, match_card
 from fastvideo_lightning.plan.plan import Plan
 from fastvideo_lightning.plan.predict import predict
@@ -42,6 +49,7 @@ def make_plan(
     host_memory_gib: float | None = None,
     disk_gb_per_s: float | None = None,
     link_gb_per_s: float | None = None,
+    loading: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan what goes where; reads headers and no weight, and needs no GPU.
 
@@ -59,6 +67,7 @@ def make_plan(
         host_memory_gib: Memory of the host; by default what was measured here.
         disk_gb_per_s: What the disk of the weights reads, in 10^9 bytes per second.
         link_gb_per_s: From host memory to the device, likewise.
+        loading: Other arguments of `VideoModule.from_pretrained`, for a model that is named.
 
     Raises:
         BudgetTooSmallError: If nothing fits; names the smallest possible budget, and the nearest
@@ -66,54 +75,129 @@ def make_plan(
         ValueError: If the card is unknown or smaller than the budget, `auto` is asked for where
             there is no GPU, or FSDP.
     """
-    if isinstance(model, VideoModule):
-        module, called = model, type(model.pipeline).__name__
-    else:
-        module, called = open_headers(model, dtype=dtype), str(model)
-    params = module.resolve_sampling(params or SamplingParams(), is_complete=False)
     given = flags if isinstance(flags, OffloadConfig) else OffloadConfig(**(flags or {}))
     _check_one_gpu(given)
-    if budget_gib is None:
-        budget_gib = given.gpu_memory_budget
     machine = machine or (find_card(card) if card is not None else find_machine())
     if machine is not None:
         machine = machine.with_host(host_memory_gib, disk_gb_per_s, link_gb_per_s)
-    budget_bytes = find_budget(budget_gib, machine, is_here=card is None)
-    quantization = dtype if dtype in QUANTIZATIONS else None
-    subject = Workload.of(module, params, quantization=quantization)
-    smallest = find_smallest(subject, given, machine)
-    if budget_bytes is None:
-        chosen = predict(subject, given, machine)
-    else:
-        is_auto = budget_gib == "auto"
+    question = _Question(
+        params or SamplingParams(),
+        given,
+        given.gpu_memory_budget if budget_gib is None else budget_gib,
+        machine,
+        _host_of(machine, host_memory_gib),
+        dtype,
+        num_gpus,
+        is_here=card is None,
+    )
+    if isinstance(model, VideoModule):
+        return question.answer(model, name or type(model.pipeline).__name__)
+    return question.answer_for(model, name or str(model), loading or {})
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a plan is asked for, whatever the model."""
+
+    params: SamplingParams
+    given: OffloadConfig
+    budget_gib: float | str | None
+    machine: Machine | None
+    host: FreeMemory
+    dtype: str
+    num_gpus: int
+    is_here: bool
+
+    def answer_for(
+        self, model: str | PathLike[str], called: str, loading: Mapping[str, Any]
+    ) -> Plan:
+        """Plan a model by its name."""
+        parts = find_parts(model, **_where(loading))
+        commit = find_published(parts.pipeline, **_of_files(loading))
+        module = open_headers(model, dtype=self.dtype, **loading)
+        if commit is None:
+            return self.answer(module, called)
+        origin = (
+            f"The shapes are the published ones, https://huggingface.co/{parts.pipeline}/tree/"
+            f"{commit[:8]}: they come with this package, and the hub was not asked."
+        )
+        is_host_known = self.machine is not None and self.machine.host_memory_bytes is not None
+        try:
+            plan = self.answer(module, called, origin)
+            if not is_host_known or plan.host_bytes <= self.host.budget_bytes:
+                return plan
+        except (BudgetTooSmallError, HostBudgetTooSmallError):
+            if not is_host_known or self.dtype in QUANTIZATIONS:
+                raise
+        if self.dtype in QUANTIZATIONS:
+            return plan
+        packed = open_headers(model, dtype=self.dtype, is_packed=True, **loading)
+        origin += (
+            " Published in fp32, its weights would have to be held in host memory, which is too "
+            "small for that. So this is the plan for what "
+            f"`fastvideo-lightning pack {parts.pipeline} packed/` writes once: type it first, and "
+            "--model packed/ then."
+        )
+        return self.answer(packed, called, origin)
+
+    def answer(self, module: VideoModule, called: str, origin: str = "") -> Plan:
+        """Plan a model whose headers were read."""
+        params = module.resolve_sampling(self.params, is_complete=False)
+        budget_bytes = find_budget(self.budget_gib, self.machine, is_here=self.is_here)
+        quantization = self.dtype if self.dtype in QUANTIZATIONS else None
+        subject = Workload.of(module, params, quantization=quantization)
+        smallest = find_smallest(subject, self.given, self.machine)
+        if budget_bytes is None:
+            chosen = predict(subject, self.given, self.machine)
+        else:
+            chosen = choose(
+                subject,
+                self.given,
+                self.machine,
+                budget_bytes,
+                is_auto=self.budget_gib == "auto",
+                find_fitting=partial(
+                    self._find_fitting, module, params, quantization, budget_bytes
+                ),
+            )
+        return Plan(
+            called,
+            subject,
+            chosen,
+            self.machine,
+            budget_bytes,
+            smallest.reserved_bytes,
+            self.num_gpus,
+            self.dtype,
+            self.host,
+            origin,
+        )
+
+    def _find_fitting(
+        self, module: VideoModule, params: SamplingParams, quantization: str | None, budget: int
+    ) -> str:
+        """The options of the nearest smaller video that some set of flags fits."""
 
         def has_room(video: Workload) -> bool:
-            return find_smallest(video, given, machine).reserved_bytes <= budget_bytes
+            return find_smallest(video, self.given, self.machine).reserved_bytes <= budget
 
-        def find_fitting() -> str:
-            """The options of the nearest smaller video that some set of flags fits."""
-            if not has_room(Workload.bare(module, quantization=quantization)):
-                return ""
-            for options in _smaller_videos(module, params):
-                video = Workload.of(module, params.merge(**options), quantization=quantization)
-                if has_room(video):
-                    return " ".join(f"{name}={value}" for name, value in options.items())
+        if not has_room(Workload.bare(module, quantization=quantization)):
             return ""
+        for options in _smaller_videos(module, params):
+            video = Workload.of(module, params.merge(**options), quantization=quantization)
+            if has_room(video):
+                return " ".join(f"{name}={value}" for name, value in options.items())
+        return ""
 
-        chosen = choose(
-            subject, given, machine, budget_bytes, is_auto=is_auto, find_fitting=find_fitting
-        )
-    return Plan(
-        name or called,
-        subject,
-        chosen,
-        machine,
-        budget_bytes,
-        smallest.reserved_bytes,
-        num_gpus,
-        dtype,
-        _host_of(machine, host_memory_gib),
-    )
+
+def _where(loading: Mapping[str, Any]) -> dict[str, Any]:
+    """What says where a model's files lie."""
+    return {name: loading[name] for name in ("base", "component", "revision") if name in loading}
+
+
+def _of_files(loading: Mapping[str, Any]) -> dict[str, Any]:
+    """What says which files of the hub's are meant."""
+    return {name: loading.get(name) for name in ("revision", "variant")}
 
 
 def _host_of(machine: Machine | None, asked_gib: float | None) -> FreeMemory:
@@ -171,20 +255,21 @@ def check_budget(module: VideoModule, given: OffloadConfig) -> None:
         check_fits_any(Workload.bare(module), given, machine, budget_bytes, is_auto=is_auto)
 
 
-def open_headers(model: str | PathLike[str], *, dtype: str = "auto", **loading: Any) -> VideoModule:
+def open_headers(
+    model: str | PathLike[str], *, dtype: str = "auto", is_packed: bool = False, **loading: Any
+) -> VideoModule:
     """Open a model as for a GPU without reading a weight; of a hub id headers alone are fetched.
 
     Args:
         model: As in `make_plan`.
         dtype: As in `VideoModule.from_pretrained`. Quantizing reads every weight: a model that is
             to be quantized is opened in the dtypes that it is quantized from.
+        is_packed: Of a model whose shapes come with the package: as `pack` would write it.
         **loading: Other arguments of `VideoModule.from_pretrained`.
     """
     opened_in = "auto" if dtype in QUANTIZATIONS else dtype
-    parts = find_parts(
-        model, **{k: loading[k] for k in ("base", "component", "revision") if k in loading}
-    )
-    with headers_folder(parts.pipeline, revision=loading.get("revision")) as folder:
+    parts = find_parts(model, **_where(loading))
+    with headers_folder(parts.pipeline, is_packed=is_packed, **_of_files(loading)) as folder:
         if folder is not None:
             loading = {k: v for k, v in loading.items() if k != "revision"}
             if parts.file is None:

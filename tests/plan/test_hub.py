@@ -13,7 +13,7 @@ from fastvideo_lightning.checkpoint.pipeline import open_checkpoint
 from fastvideo_lightning.cli.app import run
 from tests.plan.test_headers import VIDEO, folder  # noqa: F401
 
-HUB_ID, COMMIT = "Wan-AI/Wan2.1-T2V-14B-Diffusers", "a" * 40
+HUB_ID, COMMIT = "Wan-AI/Wan2.1-VACE-14B-diffusers", "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
