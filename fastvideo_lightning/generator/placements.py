@@ -148,7 +148,9 @@ def _host_tiers(
     is_bounded = num_processes == 1 or config.host_memory_budget is not None
     if _kind(config) != "auto" or not is_bounded:
         return {}
-    return deal_tiers(find_moving(measure_components(module), config), find_host_budget(config))
+    sizes, takes_turns = measure_components(module), module.denoisers_take_turns
+    moving = find_moving(sizes, config, takes_turns=takes_turns)
+    return deal_tiers(moving, find_host_budget(config))
 
 
 def _say_tiers(tiers: Mapping[str, HostTiers], config: OffloadConfig) -> None:

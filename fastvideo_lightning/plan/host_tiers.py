@@ -56,11 +56,14 @@ class Moving:
         fqn: The component.
         sizes: Bytes of each of its blocks that streams, or of all of it.
         fixed_bytes: Of these in all, what no file has as it runs, so that it is held anyhow.
+        resident_bytes: Held beside them: blocks that stay on the device until another expert's take
+            their place, and that come in again for the next video.
     """
 
     fqn: str
     sizes: tuple[int, ...]
     fixed_bytes: int = 0
+    resident_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:
@@ -115,8 +118,17 @@ class HostTiers:
         return ", ".join(f"{count} {where}" for count, where in parts if count)
 
 
-def find_moving(components: Sequence[ComponentSize], config: OffloadConfig) -> list[Moving]:
-    """What moves to the GPU under a set of flags, in the order in which it is held."""
+def find_moving(
+    components: Sequence[ComponentSize], config: OffloadConfig, *, takes_turns: bool
+) -> list[Moving]:
+    """What moves to the GPU under a set of flags, in the order in which it is held.
+
+    Args:
+        components: The model's.
+        config: The flags.
+        takes_turns: Whether of several denoisers each has a part of the steps to itself, so that
+            their resident blocks take each other's place.
+    """
     streams = {
         Role.DENOISER: config.dit_layerwise_offload and not config.use_fsdp_inference,
         Role.TEXT_ENCODER: config.text_encoder_layerwise_offload,
@@ -132,6 +144,7 @@ def find_moving(components: Sequence[ComponentSize], config: OffloadConfig) -> l
                 continue
             residents = config.dit_resident_blocks if role is Role.DENOISER else 0
             parts: Sequence[PartSize] = ()
+            stays: set[int] = set()
             if streams.get(role) and size.blocks:
                 stays = resident_positions(len(size.blocks), residents, config.num_slots)
                 parts = [part for i, part in enumerate(size.blocks) if i not in stays]
@@ -139,12 +152,19 @@ def find_moving(components: Sequence[ComponentSize], config: OffloadConfig) -> l
                 parts = [size.whole]
             if parts:
                 sizes = tuple(part.size_bytes for part in parts)
-                found.append(Moving(size.fqn, sizes, sum(part.held_bytes for part in parts)))
+                shared = stays if takes_turns and residents else ()
+                resident = sum(size.blocks[i].size_bytes for i in shared)
+                fixed = sum(part.held_bytes for part in parts)
+                found.append(Moving(size.fqn, sizes, fixed, resident))
     return found
 
 
 def plan_tiers(
-    components: Sequence[ComponentSize], config: OffloadConfig, host_memory_bytes: int | None
+    components: Sequence[ComponentSize],
+    config: OffloadConfig,
+    host_memory_bytes: int | None,
+    *,
+    takes_turns: bool,
 ) -> dict[str, HostTiers]:
     """The tiers on a machine that need not be there; none where all is held.
 
@@ -152,6 +172,7 @@ def plan_tiers(
         components: The model's.
         config: The flags.
         host_memory_bytes: Of the machine in all; None where it is not known.
+        takes_turns: As in `find_moving`.
 
     Raises:
         HostBudgetTooSmallError: As `deal_tiers`.
@@ -166,7 +187,7 @@ def plan_tiers(
         held = round(asked * GIB)
         cache = sys.maxsize if free is None else max(free - held, 0)
         budget = HostBudget(held, cache, is_asked=True)
-    return deal_tiers(find_moving(components, config), budget)
+    return deal_tiers(find_moving(components, config, takes_turns=takes_turns), budget)
 
 
 def find_host_budget(config: OffloadConfig) -> HostBudget:
@@ -228,12 +249,13 @@ def deal_tiers(moving: Sequence[Moving], budget: HostBudget) -> dict[str, HostTi
     Raises:
         HostBudgetTooSmallError: What has to be held anyhow is more than the budget.
     """
-    if sum(each.size_bytes for each in moving) <= budget.held_bytes:
+    resident = sum(each.resident_bytes for each in moving)
+    if sum(each.size_bytes for each in moving) + resident <= budget.held_bytes:
         return {each.fqn: HostTiers.all_held(each) for each in moving}
     fixed = sum(each.must_hold_bytes for each in moving)
-    left = budget.held_bytes - COURIER_BYTES - fixed
+    left = budget.held_bytes - COURIER_BYTES - fixed - resident
     if left < 0:
-        _refuse(moving, budget, fixed)
+        _refuse(moving, budget, fixed, resident)
     cache = budget.cache_bytes
     tiers = {}
     for each in moving:
@@ -257,8 +279,8 @@ def _count_within(sizes: Sequence[int], size_bytes: int) -> int:
     return sum(total <= size_bytes for total in accumulate(largest for _ in sizes))
 
 
-def _refuse(moving: Sequence[Moving], budget: HostBudget, fixed: int) -> NoReturn:
-    needed = (fixed + COURIER_BYTES) / GIB
+def _refuse(moving: Sequence[Moving], budget: HostBudget, fixed: int, resident: int) -> NoReturn:
+    needed = (fixed + resident + COURIER_BYTES) / GIB
     what = f"host_memory_budget={budget.held_bytes / GIB:.3g}"
     if not budget.is_asked:
         what = f"Host memory that is free, {budget.held_bytes / GIB:.3g} GiB,"
@@ -269,7 +291,9 @@ def _refuse(moving: Sequence[Moving], budget: HostBudget, fixed: int) -> NoRetur
             f"weights of {parts} cannot be read from a file as they run. Write such files with "
             "`fastvideo-lightning pack MODEL OUT` and load OUT, or "
         )
+    if resident:
+        pack += f"pass a smaller dit_resident_blocks, which hold {resident / GIB:.3g} GiB, or "
     raise HostBudgetTooSmallError(
-        f"{what} is too small: {needed:.3g} GiB have to be held{': ' if fixed else '. '}{pack}"
-        f"{'pass' if fixed else 'Pass'} host_memory_budget={needed + 0.05:.2f} or more."
+        f"{what} is too small: {needed:.3g} GiB have to be held{': ' if pack else '. '}{pack}"
+        f"{'pass' if pack else 'Pass'} host_memory_budget={needed + 0.05:.2f} or more."
     )

@@ -251,7 +251,8 @@ def _components(plan: "Plan", unit: Unit) -> Table:
     for part in plan.prediction.components:
         sizes = (part.size_bytes, part.device_bytes, part.host_bytes)
         whole, device, host = map(unit.show, sizes)
-        table.add_row(part.fqn, whole, part.where, device, host)
+        where = f"{part.where}: {part.waits}" if part.waits else part.where
+        table.add_row(part.fqn, whole, where, device, host)
     count = plan.config.num_slots
     slots = count * plan.prediction.slot_bytes
     if slots:

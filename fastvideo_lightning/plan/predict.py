@@ -150,7 +150,7 @@ def predict(subject: Workload, config: OffloadConfig, machine: Machine | None) -
     """
     slot_bytes = slot_size(subject, config)
     host = None if machine is None else machine.host_memory_bytes
-    tiers = plan_tiers(subject.components, config, host)
+    tiers = plan_tiers(subject.components, config, host, takes_turns=subject.takes_turns)
     components = tuple(
         _on_host(part, tiers.get(part.fqn))
         for part in place_components(subject, config, slot_bytes)
@@ -183,7 +183,6 @@ def _on_host(part: ComponentPlan, tiers: HostTiers | None) -> ComponentPlan:
         return part
     return replace(
         part,
-        where=f"{part.where}: {tiers}",
         host_bytes=part.host_bytes - tiers.read_bytes,
         cached_bytes=tiers.cached_bytes,
         disk_bytes=tiers.disk_bytes,

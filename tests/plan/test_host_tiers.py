@@ -3,8 +3,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastvideo_lightning import VideoModule
-from fastvideo_lightning.plan import host_tiers
+from fastvideo_lightning import SamplingParams, VideoModule
+from fastvideo_lightning.plan import host_tiers, make_plan, sizes
 from fastvideo_lightning.plan.host_memory import FreeMemory
 from fastvideo_lightning.plan.host_tiers import (
     COURIER_BYTES,
@@ -19,8 +19,8 @@ from fastvideo_lightning.plan.machine import GIB
 BLOCK = 700 << 20
 
 
-def moving(num_blocks=40, fqn="transformer", fixed=0):
-    return Moving(fqn, (BLOCK,) * num_blocks, fixed)
+def moving(num_blocks=40, fqn="transformer", fixed=0, resident=0):
+    return Moving(fqn, (BLOCK,) * num_blocks, fixed, resident)
 
 
 def test_what_fits_is_held_whole():
@@ -49,6 +49,16 @@ def test_what_no_file_has_as_it_runs_is_held_first_or_refused_with_the_figures()
     assert tiers["transformer"].held == 6
     with pytest.raises(HostBudgetTooSmallError, match=r"=2 is too small: 3.23 GiB.*text_enc.*pack"):
         deal_tiers([moving(), whole], HostBudget(2 * GIB, 0, is_asked=True))
+
+
+def test_blocks_that_take_turns_on_the_device_are_held_beside_those_that_stream():
+    pair = [moving(20, name, resident=20 * BLOCK) for name in ("transformer", "transformer_2")]
+    whole = deal_tiers(pair, HostBudget(80 * BLOCK, 0))
+    assert [tiers.read_bytes for tiers in whole.values()] == [0, 0]
+    tiers = deal_tiers(pair, HostBudget(50 * BLOCK + COURIER_BYTES, 0))
+    assert [each.held for each in tiers.values()] == [10, 0]
+    with pytest.raises(HostBudgetTooSmallError, match="a smaller dit_resident_blocks, which hold"):
+        deal_tiers(pair, HostBudget(40 * BLOCK, 0))
 
 
 def test_less_than_the_buffers_is_refused_with_what_is_possible():
@@ -96,10 +106,14 @@ def test_on_a_cpu_a_model_is_refused_only_where_what_it_needs_is_more_than_is_fr
 
 
 @settings(max_examples=300)
-@example([([578337743, 734003200], 0.5)], 1_193_041_384, 0)
+@example([([578337743, 734003200], 0.5, 0)], 1_193_041_384, 0)
 @given(
     st.lists(
-        st.tuples(st.lists(st.integers(1, BLOCK), min_size=1, max_size=50), st.floats(0, 1)),
+        st.tuples(
+            st.lists(st.integers(1, BLOCK), min_size=1, max_size=50),
+            st.floats(0, 1),
+            st.integers(0, 20 * BLOCK),
+        ),
         min_size=1,
         max_size=4,
     ),
@@ -107,16 +121,36 @@ def test_on_a_cpu_a_model_is_refused_only_where_what_it_needs_is_more_than_is_fr
     st.integers(0, 60 * BLOCK),
 )
 def test_no_sum_ever_exceeds_its_budget(parts, held, cache):
-    found = [Moving(str(i), tuple(s), round(f * sum(s))) for i, (s, f) in enumerate(parts)]
+    found = [Moving(str(i), tuple(s), round(f * sum(s)), r) for i, (s, f, r) in enumerate(parts)]
+    resident = sum(each.resident_bytes for each in found)
     try:
         tiers = deal_tiers(found, HostBudget(held, cache))
     except HostBudgetTooSmallError:
-        assert sum(each.must_hold_bytes for each in found) + COURIER_BYTES > held
+        assert sum(each.must_hold_bytes for each in found) + resident + COURIER_BYTES > held
         return
     for each in found:
         its = tiers[each.fqn]
         assert its.held + its.cached + its.on_disk == len(each.sizes)
         assert its.held_bytes + its.read_bytes == each.size_bytes
     reads = any(its.read_bytes for its in tiers.values())
-    assert sum(its.held_bytes for its in tiers.values()) + reads * COURIER_BYTES <= held
+    holds = sum(its.held_bytes for its in tiers.values()) + resident
+    assert holds + reads * COURIER_BYTES <= held
     assert sum(its.cached_bytes for its in tiers.values()) <= cache
+
+
+def test_what_waits_where_on_the_host_changes_nothing_of_the_gpus_memory(monkeypatch, wan):
+    # files that hold the weights as they run, which the model on meta has not
+    monkeypatch.setattr(sizes, "_held", lambda root, binding: 0)
+    video = SamplingParams(height=480, width=832, num_frames=17)
+    flags = {"vae_cpu_offload": True, "text_encoder_cpu_offload": False}
+    flags |= {"text_encoder_layerwise_offload": True}
+    ample, tight = (
+        make_plan(wan("wan-1.3b"), video, flags=flags, card="H100", host_memory_gib=gib)
+        for gib in (512, 4)
+    )
+    (vae,) = (part for part in tight.prediction.components if part.fqn == "vae")
+    assert vae.waits == "1 read from the disk"
+    assert f"│ {vae.where}: " in str(tight)
+    assert [stage.reserved_bytes for stage in tight.prediction.stages] == [
+        stage.reserved_bytes for stage in ample.prediction.stages
+    ]
