@@ -111,19 +111,27 @@ def _on_launches(subject: Workload, prediction: Prediction, machine: Machine | N
     ]
 
 
-_HOUR_S, _FEW_STEPS = 3600, 4
+FEW_STEPS = 4
+"""Of an adapter for few steps, which needs no guidance."""
+
+_HOUR_S = 3600
+
+
+def few_steps_s(subject: Workload, config: OffloadConfig, machine: Machine) -> float:
+    """Seconds of a video with `FEW_STEPS` steps and without guidance."""
+    few = replace(subject.request, num_steps=FEW_STEPS, num_calls=1)
+    return predict(replace(subject, request=few), config, machine).time_s
 
 
 def _on_hours(subject: Workload, prediction: Prediction, machine: Machine | None) -> list[str]:
     """Name the way with few steps where a video takes an hour or more, and what it takes then."""
-    request = subject.request
-    is_long = machine is not None and prediction.time_s >= _HOUR_S
-    if not is_long or request.num_steps <= 2 * _FEW_STEPS or not subject.is_known:
+    if machine is None or prediction.time_s < _HOUR_S or not subject.is_known:
         return []
-    few = replace(request, num_steps=_FEW_STEPS, num_calls=1)
-    then = predict(replace(subject, request=few), prediction.config, machine)
+    if subject.request.num_steps <= 2 * FEW_STEPS:
+        return []
+    minutes = few_steps_s(subject, prediction.config, machine) / 60
     return [
-        f"Sooner: with an adapter that was made for {_FEW_STEPS} steps, --lora FILE "
-        f"--num-inference-steps {_FEW_STEPS} --guidance-scale 1 takes {then.time_s / 60:.0f} min "
+        f"Sooner: with an adapter that was made for {FEW_STEPS} steps, --lora FILE "
+        f"--num-inference-steps {FEW_STEPS} --guidance-scale 1 takes {minutes:.0f} min "
         "(docs/adapters.md, 'Few steps')."
     ]
