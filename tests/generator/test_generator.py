@@ -145,10 +145,10 @@ def test_a_step_gives_its_latents_timestep_and_model_output(checkpoint: FindChec
         assert torch.allclose(first - timestep / 1000 * model_output, last)  # down to no noise
         vae: Any = generator.module.get_submodule("vae")
         processor = generator.module.pipeline.video_processor
-        std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+        scale = 1.0 / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)  # as diffusers'
         mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
         with torch.no_grad():
-            frames = processor.postprocess_video(vae.decode(last * std + mean).sample)[0]
+            frames = processor.postprocess_video(vae.decode(last / scale + mean).sample)[0]
         assert ((frames * 255).round().astype("uint8") == plain.frames).all()
         keep.edits = True
         edited = generator.generate_video(PROMPT, save_video=False, **sampling)
