@@ -103,9 +103,7 @@ def _find(model: str, size: tuple[int, int, int], card: str, ram: int) -> dict[s
 
 def readme_table() -> str:
     """Return README's table: minutes by card and memory, a column for each model."""
-    head = ["card, RAM beside it"]
-    for model, (height, _, frames) in SIZES.items():
-        head.append(f"{MODELS[model]}, {height}p, {frames} frames")
+    head = ["card, RAM beside it", *(MODELS[model] for model in SIZES)]
     lines = []
     for card, ram in OFTEN:
         found = [_find(model, size, card, ram) for model, size in SIZES.items()]
