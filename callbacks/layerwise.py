@@ -47,7 +47,7 @@ class LayerwiseOffload(Placement):
             found (``"transformer"``).
         num_slots: blocks that have device memory at the same time. A third helps where blocks take
             about as long to come as to compute.
-        resident_blocks: at least so many blocks stay on the device, evenly spaced, so that their
+        resident_blocks: how many blocks stay on the device, at least; evenly spaced, so that their
             computing hides the others' copies: what a link-bound step gains time by.
         share_residents: the model works before or after others of the same root and never along
             with them, such as the experts of a two-expert denoiser: their resident blocks take

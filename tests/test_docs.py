@@ -121,6 +121,17 @@ def test_every_command_that_is_shown_can_be_typed(command, tmp_path, monkeypatch
     assert found.make_context(words[0], words[1:], **settings).params
 
 
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))],
+)
+def test_pages_name_things_in_place_of_whoever_and_what_comes(page) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert (
+        re.findall(r"\b(?:what comes|what came|whoever|so many)\b.{30}", text, re.IGNORECASE) == []
+    )
+
+
 def test_pages_open_without_a_network() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert settings["theme"]["font"] is False

@@ -142,7 +142,7 @@ def check_weight_file(path: Path) -> None:
         check_installed("gguf", extra="gguf", needed_by=f"{path.name}, a GGUF file,")
     elif path.suffix in _PICKLES:
         raise CheckpointError(
-            f"{path} is a pickle, which can run code of whoever wrote it. Pass the weights as "
+            f"{path} is a pickle, which can run code of its author. Pass the weights as "
             ".safetensors or .gguf."
         )
 

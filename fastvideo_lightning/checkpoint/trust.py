@@ -53,6 +53,6 @@ def check_pickle(folder: Path, *, allow_pickle: bool) -> None:
         return
     pickle = min(folder.glob("*.bin*"))
     raise CheckpointError(
-        f"{pickle} is a pickle, which can run code of whoever wrote it. Pass allow_pickle=True if "
+        f"{pickle} is a pickle, which can run code of its author. Pass allow_pickle=True if "
         "you trust it, or a checkpoint with .safetensors files."
     )

@@ -242,7 +242,7 @@ _FLAG_TEXTS = {
     "vae_cpu_offload": "VAE on the GPU only during its call.",
     "pin_cpu_memory": "Pin host memory: faster transfers.",
     "text_encoder_layerwise_offload": "Stream the text encoder through the GPU instead.",
-    "dit_resident_blocks": "So many of the streamed blocks stay on the GPU.",
+    "dit_resident_blocks": "How many of the streamed blocks stay on the GPU.",
     "num_slots": "Streamed blocks that the GPU has room for at the same time.",
     "compile": "Compile the denoiser's blocks: slower to start, faster steps.",
     "cuda_graphs": "Have the GPU repeat steps by itself: faster small steps.",

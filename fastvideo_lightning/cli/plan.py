@@ -48,7 +48,7 @@ def _options() -> list[click.Parameter]:
     options = [option for option in make_options() if option.name in _NAMES - {"host_memory"}]
     rate = click.FloatRange(min=0, min_open=True)
     card = 'Plan for this card, such as "RTX 4090", instead of the one here.'
-    host = "Plan for so many GiB of host memory; or where the host's copies wait."
+    host = "GiB of host memory to plan for; or where the host's copies wait."
     disk = "GB/s that the disk of the weights reads; otherwise 2."
     link = "GB/s from host memory to the GPU, in place of the card's own lanes."
     return [

@@ -31,9 +31,9 @@ class OffloadConfig:
         vae_cpu_offload: Have the VAE on the device only while it encodes or decodes.
         pin_cpu_memory: Pin the host copies: faster transfers, but locked memory.
         text_encoder_layerwise_offload: Stream the text encoder instead of computing it on the CPU.
-        dit_resident_blocks: So many of a streamed denoiser's blocks, at least, stay on the device.
-        num_slots: Blocks that stream have device memory for so many at the same time. 2 are enough
-            where computing or copying takes clearly longer, 1 takes the sum of both.
+        dit_resident_blocks: How many of a streamed denoiser's blocks stay on the device, at least.
+        num_slots: How many streamed blocks have device memory at the same time. 2 are enough where
+            computing or copying takes clearly longer, 1 takes the sum of both.
         compile: Compile the denoisers' blocks.
         cuda_graphs: Have the GPU repeat a step by itself: for steps so small that launching them
             takes longest.

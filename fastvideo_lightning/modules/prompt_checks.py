@@ -58,7 +58,7 @@ def describe_cut(pipeline: Pipeline, items: Sequence[Mapping[str, Any]]) -> str:
     more = f" and {len(items) - 1} more are" if len(items) > 1 else " is"
     return (
         f"{_shortened(first['prompt'])!r}{more} longer than the {_limit(pipeline, first)} tokens "
-        "that the model reads: what comes after them will not show. Shorten "
+        "that the model reads: the rest will not show. Shorten "
         f"{'them' if more.endswith('are') else 'it'}."
     )
 

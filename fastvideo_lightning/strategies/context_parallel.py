@@ -62,7 +62,7 @@ class HasDenoisers(Protocol):
 
 
 class ContextParallel:
-    """So many processes with consecutive ranks make each video together.
+    """A number of processes with consecutive ranks make each video together.
 
     Args:
         size: Processes for one video; 1 leaves each process its own.
@@ -103,7 +103,7 @@ class ContextParallel:
 
 
 def check_context(module: nn.Module, size: int, num_processes: int) -> None:
-    """Check that so many processes can make a video of this model together; reads no weight.
+    """Check that this number of processes can make a video of this model together; reads no weight.
 
     Raises:
         TypeError: If the module does not say which of its parts are denoisers.
