@@ -1,6 +1,8 @@
 """The command `fastvideo-lightning plan`: what goes where, before anything is read."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,6 +36,7 @@ _NAMES = {
     "num_frames",
 }
 _NAMES |= {"num_gpus", "num_inference_steps", "guidance_scale", "image_path", *FLAGS} - {"on_oom"}
+_SIZE = {"height", "width", "num_frames"}
 _EXAMPLES = """\b
 Examples:
   fastvideo-lightning plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpu "RTX 4090"
@@ -41,6 +44,7 @@ Examples:
 
 Reads headers, no weight, and works without a GPU. A flag that is given is kept; the others are
 chosen for the budget. Without a budget: what is free on the GPU, or on the card that --gpu names.
+Where the model's own size does not fit there, the plan is for the nearest that does, and says so.
 """
 
 
@@ -124,15 +128,15 @@ def _make(
         )
     import torch
 
-    from fastvideo_lightning.plan import make_plan
+    from fastvideo_lightning.plan import BudgetTooSmallError, make_plan
+    from fastvideo_lightning.plan.choose import round_up
 
     loading = where | {k: typed[k] for k in ("variant", "allow_pickle") if k in typed}
     known = gpu is not None or torch.cuda.is_available()
-    budget = config.gpu_memory_budget or ("auto" if known else None)
-    return make_plan(
+    plan_video = partial(
+        make_plan,
         typed.get("model", "tiny-shapes"),
-        params,
-        budget_gib=budget,
+        budget_gib=config.gpu_memory_budget or ("auto" if known else None),
         card=gpu,
         flags=config,
         dtype=typed.get("dtype", "auto"),
@@ -142,3 +146,15 @@ def _make(
         link_gb_per_s=hardware.get("link"),
         loading=loading,
     )
+    try:
+        return plan_video(params)
+    except BudgetTooSmallError as error:
+        if not error.fitting or _SIZE & typed.keys() or config.gpu_memory_budget is not None:
+            raise
+        made = plan_video(params.merge(**error.fitting))
+        options = " ".join(f"--{n.replace('_', '-')} {v}" for n, v in error.fitting.items())
+        instead = (
+            f"The model's own size, {error.video}, takes {round_up(error.smallest_bytes)} GiB of "
+            f"GPU memory at least, which is too much here. This is the plan for {options}."
+        )
+        return replace(made, origin=f"{instead} {made.origin}".rstrip())

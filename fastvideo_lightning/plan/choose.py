@@ -1,6 +1,6 @@
 """The best set of flags for a budget: every set is predicted, for there are only some hundreds."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from math import ceil, log
@@ -40,6 +40,8 @@ class BudgetTooSmallError(ValueError):
     Attributes:
         smallest_bytes: What the smallest set takes.
         smallest: That set.
+        video: The size that was planned, as in `1280x720, 81 frames`.
+        fitting: The options that make a smaller one that fits; empty where none was found.
 
     Args:
         budget_bytes: The budget.
@@ -49,7 +51,7 @@ class BudgetTooSmallError(ValueError):
         is_auto: Whether the budget is what was found free.
         fits_smaller: Whether a smaller video may fit, which is proposed then; else the smallest set
             is of no video at all.
-        video: The size that was planned, as in `1280x720 and 81 frames`.
+        video: The size that was planned, as in `1280x720, 81 frames`.
         fitting: The options that make a smaller one that fits; empty where none was looked for.
     """
 
@@ -63,10 +65,11 @@ class BudgetTooSmallError(ValueError):
         is_auto: bool = False,
         fits_smaller: bool = True,
         video: str = "",
-        fitting: str = "",
+        fitting: Mapping[str, int] | None = None,
     ) -> None:
         self.smallest_bytes = smallest.reserved_bytes
         self.smallest = smallest
+        self.video, self.fitting = video, dict(fitting or {})
         gib = round_up(self.smallest_bytes)
         stage = max(smallest.stages, key=lambda stage: stage.reserved_bytes).name
         budget = f"gpu_memory_budget={budget_bytes / GIB:.4g} is"
@@ -75,7 +78,8 @@ class BudgetTooSmallError(ValueError):
             budget = f"gpu_memory_budget=auto is {budget_bytes / GIB:.4g} GiB on the {where},"
         larger = f"{'' if fits_smaller else 'more than '}gpu_memory_budget={gib}"
         instead = [larger] if _has(machine, self.smallest_bytes) else []
-        smaller = f"a smaller height, width or num_frames{f': {fitting} fits' if fitting else ''}"
+        named = " ".join(f"{name}={value}" for name, value in self.fitting.items())
+        smaller = f"a smaller height, width or num_frames{f': {named} fits' if named else ''}"
         instead += [smaller] if fits_smaller else []
         least = f"{gib} GiB{f' for {video}' if video else ''}"
         super().__init__(
@@ -95,7 +99,7 @@ def choose(
     budget_bytes: float,
     *,
     is_auto: bool = False,
-    find_fitting: Callable[[], str] = str,
+    find_fitting: Callable[[], Mapping[str, int]] = dict,
 ) -> Prediction:
     """Return the fastest set of flags whose reserved memory stays under a budget.
 

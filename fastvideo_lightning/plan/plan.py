@@ -36,7 +36,7 @@ class Plan:
         num_gpus: GPUs that share the prompts; the plan is for each of them.
         dtype: What the model is loaded with, where that was asked for.
         host: The host memory that there is, and whose it is in words.
-        origin: Where the model's shapes are from, in sentences, where that has to be said.
+        origin: What was planned, and where its shapes are from, where that has to be said.
     """
 
     model: str

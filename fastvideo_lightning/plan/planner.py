@@ -175,19 +175,19 @@ class _Question:
 
     def _find_fitting(
         self, module: VideoModule, params: SamplingParams, quantization: str | None, budget: int
-    ) -> str:
+    ) -> Mapping[str, int]:
         """The options of the nearest smaller video that some set of flags fits."""
 
         def has_room(video: Workload) -> bool:
             return find_smallest(video, self.given, self.machine).reserved_bytes <= budget
 
         if not has_room(Workload.bare(module, quantization=quantization)):
-            return ""
+            return {}
         for options in _smaller_videos(module, params):
             video = Workload.of(module, params.merge(**options), quantization=quantization)
             if has_room(video):
-                return " ".join(f"{name}={value}" for name, value in options.items())
-        return ""
+                return options
+        return {}
 
 
 def _where(loading: Mapping[str, Any]) -> dict[str, Any]:

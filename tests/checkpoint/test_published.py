@@ -105,8 +105,23 @@ def test_where_the_host_cannot_hold_what_is_stored_in_fp32_the_plan_is_for_a_pac
     assert "read from the disk" in made["host_line"]
 
 
-def test_an_error_of_a_plan_without_a_network_names_the_size_and_one_that_fits(offline, capsys):
-    said = plan(capsys, "--model", WAN_14B, "--gpu", "RTX 3060", "--host-memory", "32")
+def test_where_the_models_own_size_does_not_fit_the_plan_is_for_the_nearest_that_does(
+    offline, capsys
+):
+    asked = ("--model", WAN_14B, "--gpu", "RTX 3060", "--host-memory", "32")
+    made = plan(capsys, *asked)
+    instead = "1280x720, 81 frames, takes 16.2 GiB of GPU memory at least, which is too much here."
+    assert instead in made["notes"][0]
+    assert "This is the plan for --height 480 --width 832." in made["notes"][0]
+    assert "The shapes are the published ones" in made["notes"][0]
+    smaller = plan(capsys, *asked, "--height", "480", "--width", "832")
+    assert made["request"] == smaller["request"]
+    assert made["stages"] == smaller["stages"]
+
+
+@pytest.mark.parametrize("given", [("--height", "720", "--width", "1280"), ("--num-frames", "81")])
+def test_a_size_that_was_asked_for_is_refused_with_one_that_fits(given, offline, capsys):
+    said = plan(capsys, "--model", WAN_14B, "--gpu", "RTX 3060", *given)
     assert "for 1280x720, 81 frames" in said
     assert "--height 480 --width 832 fits" in said
 
