@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from functools import partial
 
 from lightning.fabric import Fabric
@@ -14,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class VideoWriter:
-    """Write each video as mp4 under the name of its prompt, and note the path on the video.
+    """Write each video as mp4 under its name or its prompt, and note the path on the video.
 
     A picture, which is what a module with `file_suffix` `.png` makes, is written as PNG.
 
@@ -44,6 +45,7 @@ class VideoWriter:
         fabric: Fabric,
         outputs: GeneratedVideo,
         *,
+        batch: object = None,
         module: nn.Module | None = None,
         is_repeat: bool = False,
     ) -> None:
@@ -51,7 +53,8 @@ class VideoWriter:
         if is_repeat:
             return
         suffix: str = getattr(module, "file_suffix", ".mp4")
-        write = partial(_write, outputs, self.output_path, suffix)
+        name = batch.get("name") if isinstance(batch, Mapping) else None
+        write = partial(_write, outputs, self.output_path, suffix, name)
         self._writes.put(write, partial(fabric.call, video=outputs))
 
     def on_predict_epoch_end(self) -> None:
@@ -71,5 +74,7 @@ class VideoWriter:
         self.on_exception()
 
 
-def _write(video: GeneratedVideo, folder: str | os.PathLike[str], suffix: str) -> None:
-    video.video_path = video.save_as_prompt(folder, suffix=suffix)
+def _write(
+    video: GeneratedVideo, folder: str | os.PathLike[str], suffix: str, name: str | None
+) -> None:
+    video.video_path = video.save_as_prompt(folder, suffix=suffix, name=name)

@@ -18,7 +18,7 @@ ALLOWED = {
     "version.py": set(),
     "libraries.py": set(),
     "config": {"config", "torch"},
-    "prompts": {"config", "libraries", "lightning", "prompts", "torch"},
+    "prompts": {"config", "libraries", "lightning", "output.files", "prompts", "torch"},
     "output": {"PIL", "av", "libraries", "numpy", "output"},
     "checkpoint": {
         "checkpoint",

@@ -186,7 +186,7 @@ class BatchFolder:
             for left in (part, self._partial / f"{entry.sha256}{self._suffix}"):
                 with suppress(OSError):
                     left.unlink(missing_ok=True)
-            raise self.explain(error, entry.prompt) from error
+            raise self.explain(error, entry.name or entry.prompt) from error
 
     def forget(self) -> None:
         """Take it that all videos that were kept or recovered so far were told of."""
@@ -223,10 +223,10 @@ class BatchFolder:
         return FileLock(self._partial / _NAMES)
 
     def _name(self, part: Path, entry: Entry) -> Path:
-        """Give a whole file the first free name that suits its prompt, its entry before it."""
+        """Give a whole file the first free name that suits it, its entry before it."""
         with self._naming():
             part = part.replace(self._partial / f"{entry.sha256}{part.suffix}")
-            for name in names_for(entry.prompt, part.suffix):
+            for name in names_for(entry.name or entry.prompt, part.suffix):
                 path = self.path / name
                 if os.path.lexists(path):
                     continue

@@ -72,6 +72,7 @@ class ModelInputs:
             prompt=item["prompt"],
             seed=seed,
             status="",
+            name=item.get("name"),
             parameters={
                 name: os.fspath(value) if isinstance(value, os.PathLike) else value
                 for name, value in parameters.items()

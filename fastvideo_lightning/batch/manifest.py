@@ -17,6 +17,7 @@ _KINDS = {
     "prompt": str,
     "file": str | None,
     "sha256": str | None,
+    "name": str | None,
     "parameters": dict,
     "inputs": dict,
     "settings": dict,
@@ -47,6 +48,7 @@ class Entry:
         time: `finished`, in ISO 8601, and `generation_s`, prompt to frames.
         memory: `peak_gpu_gib` and `peak_host_gib`; None where it is not known.
         error: Why it failed, or None.
+        name: What its file was to be called, where not by its prompt alone: no part of what it is.
     """
 
     prompt: str
@@ -62,6 +64,7 @@ class Entry:
     time: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, float | None] = field(default_factory=dict)
     error: str | None = None
+    name: str | None = None
 
     @property
     def identity(self) -> str:

@@ -37,6 +37,8 @@ _OTHER_INPUTS = (
     "the model, an adapter, a picture or a video has changed since."
 )
 
+_RENAMED = "%d of the videos that are there are asked for under another name and keep theirs."
+
 _log = logging.getLogger(__name__)
 
 # What is chosen for memory or speed and changes pixels slightly: a run that goes on with another of
@@ -51,7 +53,7 @@ class VideoBatch(Iterator[GeneratedVideo]):
     gives out its own. A loop over them may be left at any time: what nobody holds closes itself.
 
     Attributes:
-        total: Prompts that were asked for.
+        total: Videos that were asked for.
         num_skipped: Of them, those whose videos were in the folder already.
         recovered: Files that a killed run finished and may not have told of.
     """
@@ -205,11 +207,13 @@ class VideoBatch(Iterator[GeneratedVideo]):
         self, done: dict[str, list[Entry]], settings: Mapping[str, Any]
     ) -> list[ResolvedPrompt]:
         """Return the prompts whose videos are not there; one asked for twice is made twice."""
-        remaining, unlike = [], Counter[str]()
+        remaining, num_renamed, unlike = [], 0, Counter[str]()
         for item in self._items:
             there = done.get(self._entries[item["index"]].identity)
             if there:
-                before = there.pop().settings
+                entry = there.pop()
+                before, name = entry.settings, item.get("name")
+                num_renamed += name not in (None, entry.name)
                 unlike.update(n for n in settings.keys() & before if before[n] != settings[n])
             else:
                 remaining.append(item)
@@ -218,6 +222,8 @@ class VideoBatch(Iterator[GeneratedVideo]):
         num_others = sum(self._entries[i["index"]].request in others for i in remaining)
         if num_others:
             _log.info(_OTHER_INPUTS, num_others)
+        if num_renamed:
+            _log.info(_RENAMED, num_renamed)
         for name, number in unlike.items():
             _log.info(_UNLIKE, number, name, settings[name])
         return remaining
@@ -239,13 +245,16 @@ def _resolve_all(prompts: PromptDataset, module: "VideoModule") -> list[Resolved
         index = item["index"]
         try:
             params = module.resolve_sampling(params_of(item))
-            resolved.append(ResolvedPrompt(item["prompt"], params, index))
+            name = item.get("name")
+            resolved.append(ResolvedPrompt(item["prompt"], params, index, name=name))
         except (TypeError, ValueError) as error:
-            place = places[index] if places else f"Prompt {index + 1}, {item['prompt']:.40}"
+            number = index // prompts.seeds
+            place = places[number] if places else f"Prompt {number + 1}, {item['prompt']:.40}"
             wrong.append(f"{place}: {error}")
             errors.append(error)
     if not errors:
         return resolved
+    wrong = list(dict.fromkeys(wrong))  # of a prompt, once for all its seeds
     if places:
         raise PromptFileError(wrong) from errors[0]
     if not resolved and len({str(error) for error in errors}) == 1:

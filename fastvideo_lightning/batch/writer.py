@@ -138,7 +138,7 @@ class BatchWriter:
         try:
             self._folder.manifest.append(entry)
         except OSError as unwritable:
-            raise self._folder.explain(unwritable, entry.prompt) from error
+            raise self._folder.explain(unwritable, entry.name or entry.prompt) from error
 
 
 def _now() -> str:

@@ -17,27 +17,32 @@ STOPPED = 130
 
 
 def read_prompts(given: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Return the prompts of `--prompts` with what stands beside them, or None without it.
+    """Return the prompts of a batch with what stands beside them, or None for one video.
+
+    They are those of `--prompts`; with `--seeds`, a prompt alone is a batch too.
 
     Raises:
         ValueError, OSError: If options do not go together or the file is wrong; names its line.
     """
-    if "prompts" not in given:
+    if not given.keys() & {"prompts", "seeds"}:
         return None
-    if "prompt" in given:
+    if {"prompt", "prompts"} <= given.keys():
         raise ValueError("--prompt and --prompts are both given. Keep one of the two.")
     if given.get("save_video") is False:
-        raise ValueError("prompts always writes its videos. Leave save_video=False out.")
-    if given["prompts"] == "-" and given.get("num_gpus", 1) > 1:
+        name = "prompts" if "prompts" in given else "seeds"
+        raise ValueError(f"{name} always writes its videos. Leave save_video=False out.")
+    if given.get("prompts") == "-" and given.get("num_gpus", 1) > 1:
         raise ValueError(
             "prompts from stdin reach one process only, got num_gpus="
             f"{given['num_gpus']}. Write them to a file and pass that."
         )
-    from fastvideo_lightning.prompts.dataset import read_shard
+    from fastvideo_lightning.prompts.dataset import check_prompt, check_seeds, read_shard
     from fastvideo_lightning.prompts.files import read_prompt_file
 
     read_shard(given.get("shard", "1/1"))
-
+    check_seeds(given.get("seeds", 1))
+    if "prompts" not in given:
+        return [{"prompt": check_prompt(given["prompt"])}] if "prompt" in given else None
     return read_prompt_file(given["prompts"])
 
 

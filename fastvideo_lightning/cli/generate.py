@@ -60,6 +60,7 @@ _OPENING = (
     *("base", "component", "num_gpus", "accelerator", "dtype"),
     *("revision", "variant", "allow_pickle"),
 )
+_OF_BATCH = ("output_path", "resume", "fail_fast", "shard", "seeds")
 _AGAIN = "The video was not made. Run the same command again to make it."
 
 
@@ -126,7 +127,7 @@ class Request:
 
 def _check_effects(given: dict[str, Any]) -> None:
     """Refuse options that say something of what is not done here."""
-    if "prompts" not in given:
+    if not given.keys() & {"prompts", "seeds"}:
         for name in ("resume", "fail_fast", "shard"):
             if name in given:
                 typed = f"--{'' if given[name] else 'no-'}{name.replace('_', '-')}"
@@ -267,7 +268,7 @@ def _make_batch(
     with usage_errors():
         batch = generator.generate_videos(
             prompts,
-            **{name: choices[name] for name in ("output_path", "resume", "fail_fast", "shard")},
+            **{name: choices[name] for name in _OF_BATCH},
             **request.params.given(),
         )
     report_batch(batch, choices["output_path"], report=choices.get("report"))

@@ -78,7 +78,7 @@ _TWICE = (
     "{} got a prompt that is resolved with its sampling, and {} besides. Pass all of them to "
     "resolve()."
 )
-_TAKEN = ("output_path", "resume", "fail_fast", "shard")
+_TAKEN = ("output_path", "resume", "fail_fast", "shard", "seeds")
 _FLAGS = tuple(OffloadConfig.__dataclass_fields__)
 _SAVING = ("output_path", "save_video")
 _LOADING = (
@@ -417,17 +417,20 @@ class VideoGenerator:
         resume: bool = True,
         fail_fast: bool = False,
         shard: str = "1/1",
+        seeds: int = 1,
         **sampling: Unpack[SamplingOptions],
     ) -> VideoBatch:
         """Make a video of each prompt, with a manifest from which a broken run goes on.
 
         Args:
-            prompts: Texts, or mappings with `prompt` and `SamplingParams` fields that override.
+            prompts: Texts, or mappings with `prompt` and `SamplingParams` fields that override, and
+                with `name`, what the video's file is called.
             output_path: Folder of the videos and of `manifest.jsonl`.
             resume: Leave out what the manifest calls done and whose file is there unchanged.
             fail_fast: End with the first prompt that fails; else it is noted and the next follows.
-            shard: Of the prompts, make one part alone: `3/8` is the third prompt, the eleventh and
-                so on. Each video is the one that the whole list has.
+            shard: Of the videos, make one part alone: `3/8` is the third one, the eleventh and so
+                on. Each is the one that the whole list has.
+            seeds: Videos of each prompt, one for each of that many seeds from its own on.
             **sampling: As in `generate_video`; the n-th prompt gets `seed + n`.
 
         Returns:
@@ -442,7 +445,7 @@ class VideoGenerator:
         check_switch("fail_fast", fail_fast)
         from fastvideo_lightning.modules.prompt_checks import warn_of_unread
 
-        module, dataset = self.module, PromptDataset(prompts, **sampling)
+        module, dataset = self.module, PromptDataset(prompts, seeds=seeds, **sampling)
         warn_of_unread(module.pipeline, dataset)
         folder = BatchFolder(output_path, suffix=getattr(module, "file_suffix", ".mp4"))
         part = read_shard(shard)

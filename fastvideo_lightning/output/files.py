@@ -23,17 +23,17 @@ _BLANK_MARKS = frozenset("\u034f\u17b4\u17b5") | {chr(c) for each in _SELECTORS 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
-def safe_stem(prompt: str) -> str:
+def safe_stem(prompt: str, *, max_bytes: int = MAX_STEM_BYTES) -> str:
     """Return a file stem for the prompt that every file system takes.
 
     Letters, digits and hyphens stay, in any script, a letter with the marks that belong to it;
-    every run of anything else becomes one underscore. At most `MAX_STEM_BYTES` bytes of UTF-8,
+    every run of anything else becomes one underscore. At most `max_bytes` bytes of UTF-8,
     never empty, never a name that Windows reserves
     (https://learn.microsoft.com/windows/win32/fileio/naming-a-file).
     """
     text = unicodedata.normalize("NFKC", prompt)
     words = "".join(_seen(text)).split()
-    stem = "_".join(words).encode()[:MAX_STEM_BYTES].decode(errors="ignore").strip("_-")
+    stem = "_".join(words).encode()[:max_bytes].decode(errors="ignore").strip("_-")
     if not stem:
         return "video"
     return f"video_{stem}" if stem.lower() in _RESERVED else stem

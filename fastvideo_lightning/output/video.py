@@ -155,12 +155,15 @@ class GeneratedVideo(ShortRepr):
             _encode_mp4(self.frames, part, self.fps, self.audio)
         return path
 
-    def save_as_prompt(self, folder: str | os.PathLike[str], *, suffix: str = ".mp4") -> Path:
+    def save_as_prompt(
+        self, folder: str | os.PathLike[str], *, suffix: str = ".mp4", name: str | None = None
+    ) -> Path:
         """Write the video into `folder` under the first free name that suits the prompt.
 
         Args:
             folder: It is made if need be.
             suffix: `.mp4`, or `.png` for one frame.
+            name: What to call it in the place of the prompt.
 
         Returns:
             The path: `<prompt>.mp4`, or `<prompt>_1.mp4` and so on where that is taken. Two
@@ -172,7 +175,7 @@ class GeneratedVideo(ShortRepr):
         part = check_output_folder(folder) / f".{uuid4().hex}{suffix}"
         try:
             self.save(part)
-            return give_name(part, self.prompt)
+            return give_name(part, name or self.prompt)
         finally:
             part.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ class PromptDataModule(L.LightningDataModule):
     Args:
         prompts: As in `PromptDataset`.
         seed: Seed of the first prompt; the n-th gets `seed + n`.
+        seeds: Videos of each prompt, one for each of that many seeds from its own on.
         **sampling: `SamplingParams` fields for all prompts.
 
     Raises:
@@ -22,10 +23,15 @@ class PromptDataModule(L.LightningDataModule):
     """
 
     def __init__(
-        self, prompts: Iterable[str | Mapping[str, Any]], seed: int = 1024, **sampling: Any
+        self,
+        prompts: Iterable[str | Mapping[str, Any]],
+        seed: int = 1024,
+        *,
+        seeds: int = 1,
+        **sampling: Any,
     ) -> None:
         super().__init__()
-        self.dataset = PromptDataset(prompts, seed, **sampling)
+        self.dataset = PromptDataset(prompts, seed, seeds=seeds, **sampling)
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return a loader of one prompt at a time; with several ranks, each takes its share."""

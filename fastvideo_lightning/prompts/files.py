@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
 from fastvideo_lightning.config import SamplingParams, check_known, nearest_name
-from fastvideo_lightning.prompts.dataset import LocatedPrompts, PromptFileError, check_prompt
+from fastvideo_lightning.prompts.dataset import (
+    LocatedPrompts,
+    PromptFileError,
+    check_name,
+    check_prompt,
+)
 
 STDIN = "-"
 
@@ -38,15 +43,15 @@ def read_prompt_file(path: str | os.PathLike[str]) -> LocatedPrompts:
 
     `.txt` holds a prompt a line; `.jsonl` an object a line, as in
     `{"prompt": "a red circle", "seed": 7}`; `.csv` a header line that names the columns, `prompt`
-    one of them. UTF-8 with or without BOM, lines ending in `\n`, `\r\n` or `\r`; empty lines are
-    passed over.
+    one of them. In both, `name` is what the video's file is called, each another. UTF-8 with
+    or without BOM, lines ending in `\n`, `\r\n` or `\r`; empty lines are passed over.
 
     Args:
         path: The file; `-` is stdin, JSON lines where it begins with `{` and text otherwise.
 
     Returns:
-        For each video a dictionary with `prompt` and `SamplingParams` fields, as `PromptDataset`
-        takes them; `locations` says where each is from.
+        For each prompt a dictionary with `prompt`, `name` and `SamplingParams` fields, as
+        `PromptDataset` takes them; `locations` says where each is from.
 
     Raises:
         PromptFileError: If lines are wrong; names each.
@@ -70,6 +75,7 @@ def read_prompt_file(path: str | os.PathLike[str]) -> LocatedPrompts:
                 wrong.append(str(error))
     except ValueError as error:  # from here on nothing can be told apart
         wrong.append(str(error))
+    wrong += prompts.repeated_names()
     if wrong:
         suffix = ".jsonl" if read is _read_jsonl else Path(name).suffix.lower()
         raise PromptFileError(wrong, _RIGHT_LINES.get(suffix, []))
@@ -209,7 +215,7 @@ def _read_csv(text: str, name: str) -> Iterator[Line]:
 
 def _read_header(cells: list[str]) -> list[str]:
     header = _field_names(cell.strip() for cell in cells)
-    known = ("prompt", *_FIELDS)
+    known = ("prompt", "name", *_FIELDS)
     # A misspelt prompt is told as that; without either, another name's nearest would mislead.
     if "prompt" not in (*header, *(nearest_name(name, known) for name in header)):
         raise ValueError(
@@ -260,7 +266,7 @@ def _field_names(given: Iterable[str]) -> list[str]:
 
 
 def _check_keys(keys: Iterable[str]) -> None:
-    known = ("prompt", *_FIELDS)
+    known = ("prompt", "name", *_FIELDS)
     for key in keys:
         if key not in known:
             near = nearest_name(key, known)
@@ -275,9 +281,10 @@ def _check(values: dict[str, Any]) -> dict[str, Any]:
     if "prompt" not in given:
         raise ValueError("there is no prompt. Write the text of one.")
     prompt = check_prompt(given.pop("prompt"))
+    named = {"name": check_name(given.pop("name"))} if "name" in given else {}
     params = SamplingParams.from_mapping(given)
     for field in ("image_path", "last_image_path", "video_path"):
         path = getattr(params, field)
         if path is not None and not os.path.isfile(path):
             raise ValueError(f"{field}: there is no file {path!r}. Pass an existing one.")
-    return {"prompt": prompt, **given}
+    return {"prompt": prompt, **named, **given}

@@ -6,7 +6,8 @@ from itertools import islice
 from typing import Any
 
 # What a prompt may have of its own without calling the denoiser another number of times.
-_FREE = {"index", "prompt", "negative_prompt", "seed", "fps", "image_path", "last_image_path"}
+_FREE = {"index", "prompt", "name", "negative_prompt", "seed", "fps"}
+_FREE |= {"image_path", "last_image_path"}
 
 
 @dataclass(frozen=True)

@@ -313,3 +313,62 @@ def test_parts_of_a_list_are_the_videos_of_the_whole(generator, tmp_path):
 def test_what_is_no_part_of_a_list_is_refused(generator, tmp_path, shard):
     with pytest.raises((TypeError, ValueError), match="shard must be a part and the number of"):
         generator.generate_videos(PROMPTS, output_path=tmp_path, shard=shard)
+
+
+def test_seeds_are_the_videos_that_their_seeds_make_alone_and_parts_have_them_too(
+    generator, tmp_path
+):
+    prompts = [PROMPT, {"prompt": "a blue square", "name": "square", "seed": 9}]
+
+    def make(folder, **options):
+        batch = generator.generate_videos(
+            prompts, output_path=folder, seed=5, seeds=2, **SIZE, **options
+        )
+        return {video.video_path.name: (video.index, video.frames.tobytes()) for video in batch}
+
+    whole = make(tmp_path / "whole")
+    stem = PROMPT.replace(" ", "_")
+    names = [f"{stem}_5.mp4", f"{stem}_6.mp4", "square_9.mp4", "square_10.mp4"]
+    assert {name: index for name, (index, _) in whole.items()} == {
+        name: index for index, name in enumerate(names)
+    }
+    alone = generator.generate_video("a blue square", save_video=False, seed=10, **SIZE)
+    assert whole["square_10.mp4"][1] == alone.frames.tobytes()
+    parts = [make(tmp_path / "parts", shard=f"{number}/3") for number in (1, 2, 3)]
+    assert [len(part) for part in parts] == [2, 1, 1]
+    assert parts[0] | parts[1] | parts[2] == whole
+
+
+def test_more_seeds_of_a_prompt_leave_those_that_are_there(generator, tmp_path):
+    def make(**options):
+        batch = generator.generate_videos([PROMPT], output_path=tmp_path, **SIZE, **options)
+        return batch.num_skipped, [video.seed for video in batch]
+
+    assert make() == (0, [1024])
+    assert make(seeds=3) == (1, [1025, 1026])
+    assert make(seeds=3) == (3, [])
+
+
+def test_a_video_is_called_by_its_name_and_keeps_it_when_its_line_gets_another(
+    generator, tmp_path, caplog
+):
+    def make(name):
+        prompts = [{"prompt": PROMPT, "name": name}, "a blue square"]
+        return list(generator.generate_videos(prompts, output_path=tmp_path, **SIZE))
+
+    caplog.set_level("INFO")
+    assert [video.video_path.name for video in make("shot")] == ["shot.mp4", "a_blue_square.mp4"]
+    assert make("shot") == []
+    assert "another name" not in caplog.text
+    assert make("other") == []
+    assert "1 of the videos that are there are asked for under another name" in caplog.text
+    assert [line["name"] for line in read_manifest(tmp_path)] == ["shot", None]
+    (tmp_path / "shot.mp4").unlink()
+    assert [video.video_path.name for video in make("other")] == ["other.mp4"]
+
+
+def test_what_a_model_refuses_of_a_prompt_is_told_once_for_all_its_seeds(generator, tmp_path):
+    prompts = [PROMPT, {"prompt": "a blue square", "width": 17}]
+    with pytest.raises(ValueError, match="^Prompt 2, a blue square: width") as refused:
+        generator.generate_videos(prompts, output_path=tmp_path, seeds=3, **SIZE)
+    assert len(str(refused.value).splitlines()) == 1

@@ -175,3 +175,11 @@ def test_a_write_that_fails_while_the_run_breaks_is_told_beside(fabric, monkeypa
     end(fabric, make_video(), written=False)
     announce(fabric, "on_exception", exception=RuntimeError())
     assert "disk full" in caplog.text
+
+
+def test_a_prompt_that_has_a_name_gives_it_to_the_file(fabric, tmp_path):
+    announce(fabric, "on_predict_start", num_batches=1)
+    video, batch = make_video(), {"prompt": "a red circle", "name": "shot_1024"}
+    announce(fabric, "on_predict_batch_end", outputs=video, batch=batch, batch_idx=0)
+    announce(fabric, "on_predict_epoch_end")
+    assert files(tmp_path) == ["shot_1024.mp4"]

@@ -28,6 +28,15 @@ WRONG = [
     (["--prompts", "p.doc"], "--prompts must be a file that ends in .txt, .jsonl, .csv", "Pass a"),
     (["--prompts", "p.txt", "--no-save-video"], "--prompts always writes its videos.", "Leave"),
     (["--prompts", "-", "--num-gpus", "2"], "--prompts from stdin reach one process", "Write them"),
+    (["--prompts", "p.txt", "--seeds", "0"], "--seeds must be a whole number, 1 or more", "Pass"),
+    (
+        ["--prompt", "a", "--seeds", "20000"],
+        "--seeds must be 10000 or less, got 20000.",
+        "--seed 2",
+    ),
+    (["--prompt", " ", "--seeds", "2"], "--prompt is empty", "Describe"),
+    (["--seeds", "2"], "--prompt is missing.", "Describe"),
+    (["--prompt", "a", "--seeds", "2", "--no-save-video"], "--seeds always writes", "Leave"),
     (["--prompts", "bad.jsonl"], "bad.jsonl, line 2: not JSON", "Write one object a line"),
 ]
 
@@ -63,12 +72,21 @@ def test_prompts_and_options_reach_the_generator(calls, capsys):
     asked = next(call for call in calls if call[0] == "batch")
     assert asked[1] == [{"prompt": "a", "seed": 3}, {"prompt": "b"}]
     assert asked[2] == {
-        **{"output_path": "there", "resume": False, "fail_fast": True, "shard": "1/1"},
+        **{"output_path": "there", "resume": False, "fail_fast": True},
+        **{"shard": "1/1", "seeds": 1},
         **{"seed": 5, "fps": 8},
     }
     captured = capsys.readouterr()
     assert captured.out == "there/0.mp4\nthere/1.mp4\n"
     assert captured.err == "2 of 2 videos are in there.\n"
+
+
+def test_one_prompt_with_seeds_is_a_batch_also_from_a_file_of_options(calls, capsys):
+    Path("c.yaml").write_text("seeds: 4\nresume: false")
+    assert run(["generate", "--prompt", "a", "--config", "c.yaml", "--output-path", "there"]) == 0
+    asked = next(call for call in calls if call[0] == "batch")
+    assert asked[1] == [{"prompt": "a"}]
+    assert (asked[2]["seeds"], asked[2]["resume"]) == (4, False)
 
 
 def stop_after_one(error):

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from fastvideo_lightning.output.files import MAX_STEM_BYTES
 from fastvideo_lightning.prompts.dataset import PromptDataset
 
 
@@ -77,3 +78,76 @@ def test_prompts_and_config_import_without_torch():
         "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_seeds_make_as_many_items_of_each_prompt_from_its_own_seed_on():
+    dataset = PromptDataset(["a", {"prompt": "b", "seed": 9}, "c"], seed=5, seeds=2)
+    assert [(item["index"], item["prompt"], item["seed"], item["name"]) for item in dataset] == [
+        (0, "a", 5, "a_5"),
+        (1, "a", 6, "a_6"),
+        (2, "b", 9, "b_9"),
+        (3, "b", 10, "b_10"),
+        (4, "c", 7, "c_7"),
+        (5, "c", 8, "c_8"),
+    ]
+    assert dataset[3]["seed"] == 10
+
+
+def test_one_seed_of_each_prompt_is_the_plain_dataset():
+    prompts = ["a", {"prompt": "b", "name": "shot"}]
+    assert list(PromptDataset(prompts, seeds=1)) == list(PromptDataset(prompts))
+    assert "name" not in PromptDataset(prompts)[0]
+
+
+def test_the_seed_stays_at_the_end_of_a_long_name():
+    for prompt in ("x" * 5000, "字" * 5000):
+        name = PromptDataset([prompt], seed=2**63 - 2, seeds=2)[1]["name"]
+        assert name.endswith(f"_{2**63 - 1}")
+        assert len(name.encode()) <= MAX_STEM_BYTES
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        PromptDataset(["a"], seed=2**64 - 1, seeds=2)
+
+
+@pytest.mark.parametrize("seeds", [0, -1, 10_001, 2.0, True, "2", None])
+def test_seeds_that_are_no_number_of_videos_are_refused(seeds):
+    with pytest.raises((TypeError, ValueError), match="seeds must be"):
+        PromptDataset(["a"], seeds=seeds)
+
+
+def test_a_name_reaches_the_item_and_gets_the_seed_where_there_are_several():
+    prompts = [{"prompt": "a", "name": "shot-1", "seed": 3}]
+    assert PromptDataset(prompts)[0]["name"] == "shot-1"
+    assert [item["name"] for item in PromptDataset(prompts, seeds=2)] == ["shot-1_3", "shot-1_4"]
+    assert PromptDataset([{"prompt": "a", "name": None}])[0].keys() == {"index", "prompt", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "got ''. Write one such as"),
+        ("  ", "Write one such as"),
+        ("a/b", "such as 'a_b'"),
+        ("..\\a", "such as 'a'"),
+        ("clip.mp4", "Write it without a folder and a suffix, such as 'clip'"),
+        (".hidden", "such as 'hidden'"),
+        ("con", "such as 'video_con'"),
+        ("a b", "such as 'a_b'"),
+        ("a\0", "such as 'a'"),
+        ("x" * 101, "of 100 bytes or less, got 101"),
+        ("\ud800", "such as 'video'"),
+        (7, "got 7. Write it as text"),
+    ],
+)
+def test_a_name_that_no_file_should_have_is_refused_with_its_place(name, message):
+    with pytest.raises((TypeError, ValueError)) as refused:
+        PromptDataset(["a", {"prompt": "b", "name": name}])
+    assert str(refused.value).startswith("prompts[1]: name must be the name of a file")
+    assert message in str(refused.value)
+
+
+def test_names_that_one_file_system_takes_for_the_same_are_refused_with_both_places():
+    prompts = [{"prompt": "a", "name": "Shot"}, "b", {"prompt": "c", "name": "shot"}]
+    with pytest.raises(
+        ValueError, match=r"^prompts\[2\]: the name 'shot' is that of prompts\[0\]\. Give each"
+    ):
+        PromptDataset(prompts)

@@ -228,3 +228,22 @@ def test_stdin_is_json_lines_where_it_begins_like_them_and_text_otherwise(
 ):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert prompts("-") == expected
+
+
+def test_a_name_may_stand_in_both_kinds_of_files(write):
+    named = [{"prompt": "a", "name": "001"}, {"prompt": "b"}]
+    assert read_prompt_file(write("p.csv", "prompt,name\na,001\nb,\n")) == named
+    lines = '{"prompt": "a", "name": "001"}\n{"prompt": "b", "name": null}\n'
+    assert read_prompt_file(write("p.jsonl", lines)) == named
+
+
+def test_wrong_names_and_names_given_twice_are_told_with_their_lines(write):
+    path = write("p.csv", "prompt,name\na,x\nb,a/b\n\nc,X\n")
+    with pytest.raises(PromptFileError) as refused:
+        read_prompt_file(path)
+    assert str(refused.value).splitlines()[:2] == [
+        f"{path}, line 3: name must be the name of a file of letters, digits, hyphens and single "
+        "underscores between them, got 'a/b'. Write it without a folder and a suffix, such as "
+        "'a_b'.",
+        f"{path}, line 5: the name 'X' is that of {path}, line 2. Give each its own.",
+    ]
