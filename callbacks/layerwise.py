@@ -7,6 +7,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from fastvideo_lightning.callbacks.guidance import check_branches, find_branches
 from fastvideo_lightning.callbacks.placement import (
     Attachment,
     Placement,
@@ -65,8 +66,12 @@ class LayerwiseOffload(Placement):
             that is enabled after ``attach`` skips the copies of the blocks that it skips.
         cuda_graphs: within a batch, capture a call of the model with its copies and replay it: for
             steps so small that launching them takes longest. On CUDA only, each rank for itself.
-        pair_guidance: within a batch, two calls of the model in a row (with the prompt and without)
-            pass each block together: half the copies, the same bits, and one more hidden state.
+        pair_guidance: within a batch, the calls of the model in a step (with the prompt and
+            without; four at most) pass each block together: half the copies, the same bits, and one
+            more hidden state.
+        guidance_parallel: 2: of two such calls this process makes one and another process the
+            other, the same bits. Both run the whole pipeline with the same seed.
+        context_parallel: processes with consecutive ranks that make a call together.
 
     Raises:
         TypeError: the target is no text, or a number of blocks not a whole one.
@@ -85,12 +90,25 @@ class LayerwiseOffload(Placement):
         skippable: bool = False,
         cuda_graphs: bool = False,
         pair_guidance: bool = False,
+        guidance_parallel: int = 1,
+        context_parallel: int = 1,
     ) -> None:
         check_count("num_slots", num_slots, low=1)
         check_count("resident_blocks", resident_blocks, low=0)
         gathers = shard_transport == "gather"
         _check_together(skippable=skippable, cuda_graphs=cuda_graphs, gathers=gathers)
-        _check_pairs(pair_guidance, skippable=skippable, cuda_graphs=cuda_graphs)
+        check_branches(guidance_parallel, context_parallel, cuda_graphs=cuda_graphs)
+        for option, is_on in (
+            ("pair_guidance=True", pair_guidance),
+            ("guidance_parallel=2", guidance_parallel > 1),
+        ):
+            if is_on:
+                _check_groups(option, skippable=skippable, cuda_graphs=cuda_graphs)
+        if pair_guidance and guidance_parallel > 1:
+            raise ValueError(
+                "pair_guidance=True cannot be combined with guidance_parallel=2: each process "
+                "makes one of the two calls. Leave one of the two out."
+            )
         counts = {host_memory: 0} if isinstance(host_memory, str) else host_memory
         for kind, count in counts.items():
             check_count(f"host_memory[{kind!r}]", count, low=0)
@@ -104,6 +122,8 @@ class LayerwiseOffload(Placement):
         self.skippable = skippable
         self.cuda_graphs = cuda_graphs
         self.pair_guidance = pair_guidance
+        self.guidance_parallel = guidance_parallel
+        self.context_parallel = context_parallel
         self._complete: WeakSet[Attachment] = WeakSet()
 
     def _check_reads(self, *, cuda_graphs: bool, gathers: bool) -> None:
@@ -157,6 +177,7 @@ class LayerwiseOffload(Placement):
             skippable=self.skippable,
             cuda_graphs=self.cuda_graphs and device.type == "cuda",
             pair_guidance=self.pair_guidance,
+            branches=find_branches(self.guidance_parallel, self.context_parallel, device),
         )
         attachment.handles.append(streaming)
         attachment.group, attachment.units = streaming.group, streaming.group.units
@@ -262,16 +283,15 @@ def _check_together(*, skippable: bool, cuda_graphs: bool, gathers: bool) -> Non
         )
 
 
-def _check_pairs(pair_guidance: bool, *, skippable: bool, cuda_graphs: bool) -> None:
+def _check_groups(option: str, *, skippable: bool, cuda_graphs: bool) -> None:
     """Refuse what looks at each call of a block by itself."""
     for name, is_on, reason in (
         ("skippable", skippable, "a cache may skip a block in one of the two calls"),
         ("cuda_graphs", cuda_graphs, "a graph is one call"),
     ):
-        if pair_guidance and is_on:
+        if is_on:
             raise ValueError(
-                f"pair_guidance=True cannot be combined with {name}=True: {reason}. Leave one of "
-                "the two out."
+                f"{option} cannot be combined with {name}=True: {reason}. Leave one of the two out."
             )
 
 

@@ -14,6 +14,7 @@ from lightning.fabric.wrappers import _FabricModule
 from torch import nn
 
 from fastvideo_lightning.offload.adapters import rebind_units
+from fastvideo_lightning.offload.call_groups import ResidentRuns
 from fastvideo_lightning.offload.cuda_graphs import GraphedForward
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.handles import Handle, Undo, defer_interrupt, remove_all
@@ -53,6 +54,7 @@ class Attachment:
     Attributes:
         model: what the callback places, and what lies between its parts.
         engine: the engine that moves the target's weights, where one does.
+        runs: when weights stay as they are, where that is told and nothing moves.
         units: what the engine moves for this callback.
         residents: weights that stay in one place.
         graphed: the model's forward, where it is captured and replayed.
@@ -67,6 +69,7 @@ class Attachment:
         self.registrations: list[tuple[int, str]] | None = None
         self.units: Sequence[OffloadUnit] = ()
         self.engine: OffloadEngine | None = None
+        self.runs: ResidentRuns | None = None
         self.residents: list[ResidentSet] = []
         self.graphed: GraphedForward | None = None
         self.group: UnitGroup | None = None
@@ -110,6 +113,8 @@ class Attachment:
         forget_empty(self.root, _CLAIMS)
         if self.engine is not None:
             self.engine.end_run()
+        if self.runs is not None:
+            self.runs.end_run()
         self.sync_tensors()  # what came since then goes back to the host as well
         remove_all(self.handles)
         self.handles.clear()
@@ -274,6 +279,8 @@ class Placement(ABC):
                 residents.refresh()
             if attachment.engine is not None:
                 attachment.engine.begin_run()
+            if attachment.runs is not None:
+                attachment.runs.begin_run()
             if attachment.graphed is not None:
                 attachment.graphed.begin_step(is_last=False)
 
@@ -310,6 +317,8 @@ class Placement(ABC):
         for attachment in self.attachments:
             if attachment.engine is not None:
                 attachment.engine.end_run()
+            if attachment.runs is not None:
+                attachment.runs.end_run()
             if attachment.graphed is not None:
                 attachment.graphed.end_run()
 

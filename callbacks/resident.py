@@ -3,7 +3,14 @@
 import torch
 from torch import nn
 
-from fastvideo_lightning.callbacks.placement import Attachment, Placement, bindings_inside
+from fastvideo_lightning.callbacks.guidance import check_branches, find_branches
+from fastvideo_lightning.callbacks.placement import (
+    Attachment,
+    Placement,
+    bindings_inside,
+)
+from fastvideo_lightning.offload.call_groups import ResidentRuns, group_calls
+from fastvideo_lightning.offload.distributed.branches import OnTwoProcesses
 from fastvideo_lightning.offload.hooks import hook_calls
 
 
@@ -14,11 +21,28 @@ class Resident(Placement):
         target: FQN of a component, such as ``"vae"``.
         cuda_graphs: within a batch, capture a call of the target and replay it: for steps so small
             that launching them takes longest. On CUDA only.
+        guidance_parallel: 2: within a batch, of the two calls of the target in a step with guidance
+            this process makes one and another process the other, the same bits. Both run the whole
+            pipeline with the same seed.
+        context_parallel: processes with consecutive ranks that make a call together.
+
+    Raises:
+        ValueError: two arguments cannot be combined.
     """
 
-    def __init__(self, target: str, *, cuda_graphs: bool = False) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        cuda_graphs: bool = False,
+        guidance_parallel: int = 1,
+        context_parallel: int = 1,
+    ) -> None:
+        check_branches(guidance_parallel, context_parallel, cuda_graphs=cuda_graphs)
         super().__init__(target)
         self.cuda_graphs = cuda_graphs
+        self.guidance_parallel = guidance_parallel
+        self.context_parallel = context_parallel
 
     def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
         (inside,), _ = bindings_inside(attachment.root, [target])
@@ -26,3 +50,8 @@ class Resident(Placement):
         attachment.handles.extend(hook_calls(target, self.target, inputs_to=device))
         if self.cuda_graphs and device.type == "cuda":
             attachment.graph(target, self.target, device)
+        branches = find_branches(self.guidance_parallel, self.context_parallel, device)
+        if branches is not None:
+            runs = attachment.runs = ResidentRuns(device)
+            together = OnTwoProcesses(branches, lambda: False)
+            attachment.handles.extend(group_calls(together, runs, target, self.target))

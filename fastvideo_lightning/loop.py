@@ -188,7 +188,11 @@ class PredictLoop:
             note_run(is_over=is_over)
 
     def _waits_for_others(self) -> bool:
-        return self._fabric.world_size > 1 and self._in_lockstep()
+        """Whether several processes make each video, or weights are gathered over all of them."""
+        world_size = self._fabric.world_size
+        replica: Replica | None = getattr(getattr(self._fabric, "strategy", None), "replica", None)
+        is_shared = isinstance(replica, Replica) and replica.count < world_size
+        return world_size > 1 and (is_shared or self._in_lockstep())
 
     def _in_lockstep(self) -> bool:
         """Whether weights are gathered over all ranks, so that all must call equally often."""

@@ -69,6 +69,7 @@ _TYPED = {
     "gpu_memory_budget": 12,
     "num_gpus": 1,
     "context_parallel": 2,
+    "guidance_parallel": 2,
     "dit_resident_blocks": 10,
     "num_slots": 2,
     "port": 7860,

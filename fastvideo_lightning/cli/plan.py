@@ -120,11 +120,14 @@ def _make(
     read_components(typed)
     where: dict[str, Any] = {n: typed[n] for n in ("base", "component", "revision") if n in typed}
     find_parts(typed.get("model", "tiny-shapes"), **where)
-    num_gpus = typed.get("num_gpus", config.context_parallel)
-    if num_gpus % config.context_parallel:
+    each = config.num_processes_each
+    num_gpus = typed.get("num_gpus", each)
+    if num_gpus % each:
+        shown = [f"context_parallel={config.context_parallel}"] * (config.context_parallel > 1)
+        shown += [f"guidance_parallel={config.guidance_parallel}"] * (config.guidance_parallel > 1)
         raise ValueError(
-            f"context_parallel={config.context_parallel} does not divide num_gpus={num_gpus}. "
-            f"Pass num_gpus={-(-num_gpus // config.context_parallel) * config.context_parallel}."
+            f"{' and '.join(shown)} {'do' if len(shown) > 1 else 'does'} not divide "
+            f"num_gpus={num_gpus}. Pass num_gpus={-(-num_gpus // each) * each}."
         )
     import torch
 

@@ -49,7 +49,10 @@ _OF_THE_MODEL = (
     "accelerator",
 )
 # The page is one process with one GPU.
-_OF_SEVERAL_GPUS = {"use_fsdp_inference", "dit_cpu_offload", "shard_transport", "context_parallel"}
+_OF_SEVERAL_GPUS = {
+    *("use_fsdp_inference", "dit_cpu_offload", "shard_transport"),
+    *("context_parallel", "guidance_parallel"),
+}
 
 _FINDING = ("base", "component", "revision")
 _LOADING = (*_FINDING, "dtype", "variant", "allow_pickle")

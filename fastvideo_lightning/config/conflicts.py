@@ -18,6 +18,8 @@ def check_combinations(config: Any) -> None:
             f"pair_guidance=True cannot be combined with cache={config.cache!r}: a cache may skip "
             "a block in one of the two calls. Leave one of the two out."
         )
+    if config.guidance_parallel > 1:
+        _check_branches(config)
     if config.host_memory in ("courier", "disk") and config.shard_transport == "gather":
         raise ValueError(
             f"host_memory={config.host_memory!r} cannot be combined with shard_transport='gather': "
@@ -81,6 +83,33 @@ def _check_fsdp(config: Any) -> None:
             "part of their weights. "
             "Pass cache='taylorseer', which decides by the step, or leave one of the two out."
         )
+
+
+def _check_branches(config: Any) -> None:
+    if config.guidance_parallel > 2:
+        raise ValueError(
+            f"guidance_parallel must be 1 or 2, got {config.guidance_parallel}: guidance makes two "
+            "calls a step. Pass guidance_parallel=2, and context_parallel for more processes."
+        )
+    for meets, other, reason in (
+        (
+            config.use_fsdp_inference,
+            "use_fsdp_inference=True",
+            "FSDP gathers each block for all processes, which must make the same calls",
+        ),
+        (config.pair_guidance, "pair_guidance=True", "each process makes one of the two calls"),
+        (config.cuda_graphs, "cuda_graphs=True", "a graph is one call"),
+        (
+            config.cache is not None,
+            f"cache={config.cache!r}",
+            "a cache keeps what it sees of both calls",
+        ),
+    ):
+        if meets:
+            raise ValueError(
+                f"guidance_parallel=2 cannot be combined with {other}: {reason}. Leave one of the "
+                "two out."
+            )
 
 
 def _check_graphs(config: Any) -> None:

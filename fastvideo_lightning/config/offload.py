@@ -37,8 +37,8 @@ class OffloadConfig:
         compile: Compile the denoisers' blocks.
         cuda_graphs: Have the GPU repeat a step by itself: for steps so small that launching them
             takes longest.
-        pair_guidance: Have the two calls of a denoiser in a step with guidance pass each streamed
-            block together: half of the copies, the same bits.
+        pair_guidance: Have the calls of a denoiser in a step with guidance pass each streamed block
+            together: half of the copies, the same bits.
         vae_tiling: Decode in tiles: less memory, other bits.
         vae_slicing: Decode the videos of a batch one by one.
         attention_backend: A name that diffusers knows, such as `flash` or `sage`.
@@ -53,6 +53,8 @@ class OffloadConfig:
             `auto`, the faster of the two.
         context_parallel: Processes that make each video together, each a part of it; the number of
             GPUs is a multiple.
+        guidance_parallel: 2: two processes make each video together, each one of the two calls of a
+            step with guidance; with `context_parallel` twice as many. The bits stay the same.
         gpu_memory_budget: GiB that may be reserved on the device, or `auto`: what is free, less a
             margin. The flags that were not passed are then chosen, see `docs/planning.md`.
         host_memory_budget: GiB that the process may hold for weights on the host, or `auto`: what
@@ -86,6 +88,7 @@ class OffloadConfig:
     host_memory: str = "auto"
     shard_transport: str = "auto"
     context_parallel: int = 1
+    guidance_parallel: int = 1
     gpu_memory_budget: float | str | None = None
     host_memory_budget: float | str | None = None
     on_oom: str = "raise"
@@ -119,6 +122,7 @@ class OffloadConfig:
         check_count("dit_resident_blocks", self.dit_resident_blocks, low=0)
         check_count("num_slots", self.num_slots, low=1)
         check_count("context_parallel", self.context_parallel, low=1)
+        check_count("guidance_parallel", self.guidance_parallel, low=1)
         _check_budget("gpu_memory_budget", self.gpu_memory_budget, ", on a machine with a GPU,")
         _check_budget("host_memory_budget", self.host_memory_budget, "")
         self._check_host_budget()
@@ -138,6 +142,11 @@ class OffloadConfig:
                 )
         self._check_acceleration()
         check_combinations(self)
+
+    @property
+    def num_processes_each(self) -> int:
+        """Processes that make each video together."""
+        return self.context_parallel * self.guidance_parallel
 
     @property
     def given(self) -> frozenset[str]:

@@ -32,6 +32,7 @@ class OffloadOptions(TypedDict, total=False):
     host_memory: str
     shard_transport: str
     context_parallel: int
+    guidance_parallel: int
     gpu_memory_budget: float | str | None
     host_memory_budget: float | str | None
     on_oom: str

@@ -125,7 +125,7 @@ class VideoGenerator:
         from fastvideo_lightning.generator.replan import Replanner
         from fastvideo_lightning.loop import check_callbacks
         from fastvideo_lightning.modules.acceleration import check_attention_backend
-        from fastvideo_lightning.strategies import check_context
+        from fastvideo_lightning.strategies import check_context, check_guidance
 
         config = config or OffloadConfig()
         self._accelerator = check_devices(num_gpus, accelerator)
@@ -133,6 +133,7 @@ class VideoGenerator:
         backend, context_parallel = config.attention_backend, config.context_parallel
         check_attention_backend(backend, context_parallel=context_parallel)
         check_context(module, config.context_parallel, num_gpus)
+        check_guidance(config, num_gpus)
         module.context_parallel = config.context_parallel
         on_gpu = self._accelerator != "cpu"
         self._placing = ModelPlacement(module, config, on_gpu=on_gpu, num_processes=num_gpus)

@@ -78,10 +78,11 @@ def make_placements(
     memory = _kind(config)
     tiers = _host_tiers(module, config, num_processes) if on_gpu else {}
     _say_tiers(tiers, config)
-    if not on_gpu and num_processes > 1 and streams:
+    if not on_gpu and num_processes > 1 and (streams or config.guidance_parallel > 1):
+        how = "stream the denoiser from memory that they share" if streams else "hold it each"
         _say_once(
-            f"Running on the CPU in {num_processes} processes: they stream the denoiser from "
-            "memory that they share; the other offload flags have no effect."
+            f"Running on the CPU in {num_processes} processes: they {how}; the other offload flags "
+            "have no effect."
         )
         return [
             _place_denoiser(fqn, module, config, memory, num_processes) for fqn in module.denoisers
@@ -192,7 +193,12 @@ def _place_denoiser(
                 "dit_resident_blocks has no effect without dit_layerwise_offload=True: all blocks "
                 "are resident."
             )
-        return Resident(fqn, cuda_graphs=config.cuda_graphs)
+        return Resident(
+            fqn,
+            cuda_graphs=config.cuda_graphs,
+            guidance_parallel=config.guidance_parallel,
+            context_parallel=config.context_parallel,
+        )
     # Where processes bring blocks together, one that skips would leave the others waiting.
     is_apart = num_processes == 1 or config.shard_transport == "local"
     return LayerwiseOffload(
@@ -205,6 +211,8 @@ def _place_denoiser(
         skippable=config.cache is not None and is_apart,
         cuda_graphs=config.cuda_graphs,
         pair_guidance=config.pair_guidance and num_processes == 1,
+        guidance_parallel=config.guidance_parallel,
+        context_parallel=config.context_parallel,
     )
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from fastvideo_lightning.offload.call_groups import group_calls
 from fastvideo_lightning.offload.cuda_graphs import GraphedForward
+from fastvideo_lightning.offload.distributed.branches import BranchGroup, OnTwoProcesses
 from fastvideo_lightning.offload.distributed.transport import ShardTransport, share_streaming
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.handles import Handle, Undo, remove_all
@@ -62,6 +64,7 @@ def stream(
     skippable: bool = False,
     cuda_graphs: bool = False,
     pair_guidance: bool = False,
+    branches: BranchGroup | None = None,
 ) -> Streaming:
     """Attach a model's blocks to an engine, and the engine to the calls of model and blocks.
 
@@ -77,7 +80,9 @@ def stream(
         on_call: called at each call of the model, before edits of weights are taken over.
         skippable: surround the blocks' own forwards, see Note [Skipped blocks].
         cuda_graphs: capture and replay the model's calls.
-        pair_guidance: have two calls pass each block together, see Note [Two lanes].
+        pair_guidance: have the calls of a step pass each block together, see Note [Two lanes].
+        branches: make one of two calls and take what the other process of these made, see
+            Note [Branches].
 
     Raises:
         ValueError: the engine streams by another transport, or ranks cannot share memory.
@@ -105,6 +110,9 @@ def stream(
         )
         if pair_guidance:
             handles.extend(pair_calls(engine, model, fqn))
+        if branches is not None:
+            together = OnTwoProcesses(branches, lambda: engine.transport.is_gathered)
+            handles.extend(group_calls(together, engine, model, fqn))
     except BaseException:
         streaming.remove()
         raise

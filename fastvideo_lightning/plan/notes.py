@@ -39,15 +39,18 @@ def notes_on_gpus(num_gpus: int, prediction: Prediction, machine: Machine | None
         return []
     config = prediction.config
     notes = [f"num_gpus={num_gpus}: the GPU memory is that of each GPU"]
-    if machine is not None and config.context_parallel == 1:
+    each = config.num_processes_each
+    if machine is not None and each == 1:
         notes[0] += f", the time that of {num_gpus} videos, one on each"
+    elif machine is not None and num_gpus > each:
+        notes[0] += f", the time that of {num_gpus // each} videos, {each} GPUs on each"
     notes[0] += "."
     if config.dit_layerwise_offload:
         notes.append(
             f"The {num_gpus} GPUs hold the streamed blocks once in a machine's host memory"
             + (", and where the link decides they take less time than this." if machine else ".")
         )
-    if config.context_parallel == 1:
+    if each == 1:
         notes.append(f"For one video sooner: context_parallel={num_gpus}.")
     return notes
 
@@ -92,6 +95,8 @@ def _on_speed(config: OffloadConfig, machine: Machine | None) -> list[str]:
             f"context_parallel={config.context_parallel}: planned as if each GPU made the whole "
             "video; it takes less memory, and less time, than this."
         )
+    if config.guidance_parallel > 1:
+        notes.append("guidance_parallel=2: each of two GPUs makes one of the two calls of a step.")
     return notes
 
 

@@ -322,6 +322,9 @@ def _denoise(
     # Calls that pass each block together compute one after the other, and copy once.
     lanes = subject.request.num_calls if config.pair_guidance and is_streamed else 1
     num_passes = subject.request.num_steps * subject.request.num_calls // lanes
+    if config.guidance_parallel > 1 and subject.request.num_calls > 1:
+        # Another process makes every other call, but for the first step's.
+        num_passes = num_passes // config.guidance_parallel + 1
     peak = max((w.held_bytes + (lanes - 1) * w.hidden_bytes for w in works.values()), default=0)
     compute = link = total = 0.0
     moved = 0

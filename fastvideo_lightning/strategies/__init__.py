@@ -5,11 +5,17 @@ start processes, and end all of them where one fails.
 """
 
 from fastvideo_lightning.config import OffloadConfig
-from fastvideo_lightning.strategies.context_parallel import check_context
+from fastvideo_lightning.strategies.context_parallel import check_context, check_guidance
 from fastvideo_lightning.strategies.fsdp import FSDPInferenceStrategy
 from fastvideo_lightning.strategies.host_resident import HostResidentStrategy
 
-__all__ = ["FSDPInferenceStrategy", "HostResidentStrategy", "check_context", "make_strategy"]
+__all__ = [
+    "FSDPInferenceStrategy",
+    "HostResidentStrategy",
+    "check_context",
+    "check_guidance",
+    "make_strategy",
+]
 
 
 def make_strategy(config: OffloadConfig) -> FSDPInferenceStrategy | HostResidentStrategy:
@@ -20,4 +26,6 @@ def make_strategy(config: OffloadConfig) -> FSDPInferenceStrategy | HostResident
             pin_memory=config.pin_cpu_memory,
             context_parallel=config.context_parallel,
         )
-    return HostResidentStrategy(context_parallel=config.context_parallel)
+    return HostResidentStrategy(
+        context_parallel=config.context_parallel, guidance_parallel=config.guidance_parallel
+    )

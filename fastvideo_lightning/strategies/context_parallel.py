@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from fastvideo_lightning.checkpoint.weights import StoredWeight
+from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.libraries import unheard
 from fastvideo_lightning.prompts.sampler import Replica
 
@@ -62,18 +63,21 @@ class HasDenoisers(Protocol):
 
 
 class ContextParallel:
-    """A number of processes with consecutive ranks make each video together.
+    """A number of processes with consecutive ranks make each call of a denoiser together.
 
     Args:
-        size: Processes for one video; 1 leaves each process its own.
+        size: Processes for one call; 1 leaves each process its own.
+        num_branches: Such groups, one behind the other, that make one video together.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, num_branches: int = 1) -> None:
         self.size = size
+        self.num_branches = num_branches
 
     def replica(self, rank: int, world_size: int) -> Replica:
         """Return a rank's place among those that share the prompts."""
-        return Replica(rank // self.size, world_size // self.size, rank % self.size == 0)
+        each = self.size * self.num_branches
+        return Replica(rank // each, world_size // each, rank % each == 0)
 
     def enable(self, module: nn.Module, world_size: int, device: torch.device) -> None:
         """Have the module's denoisers split their tokens; a collective call.
@@ -136,6 +140,23 @@ def check_context(module: nn.Module, size: int, num_processes: int) -> None:
         f"context_parallel={size} needs a multiple of {size} processes, got {processes} "
         f"(num_gpus={num_processes}). Pass num_gpus={-(-num_processes // size) * size}, or "
         f"context_parallel={nearest}."
+    )
+
+
+def check_guidance(config: OffloadConfig, num_processes: int) -> None:
+    """Raise ValueError where so many processes cannot share the calls of a step with guidance."""
+    each = config.num_processes_each
+    if config.guidance_parallel == 1 or num_processes % each == 0:
+        return
+    needs = "needs a multiple of 2 processes"
+    if config.context_parallel > 1:
+        needs = (
+            f"with context_parallel={config.context_parallel} needs a multiple of {each} processes"
+        )
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+    raise ValueError(
+        f"guidance_parallel=2 {needs}, got {processes} (num_gpus={num_processes}). Pass "
+        f"num_gpus={-(-num_processes // each) * each}, or guidance_parallel=1."
     )
 
 

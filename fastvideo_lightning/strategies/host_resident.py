@@ -39,7 +39,9 @@ class HostResidentStrategy(ParallelStrategy):
     Args:
         process_group_backend: `nccl`, `gloo`, ...; by default what fits the device.
         timeout: How long a collective may take.
-        context_parallel: Processes that make each video together.
+        context_parallel: Processes that make each call of a denoiser together.
+        guidance_parallel: 2 where the calls of a step are shared: so many times as many processes
+            make each video together.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class HostResidentStrategy(ParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
         context_parallel: int = 1,
+        guidance_parallel: int = 1,
     ) -> None:
         super().__init__()
         # Fabric warns of it and means to move them: weights that are read, beside those on meta.
@@ -55,7 +58,7 @@ class HostResidentStrategy(ParallelStrategy):
         self.num_nodes = 1
         self._process_group_backend = process_group_backend
         self._timeout = timeout
-        self._context = ContextParallel(context_parallel)
+        self._context = ContextParallel(context_parallel, guidance_parallel)
 
     @property
     def root_device(self) -> torch.device:

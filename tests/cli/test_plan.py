@@ -73,9 +73,20 @@ def test_several_gpus_are_in_the_plan_and_in_what_to_type(folder, capsys):
         assert ("planned as if each GPU made the whole" in text) is notes_it
 
 
-def test_context_parallel_that_does_not_divide_the_gpus_is_refused(folder, capsys):
-    assert run(["plan", "--model", folder, "--num-gpus", "2", "--context-parallel", "3"]) == 2
-    assert "--context-parallel 3 does not divide --num-gpus 2." in read_errors(capsys)[0]
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--context-parallel", "2"], "--context-parallel 2 does not divide --num-gpus 3."),
+        (["--guidance-parallel", "2"], "--guidance-parallel 2 does not divide --num-gpus 3."),
+        (
+            ["--context-parallel", "2", "--guidance-parallel", "2"],
+            "--context-parallel 2 and --guidance-parallel 2 do not divide --num-gpus 3.",
+        ),
+    ],
+)
+def test_what_does_not_divide_the_gpus_is_refused(folder, capsys, flags, said):
+    assert run(["plan", "--model", folder, "--num-gpus", "3", *flags]) == 2
+    assert said in read_errors(capsys)[0]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "dit_resident_blocks": 0,
         "num_slots": 2,
         "context_parallel": 1,
+        "guidance_parallel": 1,
         "compile": False,
         "cuda_graphs": False,
         "pair_guidance": False,
@@ -240,3 +241,10 @@ def test_a_graph_is_refused_with_what_changes_from_step_to_step_by_its_name(othe
 
 def test_a_graph_of_resident_weights_needs_no_pinned_memory():
     assert OffloadConfig(cuda_graphs=True, dit_layerwise_offload=False, pin_cpu_memory=False)
+
+
+def test_more_branches_than_guidance_has_calls_are_refused():
+    with pytest.raises(ValueError, match="must be 1 or 2, got 3: .* Pass guidance_parallel=2, and"):
+        OffloadConfig(guidance_parallel=3)
+    with pytest.raises(TypeError, match="guidance_parallel must be a whole number"):
+        OffloadConfig(guidance_parallel=2.0)

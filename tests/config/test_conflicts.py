@@ -32,6 +32,31 @@ TABLE = [
         "by its part of the video which blocks to skip, and others would wait for it. Pass "
         "cache='taylorseer', which decides by the step, or leave one of the two out.",
     ),
+    *(
+        (
+            {**flags, "guidance_parallel": 2},
+            f"guidance_parallel=2 cannot be combined with {other}: {reason}. "
+            "Leave one of the two out.",
+        )
+        for flags, other, reason in (
+            (
+                FSDP,
+                "use_fsdp_inference=True",
+                "FSDP gathers each block for all processes, which must make the same calls",
+            ),
+            (
+                {"pair_guidance": True},
+                "pair_guidance=True",
+                "each process makes one of the two calls",
+            ),
+            ({"cuda_graphs": True}, "cuda_graphs=True", "a graph is one call"),
+            (
+                {"cache": "taylorseer"},
+                "cache='taylorseer'",
+                "a cache keeps what it sees of both calls",
+            ),
+        )
+    ),
     (
         {"compile": True, "cache": "pyramid"},
         "cache='pyramid' cannot be combined with compile=True: whether a block is computed is "

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 FSDP = {"use_fsdp_inference": True, "dit_layerwise_offload": False}
 STREAMED = {"shard_transport": "gather"}
+GUIDANCE = {"guidance_parallel": 2}
 CONTEXT = {"context_parallel": 2, "attention_backend": "native"}
 PROMPTS = [
     "a red circle moves right",
@@ -43,6 +44,13 @@ WAYS = {
     "fsdp": Way(2, FSDP, ["t2v"]),
     "streamed": Way(2, STREAMED, ["two_experts"]),
     "context": Way(2, CONTEXT, ["t2v"]),
+    "guidance": Way(2, GUIDANCE, ["t2v"]),
+    "guidance-gather": Way(2, {**GUIDANCE, **STREAMED}, ["two_experts", "ti2v"], exhaustive=True),
+    "guidance-resident": Way(
+        2, {**GUIDANCE, "dit_layerwise_offload": False}, ["i2v_clip"], exhaustive=True
+    ),
+    "guidance-context": Way(4, {**GUIDANCE, **CONTEXT, **STREAMED}, ["t2v"], exhaustive=True),
+    "guidance-4": Way(4, {**GUIDANCE, **STREAMED}, ["t2v"], exhaustive=True),
     "fsdp-more": Way(2, FSDP, ["two_experts", "ti2v", "i2v_clip"], exhaustive=True),
     "streamed-more": Way(2, STREAMED, ["i2v_clip"], exhaustive=True),
     "context-more": Way(2, CONTEXT, ["ti2v"], exhaustive=True),
@@ -51,7 +59,12 @@ WAYS = {
     "streamed-4": Way(4, {**STREAMED, "host_memory": "pageable"}, ["t2v"], exhaustive=True),
 }
 QUANTIZED = {"int8": False, "fp8": True}  # whether it is exhaustive
-ADAPTED = {"lora-streamed": False, "lora-fsdp-more": True, "lora-context-more": True}
+ADAPTED = {
+    "lora-streamed": False,
+    "lora-guidance-gather": True,
+    "lora-fsdp-more": True,
+    "lora-context-more": True,
+}
 EXHAUSTIVE = {name: way.exhaustive for name, way in WAYS.items()} | QUANTIZED | ADAPTED
 
 

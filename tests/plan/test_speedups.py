@@ -124,6 +124,23 @@ def test_a_pair_of_calls_copies_once_and_computes_twice(wan, num_frames, share):
     assert hidden <= more <= 1.2 * hidden
 
 
+@pytest.mark.parametrize("num_frames", [1, 81])
+def test_two_gpus_that_share_the_calls_take_half_of_all_steps_but_the_first(wan, num_frames):
+    video = SamplingParams(height=480, width=832, num_frames=num_frames, num_inference_steps=50)
+    alone, shared = (
+        make_plan(wan("wan-14b"), video, card="H100", flags={"guidance_parallel": n}, num_gpus=n)
+        for n in (1, 2)
+    )
+    share = (0.5 * 49 + 1) / 50
+    before, after = (plan.prediction.stages[1] for plan in (alone, shared))
+    assert after.time_s == pytest.approx(share * before.time_s)
+    assert after.compute_s == pytest.approx(share * before.compute_s)
+    assert after.moved_bytes == pytest.approx(share * before.moved_bytes, rel=0.01)
+    assert after.reserved_bytes == before.reserved_bytes
+    assert "guidance_parallel=2: each of two GPUs makes one" in " ".join(shared.notes)
+    assert "videos" not in " ".join(shared.notes)
+
+
 def test_a_graph_needs_no_launches_and_keeps_its_activations_through_the_decode(wan):
     video = SamplingParams(height=480, width=832, num_frames=1)
     plain, graphed = (

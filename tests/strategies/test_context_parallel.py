@@ -3,8 +3,9 @@ import re
 import pytest
 from torch import nn
 
-from fastvideo_lightning import SamplingParams, VideoModule
-from fastvideo_lightning.strategies import check_context
+from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
+from fastvideo_lightning.strategies import check_context, check_guidance
+from fastvideo_lightning.strategies.context_parallel import ContextParallel
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +80,30 @@ def test_tokens_that_do_not_divide_name_the_nearest_sizes_that_do(
         assert option in str(caught.value)
         name, value = option.split("=")
         tiny.resolve_sampling(params.merge(**{name: int(value)}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_processes", "message"),
+    [
+        ({}, 1, "2 needs a multiple of 2 processes, got 1 process (num_gpus=1). Pass num_gpus=2"),
+        ({}, 3, "2 needs a multiple of 2 processes, got 3 processes (num_gpus=3). Pass num_gpus=4"),
+        (
+            {"context_parallel": 2},
+            6,
+            "2 with context_parallel=2 needs a multiple of 4 processes, got 6 processes "
+            "(num_gpus=6). Pass num_gpus=8",
+        ),
+    ],
+)
+def test_too_few_processes_for_two_branches_name_the_next_multiple(flags, num_processes, message):
+    message = f"guidance_parallel={message}, or guidance_parallel=1."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_guidance(OffloadConfig(guidance_parallel=2, **flags), num_processes)
+    check_guidance(OffloadConfig(guidance_parallel=2, **flags), 8)
+
+
+def test_branches_lie_behind_each_other_and_make_one_video():
+    context = ContextParallel(2, num_branches=2)
+    replicas = [context.replica(rank, 8) for rank in range(8)]
+    assert [replica.index for replica in replicas] == [0] * 4 + [1] * 4
+    assert [rank for rank, replica in enumerate(replicas) if replica.is_first] == [0, 4]
