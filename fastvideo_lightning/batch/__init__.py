@@ -1,7 +1,7 @@
 """Many prompts into one folder, resumed where a run was left.
 
 Read `folder` (who may write into it), `manifest` (what is finished and how it came about), then
-`videos` (the loop) and `writer`. `identity` is what a video is known by.
+`videos` (the loop) and `writer`. `identity` is what a video is known by. `gallery` shows a folder.
 """
 
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError

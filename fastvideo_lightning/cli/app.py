@@ -17,6 +17,7 @@ import click
 from fastvideo_lightning.cli.batch import STOPPED
 from fastvideo_lightning.cli.console import is_first_process, show_own_log
 from fastvideo_lightning.cli.errors import as_cli_options, explain, in_two_lines
+from fastvideo_lightning.cli.gallery import gallery
 from fastvideo_lightning.cli.generate import generate
 from fastvideo_lightning.cli.models import models
 from fastvideo_lightning.cli.options import COMMAND
@@ -43,6 +44,7 @@ def cli(debug: bool) -> None:
     """Make videos with diffusion models that need not fit on the GPU."""
 
 
+cli.add_command(gallery)
 cli.add_command(generate)
 cli.add_command(models)
 cli.add_command(pack)

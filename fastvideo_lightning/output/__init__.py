@@ -1,7 +1,7 @@
 """What a run leaves behind.
 
-`video` is one video in memory and how it becomes an mp4 or pictures; `files` finds free names and
-writes a file whole or not at all.
+`video` is one video in memory and how it becomes an mp4 or pictures; `thumbnails` has a small one
+of a file; `files` finds free names and writes a file whole or not at all.
 """
 
 from typing import TYPE_CHECKING
