@@ -5,5 +5,6 @@ Importing computes nothing, so that no thread is lost in a fork, and asks nothin
 
 import distributed.generator_world
 import distributed.guidance_claims
+import distributed.guidance_script
 import distributed.streaming_script
 import distributed.video_claims  # noqa: F401

@@ -155,6 +155,38 @@ def test_all_end_within_30_s_and_the_rank_is_named_however_they_were_started(
         assert ("in predict_step" in said) is (how == "raise")  # the traceback, whichever rank's
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("transport", ["gather", "local"])
+@pytest.mark.parametrize(
+    ("rank", "how", "reason"), [(0, "kill", GONE), (1, "kill", KILLED), (1, "raise", BROKEN)]
+)
+def test_of_two_that_share_the_calls_of_a_step_none_is_left_where_one_fails_in_it(
+    tmp_path, rank, how, reason, transport
+):
+    settings = {"rank": rank, "how": how, "step": 2, "others": "wait"}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    others = {"--num-inference-steps=1": "4", "--shard-transport=gather": transport}
+    arguments = [f"{a.partition('=')[0]}={others[a]}" if a in others else a for a in GENERATE]
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "failing_command.py"), *arguments, "--guidance-parallel=2"],
+            env=environment(TMPDIR=temporary(tmp_path)),
+            stderr=stderr,
+            cwd=tmp_path,
+        )
+        assert process.wait(200) != 0
+    notes = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2)]
+    deadline = float((tmp_path / "failed_at").read_text()) + 20
+    while any(is_alive(note["pid"]) for note in notes):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    if rank:  # where the first is killed, the other may be ended before it has said so
+        last_line = (tmp_path / "stderr").read_text().splitlines()[-1]
+        assert last_line == f"Error: rank {rank} failed: {reason}"
+    assert not left_in(tmp_path / "temporary")
+
+
 def run_two(folder, launcher, settings):
     """Two processes, from their start to their end, and what they said."""
     (folder / "settings.json").write_text(json.dumps(settings))

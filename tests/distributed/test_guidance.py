@@ -8,6 +8,8 @@ from support.recipes.runs import write_media
 
 from distributed import guidance_claims as claims
 from distributed.ranks import World
+from distributed.scripts import run_forked
+from fastvideo_lightning import VideoGenerator
 from fastvideo_lightning.modules.catalog import UNUSABLE
 
 TYPICAL = ("WanPipeline", "CogVideoXPipeline", "LTXPipeline")
@@ -57,6 +59,22 @@ def test_calls_that_leave_something_behind_are_made_by_both(world: World, what):
 @pytest.mark.parametrize("view", ["steps", "transposed", "expanded", "empty", "bf16", "bool"])
 def test_a_result_may_have_any_strides_and_dtype(world: World, view):
     world.run(claims.a_result_may_have_any_strides, view)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_pair_is_one_worker_that_makes_each_video_of_a_batch_once_and_goes_on(tmp_path):
+    prompts = ["a red circle moves left", "a blue square moves up", "a red square moves down"]
+    sampling = {"num_inference_steps": 2, "height": 48, "width": 48, "num_frames": 5}
+    settings = {"prompts": prompts, "sampling": sampling}
+    first, second = run_forked("guidance_script", 2, tmp_path, settings)
+    assert first["made"] == [[0, 1, 2], [1]]
+    assert second["made"] == [[], []]
+    assert first["skipped"] == [0, 2]
+    with VideoGenerator.from_pretrained(accelerator="cpu") as generator:
+        batch = generator.generate_videos(prompts, output_path=tmp_path / "alone", **sampling)
+        alone = [video.frames[:, ::8, ::8].tolist() for video in batch]
+    assert first["frames"] == [alone, alone[1:2]]
 
 
 @pytest.mark.parametrize(
