@@ -31,6 +31,7 @@ from fastvideo_lightning.checkpoint.folder import (
 from fastvideo_lightning.checkpoint.hub import download
 from fastvideo_lightning.checkpoint.parts import find_parts
 from fastvideo_lightning.checkpoint.quantization import QUANTIZATIONS, make_quantization
+from fastvideo_lightning.checkpoint.replacements import check_replacements
 from fastvideo_lightning.checkpoint.single_file import build_from_file, find_components
 from fastvideo_lightning.checkpoint.trust import check_code
 from fastvideo_lightning.checkpoint.weights import StoredWeight, read_json
@@ -217,6 +218,7 @@ def load_pipeline(
     _check_variant(checkpoint)
     pipeline_class = _pipeline_class(checkpoint)
     classes = {name: _component_class(checkpoint, name) for name in checkpoint.components}
+    check_replacements(checkpoint.component, classes)
     files = _find_files(checkpoint, classes)
     built: dict[str, Component] = {}
     for name, model_class in classes.items():
