@@ -153,6 +153,7 @@ ALLOWED = {
         "filelock",
         "generator.generator",
         "gradio",
+        "jinja2",
         "modules",
         "output.files",
         "plan",

@@ -204,13 +204,13 @@ class Unit:
 
 def draw_plan(plan: "Plan") -> Group:
     """Return what rich prints."""
-    headline = Text(_headline(plan), style="bold")
+    title = Text(headline(plan), style="bold")
     unit = Unit.of(plan)
-    lines = [Text(line) for line in _closing_lines(plan, unit)]
+    lines = [Text(line) for line in closing_lines(plan, unit)]
     # In one piece, for it is copied: a line that ends where the terminal does is another command.
     flags = Text(f"Flags: {plan.command_line}", no_wrap=True, overflow="ignore")
     tables = (_components(plan, unit), Text(), _stages(plan, unit))
-    return Group(headline, Text(), *tables, Text(), *lines, flags)
+    return Group(title, Text(), *tables, Text(), *lines, flags)
 
 
 def plan_text(plan: "Plan") -> str:
@@ -235,7 +235,8 @@ def _long(time_s: float) -> str:
     return f"{seconds(time_s)} s ({f'{hours} h ' if hours else ''}{minutes} min)"
 
 
-def _headline(plan: "Plan") -> str:
+def headline(plan: "Plan") -> str:
+    """Return the model, the video and the machine in one line."""
     request = plan.subject.request
     line = f"{plan.model}, {request}, {request.num_steps} steps"
     if plan.machine is not None:
@@ -282,7 +283,8 @@ def _stages(plan: "Plan", unit: Unit) -> Table:
     return table
 
 
-def _closing_lines(plan: "Plan", unit: Unit) -> list[str]:
+def closing_lines(plan: "Plan", unit: Unit) -> list[str]:
+    """Return what stands below the tables: memory in all, time, and the notes, in sentences."""
     memory = f"GPU memory reserved at most: {unit.show(plan.reserved_bytes)} {unit.name}"
     if plan.budget_bytes is not None:
         memory += f" of a budget of {plan.budget_bytes / GIB:.2f} GiB"

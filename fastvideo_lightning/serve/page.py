@@ -18,25 +18,22 @@ _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"
 def make_page(studio: Studio) -> gr.Blocks:
     """Build the page of a studio."""
     page: gr.Blocks
-    with gr.Blocks(title="FastVideo Lightning", analytics_enabled=False) as page:
-        gr.Markdown(f"# FastVideo Lightning\n{studio.describe()}")
-        with gr.Row():
-            with gr.Column(scale=2, min_width=340):
-                fields = _make_fields(studio)
-                with gr.Row():
-                    make = gr.Button("Make video", variant="primary", elem_id="make")
-                    stop = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
-            with gr.Column(scale=3, min_width=340, elem_id="shown"):
-                status = gr.HTML(show_idle(), elem_id="status")
+    with gr.Blocks(title="FastVideo Lightning", analytics_enabled=False, fill_width=True) as page:
+        gr.Markdown(f"# FastVideo Lightning\n{studio.describe()}", elem_id="title")
+        with gr.Row(elem_id="columns"):
+            with gr.Column(scale=3, elem_id="shown"):
                 video = gr.Video(
                     label="Video",
                     interactive=False,
                     autoplay=True,
                     loop=True,
-                    height=480,
+                    height="min(58vh, 62vw, 36rem)",
                     buttons=["download"],
                     elem_id="video",
                 )
+                status = gr.HTML(show_idle(), elem_id="status")
+            with gr.Column(scale=2, elem_id="form"):
+                fields, make, stop = _make_form(studio)
         # In the browser, so that a page that is opened again finds its video.
         last_id = gr.BrowserState(None, storage_key="fastvideo-lightning-job")
         plan, report = gr.HTML(elem_id="plan"), gr.HTML(elem_id="report")
@@ -101,20 +98,29 @@ def _update(view: View) -> list[Any]:
     ]
 
 
-def _make_fields(studio: Studio) -> list[Any]:
-    """Lay out the form; the fields come back in the order of `FIELDS`."""
+def _make_form(studio: Studio) -> tuple[list[Any], gr.Button, gr.Button]:
+    """Lay out the form; return its fields in the order of `FIELDS`, and the two buttons."""
     fields: dict[str, Any] = {
         "prompt": gr.Textbox(
             label=LABELS["prompt"],
             placeholder="What the video shows",
             value=_SHAPES[0] if studio.is_tiny_shapes else None,
-            lines=3,
+            lines=2,
             max_length=studio.limits.max_prompt_characters,
             elem_id="prompt",
         )
     }
+    with gr.Row(elem_id="buttons"):
+        make = gr.Button("Make video", variant="primary", min_width=90, elem_id="make")
+        stop = gr.Button("Cancel", interactive=False, min_width=90, elem_id="cancel")
     if studio.is_tiny_shapes:
         gr.Examples([[text] for text in _SHAPES], fields["prompt"], label="For example")
+    _make_settings(studio, fields)
+    return [fields[name] for name in FIELDS], make, stop
+
+
+def _make_settings(studio: Studio, fields: dict[str, Any]) -> None:
+    """Lay out what is below the buttons: images, sizes, steps, and what few people change."""
     images = studio.images
     with gr.Row(visible=images.first):
         for name, is_wanted in (("image_path", images.first), ("last_image_path", images.last)):
@@ -125,10 +131,10 @@ def _make_fields(studio: Studio) -> list[Any]:
                 visible=is_wanted,
                 elem_id=name,
             )
-    with gr.Row():
+    with gr.Row(elem_id="sizes"):
         for name in ("width", "height", "num_frames"):
             fields[name] = _make_number(studio, name)
-    with gr.Row():
+    with gr.Row(elem_id="steps"):
         for name in ("num_inference_steps", "guidance_scale", "fps"):
             fields[name] = _make_number(studio, name)
     # No number: a browser shows an empty one as 0, and `auto` is none.
@@ -156,7 +162,6 @@ def _make_fields(studio: Studio) -> list[Any]:
                 concurrency_limit=None,
                 **_QUIET,
             )
-    return [fields[name] for name in FIELDS]
 
 
 def _make_number(studio: Studio, name: str) -> gr.Number:

@@ -15,7 +15,7 @@ from fastvideo_lightning.serve.connections import bound_connections
 from fastvideo_lightning.serve.middleware import CountStreams, Guard, Streams
 from fastvideo_lightning.serve.session import LOOK_EVERY_S
 from fastvideo_lightning.serve.studio import Studio
-from fastvideo_lightning.serve.view import CSS
+from fastvideo_lightning.serve.style import CSS, make_theme
 
 _FOLDER, _LOCK = ".page-", ".lock"
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
@@ -103,7 +103,6 @@ def check_address(host: str, port: int) -> None:
 
 
 def _launch_options(studio: Studio, host: str, streams: Streams) -> dict[str, Any]:
-    import gradio as gr
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -114,10 +113,7 @@ def _launch_options(studio: Studio, host: str, streams: Streams) -> dict[str, An
     return {
         "app_kwargs": {"middleware": [Middleware(TrustedHostMiddleware, names), guard, counted]},
         "css": CSS,
-        # Fonts of the machine: the page asks no other server for anything.
-        "theme": gr.themes.Default(
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
+        "theme": make_theme(),
         "max_file_size": _MAX_UPLOAD,
         "footer_links": [],
         "share": False,

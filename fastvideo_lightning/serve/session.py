@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastvideo_lightning.serve.bars import draw_bars
 from fastvideo_lightning.serve.form import explain, read_form
 from fastvideo_lightning.serve.jobs import Job
 from fastvideo_lightning.serve.queue import FullQueueError
@@ -17,7 +18,6 @@ from fastvideo_lightning.serve.view import (
     show_progress,
     show_refusal,
     show_report,
-    show_text,
 )
 
 LOOK_EVERY_S = 0.3
@@ -77,8 +77,8 @@ class Session:
     async def plan(self, values: Sequence[Any]) -> str:
         """Return what goes where for the form's video, or why that cannot be said, as HTML."""
         try:
-            text = await asyncio.to_thread(self._studio.plan, read_form(values))
-            return show_plan(show_text(text))
+            plan = await asyncio.to_thread(self._studio.plan, read_form(values))
+            return show_plan(draw_bars(plan, self._studio.weights_on_cpu()))
         except REFUSALS as error:
             return show_plan(show_refusal(explain(error)))
 

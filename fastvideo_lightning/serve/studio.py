@@ -20,7 +20,6 @@ from fastvideo_lightning.modules.prompt_checks import unread
 from fastvideo_lightning.modules.sampling import SamplingDefaults
 from fastvideo_lightning.output.files import check_output_folder
 from fastvideo_lightning.plan import Plan, make_plan
-from fastvideo_lightning.plan.plan import plan_text
 from fastvideo_lightning.plan.planner import check_budget
 from fastvideo_lightning.prompts.dataset import ResolvedPrompt, check_prompt
 from fastvideo_lightning.report import write_report
@@ -59,9 +58,6 @@ class WantedImages:
             )
 
 
-_FOR_A_GPU = (
-    "A plan for a GPU. This machine has none: everything is computed on the CPU, where weights lie."
-)
 _HINTS = {
     "fps": f"1 to {MAX_FPS}",
     "guidance_scale": "1 turns it off",
@@ -182,15 +178,21 @@ class Studio:
             self._plan(request)
         return resolved
 
-    def plan(self, request: Request) -> str:
-        """Return what goes where for the video, and the memory and time it takes.
+    def plan(self, request: Request) -> Plan:
+        """Return what goes where for the video on a GPU, and the memory and time it takes.
 
         Raises:
             TypeError, ValueError, OSError: As `check`, but for the prompt.
         """
         self.limits.check(request.params)
-        text = plan_text(self._plan(request))
-        return f"{_FOR_A_GPU}\n\n{text}" if self.model.device_type == "cpu" else text
+        return self._plan(request)
+
+    def weights_on_cpu(self) -> dict[str, int] | None:
+        """Return the bytes of each component's weights where the CPU computes; None with a GPU."""
+        if self.has_gpu:
+            return None
+        models = self.module.named_children()
+        return {fqn: sum(p.nbytes for p in model.parameters()) for fqn, model in models}
 
     def submit(self, request: Request) -> Job:
         """Check a request and queue it.

@@ -15,35 +15,6 @@ _DOING = {
     "decode": "Turning latents into frames",
     "write": "Writing the video",
 }
-CSS = """
-.status { padding: .75rem 1rem; border-radius: .5rem; border: 1px solid var(--border-color-primary);
-  border-left-width: .4rem; background: var(--background-fill-secondary); }
-.status p { margin: 0; }
-.status .detail { opacity: .8; font-size: .9em; overflow-wrap: anywhere; }
-.status.running { border-left-color: #2f6feb; }
-.status.queued, .status.cancelled, .status.stopped, .status.idle { border-left-color: #8a8f98; }
-.status.done { border-left-color: #2da44e; }
-.status.failed { border-left-color: #d1242f; }
-.status .bar { height: .6rem; margin: .6rem 0 .3rem; border-radius: .3rem; overflow: hidden;
-  background: var(--border-color-primary); }
-.status .bar div { height: 100%; background: #2f6feb; transition: width .3s; }
-.status ol { display: flex; gap: 1rem; padding: 0; margin: .3rem 0 0; list-style: none;
-  font-size: .85em; }
-.status ol li { opacity: .5; }
-.status ol li.now { opacity: 1; font-weight: 600; }
-.status ol li.past { opacity: .8; }
-.status ol li.past::after { content: " \\2713"; }
-#status { padding: 0; }
-/* In view beside the buttons, on a low screen too: `hidden` would keep it from sticking. */
-.gradio-container { overflow: clip !important; }
-@media (min-width: 48rem) { #shown { position: sticky; top: .5rem; align-self: flex-start; } }
-#plan summary, #report summary { cursor: pointer; font-weight: 600; }
-#plan pre { overflow-x: auto; font-size: .8rem; line-height: 1.35; margin: .5rem 0; }
-#report iframe { width: 100%; height: 34rem; border: 1px solid var(--border-color-primary);
-  border-radius: .5rem; background: #fff; margin: .5rem 0; }
-#report p { margin: 0; font-size: .9em; overflow-wrap: anywhere; }
-footer { display: none !important; }
-"""
 
 
 def show_idle() -> str:
@@ -59,11 +30,6 @@ def show_error(message: str) -> str:
 def show_plan(inside: str) -> str:
     """Return HTML of the plan under a heading that opens and closes it."""
     return f"<details open><summary>Plan</summary>{inside}</details>"
-
-
-def show_text(text: str) -> str:
-    """Return lines of text as they stand."""
-    return f"<pre>{escape(text)}</pre>"
 
 
 def show_refusal(message: str) -> str:

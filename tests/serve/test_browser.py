@@ -53,6 +53,11 @@ class Visitor:
     def find(self, selector: str):
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
+    def at(self, width: int, height: int) -> None:
+        """Look at the page through a window of that size, also where no window is as narrow."""
+        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+
     @property
     def status(self) -> str:
         return " ".join(element.text for element in self.find("#status"))
@@ -164,14 +169,20 @@ def test_a_budget_that_nothing_fits_is_refused_with_the_smallest_before_the_run(
     assert set(output.iterdir()) == before
 
 
-def test_on_a_low_screen_the_box_stays_in_view_beside_the_buttons(visitor) -> None:
-    visitor.driver.set_window_size(1280, 760)
-    visitor.driver.execute_script("document.querySelector('#make').scrollIntoView(false)")
-    bounds = "return document.querySelector('#status').getBoundingClientRect().top"
-    scrolled = visitor.driver.execute_script("return window.scrollY")
-    assert scrolled > 60, "the box would have left the screen"
+def test_on_a_laptop_the_button_and_the_video_are_in_view_and_the_video_stays(visitor) -> None:
+    visitor.at(1366, 768)
+    visitor.driver.execute_script("window.scrollTo(0, 0)")
+    for name in ("make", "cancel", "video", "status", "prompt"):
+        top, bottom = visitor.driver.execute_script(
+            f"const b = document.querySelector('#{name}').getBoundingClientRect();"
+            "return [b.top, b.bottom]"
+        )
+        assert 0 <= top < bottom <= 768, name
+    visitor.driver.execute_script("window.scrollBy(0, 150)")
+    bounds = "return document.querySelector('#video').getBoundingClientRect().top"
+    assert visitor.driver.execute_script("return window.scrollY") > 80, "it would have left"
     wait_until(lambda: visitor.driver.execute_script(bounds) >= 0)
-    visitor.driver.set_window_size(1280, 1000)
+    visitor.at(1280, 1000)
 
 
 def test_a_wrong_size_is_said_in_the_words_of_the_page(visitor) -> None:
