@@ -22,18 +22,22 @@ if TYPE_CHECKING:
     from fastvideo_lightning.callbacks.memory_budget import MemoryBudget as MemoryBudget
     from fastvideo_lightning.callbacks.memory_report import MemoryReport as MemoryReport
     from fastvideo_lightning.callbacks.model import ModelOffload as ModelOffload
+    from fastvideo_lightning.callbacks.placement import Attachment as Attachment
+    from fastvideo_lightning.callbacks.placement import Placement as Placement
     from fastvideo_lightning.callbacks.progress import ProgressBar as ProgressBar
     from fastvideo_lightning.callbacks.resident import Resident as Resident
     from fastvideo_lightning.callbacks.trainer import TrainerCallback as TrainerCallback
     from fastvideo_lightning.callbacks.writer import VideoWriter as VideoWriter
 
 _HOME = {
+    "Attachment": "placement",
     "CPUExecution": "cpu_execution",
     "EncodeAhead": "encode_ahead",
     "LayerwiseOffload": "layerwise",
     "MemoryBudget": "memory_budget",
     "MemoryReport": "memory_report",
     "ModelOffload": "model",
+    "Placement": "placement",
     "ProgressBar": "progress",
     "Resident": "resident",
     "TrainerCallback": "trainer",

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fastvideo_lightning.callbacks.placement import Attachment, Placement, bindings_inside
+from fastvideo_lightning.callbacks.placement import Attachment, Placement
 from fastvideo_lightning.offload.hooks import hook_calls
 
 
@@ -18,17 +18,10 @@ class CPUExecution(Placement):
         target: FQN of a component, such as ``"text_encoder"``.
     """
 
-    def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
-        (inside,), _ = bindings_inside(attachment.root, [target])
-        attachment.keep(inside, torch.device("cpu"), run_device=device)
-        attachment.handles.extend(
-            hook_calls(
-                target,
-                self.target,
-                inputs_to=torch.device("cpu"),
-                outputs_to=device,
-            )
-        )
+    def place(  # noqa: D102  # see Placement
+        self, attachment: Attachment, target: nn.Module, device: torch.device
+    ) -> None:
+        attachment.stay(torch.device("cpu"), run_device=device, results_to=device)
         for name, part in target.named_children():
             if hasattr(part, "main_input_name"):
                 fqn, cpu = f"{self.target}.{name}", torch.device("cpu")

@@ -147,7 +147,9 @@ class LayerwiseOffload(Placement):
         engines = (attachment.engine for attachment in self.attachments)
         return any(engine is not None and engine.transport.is_gathered for engine in engines)
 
-    def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
+    def place(  # noqa: D102  # see Placement
+        self, attachment: Attachment, target: nn.Module, device: torch.device
+    ) -> None:
         root, units, staying = attachment.root, *self._make_units(attachment.root, target)
         model_fqn = self._enclosing_model(target)
         model = attachment.model = root.get_submodule(model_fqn)

@@ -39,7 +39,9 @@ class ModelOffload(Placement):
         self.host_memory = HostMemory(host_memory)
         check_supported(self.host_memory)
 
-    def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
+    def place(  # noqa: D102  # see Placement
+        self, attachment: Attachment, target: nn.Module, device: torch.device
+    ) -> None:
         (moving,), staying = split_staying(*bindings_inside(attachment.root, [target]))
         unit = OffloadUnit(
             self.target, target, moving, transient=True, host_memory=self.host_memory

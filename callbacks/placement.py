@@ -18,7 +18,7 @@ from fastvideo_lightning.offload.call_groups import ResidentRuns
 from fastvideo_lightning.offload.cuda_graphs import GraphedForward
 from fastvideo_lightning.offload.engine import OffloadEngine
 from fastvideo_lightning.offload.handles import Handle, Undo, defer_interrupt, remove_all
-from fastvideo_lightning.offload.hooks import graph_forward
+from fastvideo_lightning.offload.hooks import graph_forward, hook_calls
 from fastvideo_lightning.offload.profiling import phase
 from fastvideo_lightning.offload.registry import (
     PerModule,
@@ -52,6 +52,9 @@ class Attachment:
     """One callback on one root module: what undoes it.
 
     Attributes:
+        callback: what was attached.
+        root: the module that it was attached to.
+        handles: what is removed when the callback is detached, the last first.
         model: what the callback places, and what lies between its parts.
         engine: the engine that moves the target's weights, where one does.
         runs: when weights stay as they are, where that is told and nothing moves.
@@ -170,6 +173,27 @@ class Attachment:
         first = self.residents[0]
         self.keep(list(mine.values()), first.device, run_device=first.run_device)
 
+    def stay(
+        self,
+        device: torch.device,
+        *,
+        run_device: torch.device | None = None,
+        results_to: torch.device | None = None,
+    ) -> None:
+        """Keep the target's weights on ``device`` and compute it there until it is detached.
+
+        Args:
+            device: where; the inputs of a call are brought there.
+            run_device: the one whose dtypes the weights get, for a checkpoint may choose them by
+                device; by default ``device``.
+            results_to: where the results of a call are brought; by default they stay.
+        """
+        (inside,), _ = bindings_inside(self.root, [self.model])
+        self.keep(inside, device, run_device=run_device or device)
+        self.handles.extend(
+            hook_calls(self.model, self.callback.target, inputs_to=device, outputs_to=results_to)
+        )
+
     def graph(self, model: nn.Module, fqn: str, device: torch.device) -> None:
         """Let calls of ``model``, whose weights stay, be captured and replayed."""
         self.graphed, handles = graph_forward(model, fqn, device)
@@ -212,8 +236,10 @@ class ExecutesOn(Protocol):
 class Placement(ABC):
     """Owns one target: says where its weights are and when.
 
-    Works under Fabric, which calls ``on_after_setup`` by itself, and without: ``attach`` and
-    ``detach``.
+    The base of ``LayerwiseOffload``, ``ModelOffload``, ``CPUExecution`` and ``Resident``, and of a
+    placement of one's own, which defines ``place``. Works under Fabric, which calls
+    ``on_after_setup`` by itself, and without: ``attach`` and ``detach``. Two placements of the same
+    weights are an error.
 
     Args:
         target: FQN of a module, seen from the module that is set up or attached to; "" is that
@@ -253,7 +279,7 @@ class Placement(ABC):
         attachment = Attachment(self, module, target)
         self.attachments.append(attachment)
         try:
-            self._place(attachment, target, device)
+            self.place(attachment, target, device)
             attachment.watch()
         except BaseException:
             attachment.remove()
@@ -327,8 +353,17 @@ class Placement(ABC):
         self.detach()
 
     @abstractmethod
-    def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
-        """Put ``target``'s weights where they belong; ``attachment`` keeps what undoes it."""
+    def place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
+        """Put the target's weights where they belong: what a placement of one's own defines.
+
+        Called once for each module that is attached to. What goes wrong here is undone.
+
+        Args:
+            attachment: Keeps what undoes the placement: call ``attachment.stay``, or add handles
+                with a ``remove()`` to ``attachment.handles``.
+            target: The module that the FQN names.
+            device: Where the video is computed.
+        """
 
     def _claim(self, root: nn.Module) -> None:
         claims = claims_on(root)

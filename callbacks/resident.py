@@ -4,14 +4,9 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.callbacks.guidance import check_branches, find_branches
-from fastvideo_lightning.callbacks.placement import (
-    Attachment,
-    Placement,
-    bindings_inside,
-)
+from fastvideo_lightning.callbacks.placement import Attachment, Placement
 from fastvideo_lightning.offload.call_groups import ResidentRuns, group_calls
 from fastvideo_lightning.offload.distributed.branches import OnTwoProcesses
-from fastvideo_lightning.offload.hooks import hook_calls
 
 
 class Resident(Placement):
@@ -44,10 +39,10 @@ class Resident(Placement):
         self.guidance_parallel = guidance_parallel
         self.context_parallel = context_parallel
 
-    def _place(self, attachment: Attachment, target: nn.Module, device: torch.device) -> None:
-        (inside,), _ = bindings_inside(attachment.root, [target])
-        attachment.keep(inside, device, run_device=device)
-        attachment.handles.extend(hook_calls(target, self.target, inputs_to=device))
+    def place(  # noqa: D102  # see Placement
+        self, attachment: Attachment, target: nn.Module, device: torch.device
+    ) -> None:
+        attachment.stay(device)
         if self.cuda_graphs and device.type == "cuda":
             attachment.graph(target, self.target, device)
         branches = find_branches(self.guidance_parallel, self.context_parallel, device)

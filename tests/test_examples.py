@@ -72,6 +72,17 @@ def test_the_custom_callback_logs_every_step_of_both_videos(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
+def test_a_placement_of_ones_own_makes_the_video_that_the_plain_script_makes(tmp_path):
+    films = []
+    for name in ("custom_placement.py", "fabric_script.py"):
+        (tmp_path / name).mkdir()
+        path = run_example(name, tmp_path / name).splitlines()[-1].split(": ")[0]
+        films.append((tmp_path / name / path).read_bytes())
+    assert films[0] == films[1]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_adapter_fine_tuned_in_streamed_blocks_turns_the_video_green(tmp_path):
     printed = run_example("finetune_lora.py", tmp_path).splitlines()
     first, *_, last = (float(loss) for loss in printed[0].split()[1:])
@@ -145,6 +156,7 @@ def wait_until_healthy(url, server):
         "generate.py",
         "fabric_script.py",
         "custom_callback.py",
+        "custom_placement.py",
         "multi_gpu_fsdp.py",
         "finetune_lora.py",
         "litserve_server.py",
