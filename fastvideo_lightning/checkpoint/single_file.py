@@ -24,6 +24,8 @@ from fastvideo_lightning.checkpoint.components import (
     Component,
     RunDtypes,
     build_without_weights,
+    first_line,
+    is_diffusers_model,
 )
 from fastvideo_lightning.checkpoint.encodings import Scaled, take_scales
 from fastvideo_lightning.checkpoint.folder import CheckpointError
@@ -164,7 +166,7 @@ def looks_like(tensors: Mapping[str, StoredTensor]) -> str | None:
 def convert(
     module: nn.Module, tensors: Mapping[str, StoredTensor], dtype: torch.dtype
 ) -> dict[str, StoredTensor | torch.Tensor]:
-    """Bring original names to diffusers'. See Note [Converted where it lies].
+    """Bring original names to the library's. See Note [Converted where it lies].
 
     Args:
         module: The model.
@@ -173,6 +175,8 @@ def convert(
     """
     from diffusers.loaders import single_file_model
 
+    if not is_diffusers_model(type(module)):
+        return _read_language_model(module, tensors, dtype)
     loader: Any = single_file_model
     kind = loader._get_single_file_loadable_mapping_class(type(module))
     if kind is None:
@@ -202,6 +206,27 @@ def convert(
         and not {(tensor.path, tensor.offset), (tensor.path, tensor.end)} <= kept_bytes
     }
     return run(scaled) if scaled else converted
+
+
+def _read_language_model(
+    module: nn.Module, tensors: Mapping[str, StoredTensor], dtype: torch.dtype
+) -> dict[str, StoredTensor | torch.Tensor]:
+    """Return a transformers model's weights, of llama.cpp's names as transformers reads them."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    path = next(iter(tensors.values())).path if tensors else Path()
+    if "token_embd.weight" not in tensors or not is_gguf(path):
+        return dict(tensors)
+    read: Any = load_gguf_checkpoint
+    try:
+        found = read(str(path), return_tensors=True, model_to_load=module, torch_dtype=dtype)
+    except Exception as error:  # whatever a damaged or an unknown model makes the reader trip over
+        raise CheckpointError(
+            f"{path} holds a language model that transformers does not read as "
+            f"{type(module).__name__} ({first_line(error)}). Pass its folder."
+        ) from error
+    weights: dict[str, StoredTensor | torch.Tensor] = found["tensors"]
+    return weights
 
 
 class _Mapping:

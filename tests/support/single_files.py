@@ -78,8 +78,17 @@ def write(weights: Mapping[str, torch.Tensor], path: Path) -> Path:
     return path
 
 
+_BLOCKS = re.compile(r"blocks|blk\.\d+\.(attn_[qkvo]|ffn_\w+)\.")
+
+
 def write_gguf(
-    weights: Mapping[str, torch.Tensor], path: Path, kind: str, *, seed: int = 0
+    weights: Mapping[str, torch.Tensor],
+    path: Path,
+    kind: str,
+    *,
+    seed: int = 0,
+    architecture: str = "wan",
+    title: str | None = None,
 ) -> Path:
     """Write weights as a GGUF file: those of linear layers in blocks with random bits.
 
@@ -88,15 +97,19 @@ def write_gguf(
         path: The file.
         kind: Name of the blocks' type.
         seed: Of the bits; the scales of the blocks are small numbers.
+        architecture: What llama.cpp calls the kind of model.
+        title: The model's name, which the header has.
     """
     import gguf
 
     quant_type = gguf.GGMLQuantizationType[kind]
     values, size_bytes = gguf.GGML_QUANT_SIZES[quant_type]
     random = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "wan")
+    writer = gguf.GGUFWriter(path, architecture)
+    if title is not None:
+        writer.add_name(title)
     for name, tensor in weights.items():
-        if tensor.dim() == 2 and tensor.shape[1] % values == 0 and "blocks" in name:
+        if tensor.dim() == 2 and tensor.shape[1] % values == 0 and _BLOCKS.search(name):
             rows, columns = tensor.shape
             raw = random_blocks(random, kind, rows * columns // values, size_bytes)
             writer.add_tensor(name, raw.reshape(rows, -1), raw_dtype=quant_type)
