@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -318,6 +318,7 @@ class Mode:
         needs_gpu: whether it cannot be tried on a CPU.
         setup_bytes_per_s: the slowest that it was seen to be set up, for knowing whether there is
             time for it.
+        calls: forwards of a step; 2 with guidance.
     """
 
     attach: Callable[[RandomWan, torch.device], Placed]
@@ -326,6 +327,7 @@ class Mode:
     party: str = "ours"
     needs_gpu: bool = False
     setup_bytes_per_s: float = OURS_BYTES_PER_S
+    calls: int = 1
 
 
 def attach_in_batch(
@@ -357,7 +359,7 @@ def place(callback: Placement, model: RandomWan, device: torch.device) -> Placed
         for fqn, source in model.weight_sources.items()
         if fqn.startswith(names)
     )
-    moved = sum(unit.size_bytes for unit in engine.units)
+    moved = sum(unit.copied_bytes for unit in engine.units)
     return Placed(moved, engine.store.size_bytes, on_host, close)
 
 
@@ -377,6 +379,8 @@ def streamed(
     resident_share: float = 0.0,
     num_slots: int = 2,
     cuda_graphs: bool = False,
+    pair_guidance: bool = False,
+    weight_compression: str = "none",
 ) -> Mode:
     """That kind of host memory, so many slots, and a share of the blocks resident."""
 
@@ -388,10 +392,24 @@ def streamed(
             host_memory=host_memory,
             num_slots=num_slots,
             cuda_graphs=cuda_graphs,
+            pair_guidance=pair_guidance,
+            weight_compression=weight_compression,
         )
         return place(callback, model, device)
 
     return Mode(attach)
+
+
+def guided(mode: Mode, *, party: str = "guided") -> Mode:
+    """The same with guidance: two calls a step, of which the first one's result is read last."""
+    return replace(
+        mode,
+        beside="guided-resident",
+        like="guided-resident",
+        party=party,
+        calls=2,
+        needs_gpu=True,
+    )
 
 
 def compiled(mode: Mode, *, beside: str) -> Mode:
@@ -470,6 +488,18 @@ MODES: dict[str, Mode] = {
     ),
     "compiled-resident": compiled(Mode(resident), beside="compiled-resident"),
     "compiled-streamed": compiled(streamed("mapped"), beside="compiled-resident"),
+    "streamed-lossless": streamed("auto", weight_compression="lossless"),
+    "compiled-lossless": compiled(
+        streamed("auto", weight_compression="lossless"), beside="compiled-resident"
+    ),
+    "guided-resident": guided(Mode(resident)),
+    "guided-streamed": guided(streamed("mapped")),
+    "guided-paired": guided(streamed("mapped", pair_guidance=True)),
+    "guided-paired-lossless": guided(
+        streamed("auto", pair_guidance=True, weight_compression="lossless")
+    ),
+    "guided-disk": guided(streamed("disk"), party="guided-disk"),
+    "guided-paired-disk": guided(streamed("disk", pair_guidance=True), party="guided-disk"),
     "group-block-record": group_offload("gbr", kind="block_level", record_stream=True),
     "group-leaf-record": group_offload("glr", kind="leaf_level", record_stream=True),
     "group-block": group_offload("gb", kind="block_level", record_stream=False),
@@ -522,9 +552,14 @@ class Contender:
         self.setup_s = time.perf_counter() - begin
 
     def step(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """One forward of the transformer."""
+        """One forward of the transformer, or two with guidance."""
         with torch.no_grad():
-            return self.model(**inputs, return_dict=False)[0]
+            (output,) = self.model(**inputs, return_dict=False)
+            if MODES[self.mode].calls == 1:
+                return output
+            without = inputs | {"encoder_hidden_states": -inputs["encoder_hidden_states"]}
+            (other,) = self.model(**without, return_dict=False)
+            return output + 2 * (output - other)
 
     def measure_memory(self, frames: int) -> None:
         """Two steps on their own, and what they take.

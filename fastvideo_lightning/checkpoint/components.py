@@ -267,13 +267,13 @@ def build_without_weights(
             continue
         if tensor.encoding is not None and is_of_blocks(weight):
             tensor = replace(tensor, encoding=None)
+        cpu = accelerator = wanted = tensor.dtype
         if tensor.encoding is not None or tensor.dtype.is_floating_point:
-            cpu, accelerator = rule(fqn, dtypes.cpu), rule(fqn, dtypes.accelerator)
-        else:
-            cpu = accelerator = tensor.dtype
+            cpu, accelerator, wanted = (
+                rule(fqn, each) for each in (dtypes.cpu, dtypes.accelerator, dtype)
+            )
         sources[fqn] = StoredWeight(tensor, cpu, accelerator)
         if weight.device.type != "meta":
-            wanted = tensor.dtype if cpu is tensor.dtype else rule(fqn, dtype)
             _put(module, fqn, sources[fqn].as_host_tensor(wanted))
     return Component(module, sources)
 

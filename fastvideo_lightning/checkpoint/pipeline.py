@@ -411,7 +411,7 @@ def _load_part(folder: Path, kind: Any) -> Any:
 
 def _check_numbers(config: Path) -> None:
     """Refuse a scheduler with more steps than any has: it makes tables of so many numbers."""
-    for name, value in read_json(config).items():
+    for name, value in read_json(config, infinite=True).items():
         if isinstance(value, int) and abs(value) > _MOST_STEPS:
             raise CheckpointError(
                 f"{config} has {name}={str(value)[:20]}, more than any scheduler has. "

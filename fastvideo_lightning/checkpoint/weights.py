@@ -325,13 +325,21 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; anything else there is a CheckpointError naming it."""
+def read_json(path: Path, *, infinite: bool = False) -> dict[str, Any]:
+    """Return the object in a JSON file; anything else there is a CheckpointError naming it.
+
+    Args:
+        path: Of the file.
+        infinite: Take `-Infinity` for a number, as diffusers writes what schedulers have.
+    """
     try:
         size_bytes = check_regular(path)
         if size_bytes > MAX_JSON_BYTES:
             raise ValueError(f"it has {size_bytes} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        content = json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=_infinite if infinite else _refuse_constant,
+        )
     except CheckpointError:
         raise
     except (OSError, ValueError, RecursionError, MemoryError) as error:
@@ -341,6 +349,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(content).__name__}.")
     return content
+
+
+def _infinite(name: str) -> float:
+    return float(name) if "Infinity" in name else _refuse_constant(name)
 
 
 def _refuse_constant(name: str) -> float:

@@ -1,11 +1,12 @@
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 from support import checkpoints
 from support.checkpoints import weights_of
@@ -13,7 +14,7 @@ from support.references import load_plain
 from torch import nn
 
 from fastvideo_lightning import VideoModule
-from fastvideo_lightning.checkpoint.pipeline import load_pipeline, open_checkpoint
+from fastvideo_lightning.checkpoint.pipeline import _load_part, load_pipeline, open_checkpoint
 
 FindCheckpoint = Callable[[str], Path]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -181,3 +182,10 @@ def test_a_weight_that_needs_no_cast_lies_on_the_cpu_as_in_its_file(broken: Path
     with torch.no_grad():
         weight.add_(1)
     assert source.path.read_bytes() == before
+
+
+def test_a_scheduler_with_infinite_numbers_is_loaded_as_diffusers_saves_it(tmp_path: Path) -> None:
+    DPMSolverMultistepScheduler().save_pretrained(tmp_path)
+    assert "-Infinity" in (tmp_path / "scheduler_config.json").read_text()
+    scheduler = _load_part(tmp_path, DPMSolverMultistepScheduler)
+    assert scheduler.config.lambda_min_clipped == -math.inf
