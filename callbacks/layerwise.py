@@ -1,7 +1,7 @@
 """LayerwiseOffload: the blocks of a model stream through a few device slots."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from weakref import WeakSet
 
 import torch
@@ -24,6 +24,7 @@ from fastvideo_lightning.offload.blocks import (
     resident_positions,
     split_list,
 )
+from fastvideo_lightning.offload.coding.coded import WeightCompression
 from fastvideo_lightning.offload.distributed.transport import ShardTransport
 from fastvideo_lightning.offload.host.mapped import check_supported
 from fastvideo_lightning.offload.host.slab import HostMemory
@@ -66,6 +67,10 @@ class LayerwiseOffload(Placement):
             that is enabled after ``attach`` skips the copies of the blocks that it skips.
         cuda_graphs: within a batch, capture a call of the model with its copies and replay it: for
             steps so small that launching them takes longest. On CUDA only, each rank for itself.
+        weight_compression: ``"lossless"`` has blocks travel in some 0.7 of their bytes and arrive
+            with the same bits, see Note [Coded units]; they wait on the host coded, pinned, and
+            are coded when they are attached. It takes blocks that lie in a file in bf16 and run
+            in it; others travel as they are.
         pair_guidance: within a batch, the calls of the model in a step (with the prompt and
             without; four at most) pass each block together: half the copies, the same bits, and one
             more hidden state.
@@ -89,6 +94,7 @@ class LayerwiseOffload(Placement):
         shard_transport: str = "auto",
         skippable: bool = False,
         cuda_graphs: bool = False,
+        weight_compression: str = "none",
         pair_guidance: bool = False,
         guidance_parallel: int = 1,
         context_parallel: int = 1,
@@ -114,6 +120,8 @@ class LayerwiseOffload(Placement):
             check_count(f"host_memory[{kind!r}]", count, low=0)
         self.host_memory = {HostMemory(kind): count for kind, count in counts.items()}
         self._check_reads(cuda_graphs=cuda_graphs, gathers=gathers)
+        self.weight_compression = WeightCompression(weight_compression)
+        self._check_compression(gathers=gathers)
         super().__init__(target)
         self.num_slots = num_slots
         self.resident_blocks = resident_blocks
@@ -141,6 +149,27 @@ class LayerwiseOffload(Placement):
                     "process reads files for itself. Pass shard_transport='local'."
                 )
 
+    def _check_compression(self, *, gathers: bool) -> None:
+        """Refuse what cannot be had of blocks that wait coded."""
+        if not self._compresses:
+            return
+        if not any(map(_can_be_coded, self.host_memory)):
+            kind = next(iter(self.host_memory))
+            raise ValueError(
+                f"weight_compression='lossless' cannot be combined with host_memory='{kind}': "
+                "coded weights wait in pinned memory. Pass host_memory='auto'."
+            )
+        check_supported(HostMemory.COURIER)  # parameters stay views of their file
+        if gathers:
+            raise ValueError(
+                "weight_compression='lossless' cannot be combined with shard_transport='gather': "
+                "each process codes what it copies. Pass shard_transport='local'."
+            )
+
+    @property
+    def _compresses(self) -> bool:
+        return self.weight_compression is WeightCompression.LOSSLESS
+
     @property
     def lockstep(self) -> bool:
         """Whether all ranks must make the same calls: each brings a part of every block."""
@@ -160,6 +189,7 @@ class LayerwiseOffload(Placement):
         streamed = [unit for unit in units if unit not in residents]
         for unit, kind in zip(streamed, deal(len(streamed), self.host_memory), strict=True):
             unit.host_memory = kind
+            unit.compressed = self._compresses and _can_be_coded(kind)
         staying = [*tensors_between(root, model, [unit.module for unit in units]), *staying]
         if not self.share_residents:
             staying = [binding for unit in residents for binding in unit.bindings] + staying
@@ -182,16 +212,31 @@ class LayerwiseOffload(Placement):
             branches=find_branches(self.guidance_parallel, self.context_parallel, device),
         )
         attachment.handles.append(streaming)
+        self._tell_of_plain(streamed)
         attachment.group, attachment.units = streaming.group, streaming.group.units
         attachment.graphed = streaming.graphed
         self._keep(attachment, streaming.staying, device, run_device=device)
         self._keep(attachment, streaming.tables, torch.device("cpu"), run_device=device)
 
+    def _tell_of_plain(self, units: Sequence[OffloadUnit]) -> None:
+        """Say which blocks should have been coded and were not."""
+        asked = [unit for unit in units if unit.compressed]
+        plain = [unit.fqn for unit in asked if unit.slab is not None and unit.slab.coded is None]
+        if plain:
+            _log.warning(
+                "weight_compression='lossless': %d of %d blocks travel as they are, %s first: "
+                "their weights do not lie in a safetensors file in the dtype that they run in. "
+                "Write one with `fastvideo-lightning pack MODEL OUT` and load it.",
+                len(plain),
+                len(asked),
+                plain[0],
+            )
+
     @property
     def _transport(self) -> ShardTransport:
         """The choice of transport; where each rank skips, captures or reads for itself, local."""
         by_file = any(kind.is_read for kind in self.host_memory)
-        is_apart = self.skippable or self.cuda_graphs or by_file
+        is_apart = self.skippable or self.cuda_graphs or by_file or self._compresses
         return ShardTransport.LOCAL if is_apart else self.shard_transport
 
     def _make_units(
@@ -264,6 +309,10 @@ class LayerwiseOffload(Placement):
             return self.target
         first, _, rest = self.target.partition(".")
         return first if rest else ""
+
+
+def _can_be_coded(kind: HostMemory) -> bool:
+    return kind in (HostMemory.AUTO, HostMemory.PINNED)
 
 
 def _check_together(*, skippable: bool, cuda_graphs: bool, gathers: bool) -> None:

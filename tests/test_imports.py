@@ -32,9 +32,11 @@ ALLOWED = {
         "tqdm",
         "transformers",
     },
-    "offload": {"cuda", "greenlet", "offload", "torch"},
+    "offload": {"cuda", "greenlet", "offload", "torch", "triton"},
+    "offload/coding": {"offload.coding", "offload.tensors", "torch", "triton"},
     "offload/tensors": {"offload.handles", "offload.tensors", "torch"},
     "offload/host": {
+        "offload.coding",
         "offload.host",
         "offload.profiling",
         "offload.stream_driver",

@@ -16,6 +16,7 @@ from fastvideo_lightning.config import (
     MAX_FPS,
     ON_OOM,
     SHARD_TRANSPORT,
+    WEIGHT_COMPRESSION,
     LoraChoice,
     OffloadConfig,
     SamplingParams,
@@ -248,6 +249,7 @@ _FLAG_TEXTS = {
     "compile": "Compile the denoiser's blocks: slower to start, faster steps.",
     "cuda_graphs": "Have the GPU repeat steps by itself: faster small steps.",
     "pair_guidance": "With guidance, copy each block once for both calls of a step.",
+    "weight_compression": "lossless: streamed bf16 blocks in 0.7 of their bytes, the same bits.",
     "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
     "vae_slicing": "Decode the videos of a batch one by one.",
     "attention_backend": "One that diffusers knows, such as flash or sage.",
@@ -263,6 +265,7 @@ _FLAG_TEXTS = {
 _FLAG_TYPES: dict[str, Any] = {
     "shard_transport": click.Choice(SHARD_TRANSPORT),
     "host_memory": click.Choice(HOST_MEMORY),
+    "weight_compression": click.Choice(WEIGHT_COMPRESSION),
     "cache": click.Choice(CACHES),
     "attention_backend": str,
     "dit_resident_blocks": click.IntRange(min=0),

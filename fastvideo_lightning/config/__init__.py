@@ -19,6 +19,7 @@ from fastvideo_lightning.config.offload import (
     HOST_MEMORY,
     ON_OOM,
     SHARD_TRANSPORT,
+    WEIGHT_COMPRESSION,
     OffloadConfig,
 )
 from fastvideo_lightning.config.options import OffloadOptions, SamplingOptions
@@ -33,6 +34,7 @@ __all__ = [
     "OF_DIFFUSERS",
     "ON_OOM",
     "SHARD_TRANSPORT",
+    "WEIGHT_COMPRESSION",
     "OffloadConfig",
     "OffloadOptions",
     "ResolvedSampling",

@@ -25,6 +25,7 @@ class OffloadOptions(TypedDict, total=False):
     compile: bool
     cuda_graphs: bool
     pair_guidance: bool
+    weight_compression: str
     vae_tiling: bool
     vae_slicing: bool
     attention_backend: str | None

@@ -49,6 +49,7 @@ _FOR_A_GPU = {
     "on_oom": "there is no GPU memory to run out of",
     "cuda_graphs": "there is no GPU to repeat a step",
     "pair_guidance": "nothing is copied to a GPU",
+    "weight_compression": "nothing is copied to a GPU",
 }
 
 
@@ -73,6 +74,8 @@ def make_placements(
         _say_once(f"num_slots={config.num_slots} has no effect where nothing streams.")
     if config.pair_guidance and (not streams or num_processes > 1):
         _say_once("pair_guidance has no effect where not one process alone streams the denoiser.")
+    if config.weight_compression != "none" and not (streams or streams_encoder):
+        _say_once("weight_compression has no effect where nothing streams.")
     if not on_gpu:
         _say_what_needs_a_gpu(config)
     memory = _kind(config)
@@ -210,6 +213,7 @@ def _place_denoiser(
         shard_transport=config.shard_transport,
         skippable=config.cache is not None and is_apart,
         cuda_graphs=config.cuda_graphs,
+        weight_compression=config.weight_compression,
         pair_guidance=config.pair_guidance and num_processes == 1,
         guidance_parallel=config.guidance_parallel,
         context_parallel=config.context_parallel,
@@ -228,6 +232,7 @@ def _place_text_encoder(fqn: str, config: OffloadConfig, memory: str | Mapping[s
             num_slots=config.num_slots,
             host_memory=memory,
             shard_transport=config.shard_transport,
+            weight_compression=config.weight_compression,
         )
     return CPUExecution(fqn) if config.text_encoder_cpu_offload else Resident(fqn)
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastvideo_lightning.offload.calls import Calls, OpenCall, SharesUnits, in_turn
+from fastvideo_lightning.offload.compression import compress
 from fastvideo_lightning.offload.host.mapped import PrivateMappings
 from fastvideo_lightning.offload.host.store import HostStore
 from fastvideo_lightning.offload.order import UnitOrder
@@ -112,6 +113,8 @@ class OffloadEngine:
             loading = phase("load and register units")
             with self.loading_together(new), loading, ThreadPoolExecutor(READ_THREADS) as pool:
                 list(pool.map(lambda unit: unit.load(self.store), new))
+            compressed = [unit for unit in new if unit.compressed]
+            compress(compressed, self.store, self.transport, self.device)
             self.groups.append(group)
             streamed = [unit for unit in group.streamed if unit in new and not unit.transient]
             self._give_slots(streamed)
@@ -283,7 +286,7 @@ class OffloadEngine:
             with span("offload::prefetch" + unit.label):
                 self.transport.copy(unit.slab, slot)
             self.stats.copies += 1
-            self.stats.bytes_copied += unit.size_bytes
+            self.stats.bytes_copied += unit.copied_bytes
             if unit.slot is not None and unit.slot.holder is unit:
                 unit.slot.holder = None
         slot.holder = unit
@@ -459,7 +462,7 @@ class OffloadEngine:
         for unit in group.streamed:
             self.order.arrive(unit)
             self.stats.copies += 1
-            self.stats.bytes_copied += unit.size_bytes
+            self.stats.bytes_copied += unit.copied_bytes
 
     def leave(self, model: nn.Module, group: UnitGroup) -> None:
         """The model has returned or raised; if its pass needed all units, that is their order."""

@@ -19,6 +19,9 @@ from typing import Protocol
 
 import torch
 
+from fastvideo_lightning.offload.coding.coded import NUM_STAGING, PIECE_BYTES, CodedBytes
+from fastvideo_lightning.offload.coding.exponents import decode
+from fastvideo_lightning.offload.coding.kernel import check_available, decode_into
 from fastvideo_lightning.offload.host.couriers import Couriers, WaitingCouriers, make_couriers
 from fastvideo_lightning.offload.host.file_reads import FileRead
 from fastvideo_lightning.offload.host.slab import HostMaster
@@ -93,19 +96,48 @@ class CopyStream:
         self._on_stream = torch.cuda.stream(self.stream)
         self._captured: dict[tuple[DeviceSlot, int], torch.cuda.Event] | None = None
         self.couriers: Couriers | WaitingCouriers | None = None
+        self._decoder: _Decoder | None = None
 
     def agree(self, units: Sequence[OffloadUnit], slots: Sequence[DeviceSlot]) -> None:
         """Nobody to agree with."""
 
     def copy(self, master: HostMaster, slot: DeviceSlot) -> None:
         """Start the copies once the slot's last reader is through."""
+        if master.coded is not None:
+            self._decode(master, master.coded, slot)
+            return
         with self._on_stream:
             self._wait(slot, FREE, self.stream)
+            if self._decoder is not None:  # it may have written a unit that nobody waited for
+                self._wait(slot, READY, self.stream)
             for part, offset in master.segments:
                 slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
             if master.reads:
                 self._send_couriers(master.reads, slot)
             self._record(slot, READY, self.stream)
+
+    def _decode(self, master: HostMaster, coded: CodedBytes, slot: DeviceSlot) -> None:
+        """Start the copies of coded pieces, and their decoding behind them."""
+        if self._decoder is None:
+            self._decoder = _Decoder(self.device)
+        decoder = self._decoder
+        self._wait(slot, FREE, decoder.stream)
+        self._wait(slot, READY, decoder.stream)  # a copy that nobody waited for
+        with decoder.on_stream:
+            for part, offset in master.segments:
+                slot.buffer[offset : offset + part.numel()].copy_(part, non_blocking=True)
+        for piece in coded.pieces:
+            staging = decoder.next_staging()
+            data = staging.buffer[: piece.coded.data.numel()]
+            with self._on_stream:
+                self._wait(staging, FREE, self.stream)
+                data.copy_(piece.coded.data, non_blocking=True)
+                self._record(staging, READY, self.stream)
+            with decoder.on_stream:
+                self._wait(staging, READY, decoder.stream)
+                decode_into(data, piece.coded.tiles, slot.buffer[piece.offset : piece.end])
+                self._record(staging, FREE, decoder.stream)
+        self._record(slot, READY, decoder.stream)
 
     def _send_couriers(self, reads: Sequence[FileRead], slot: DeviceSlot) -> None:
         if self._captured is not None:
@@ -139,19 +171,23 @@ class CopyStream:
         Before a replay, the graph's stream has to wait for copies that are under way.
         """
         current = torch.cuda.current_stream(self.device)
-        self.stream.wait_event(current.record_event())
+        streams = [self.stream, *([] if self._decoder is None else [self._decoder.stream])]
+        for stream in streams:
+            stream.wait_event(current.record_event())
         self._captured = {}
         try:
             yield
         finally:
             self._captured = None
             with suppress(torch.AcceleratorError):  # a capture that failed says so at its end
-                current.wait_event(self.stream.record_event())
+                for stream in streams:
+                    current.wait_event(stream.record_event())
 
     def replayed(self, slots: Iterable[DeviceSlot]) -> None:
         """The current stream has replayed a graph: later work on the slots comes behind it."""
         current = torch.cuda.current_stream(self.device)
-        for slot in slots:
+        staging = () if self._decoder is None else self._decoder.staging
+        for slot in (*slots, *staging):
             for event in slot.events():
                 current.record_event(event)
 
@@ -170,9 +206,36 @@ class CopyStream:
     def drain(self) -> None:
         """Wait for the copy stream and for the stream that computes."""
         self.stream.synchronize()
+        if self._decoder is not None:
+            self._decoder.stream.synchronize()
         torch.cuda.current_stream(self.device).synchronize()
         if self.couriers is not None:
             self.couriers.recover()
+
+
+class _Decoder:
+    """What coded pieces pass on their way into slots, see Note [Coded units].
+
+    Args:
+        device: a CUDA device.
+
+    Attributes:
+        stream: decodes.
+        on_stream: makes it the current one.
+        staging: what pieces come into, in turns.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        check_available()
+        self.stream = torch.cuda.Stream(device, priority=-1)  # short, and a slot waits for it
+        self.on_stream = torch.cuda.stream(self.stream)
+        self.staging = tuple(DeviceSlot(PIECE_BYTES, device) for _ in range(NUM_STAGING))
+        self._num_pieces = 0
+
+    def next_staging(self) -> DeviceSlot:
+        """The buffer for the next piece."""
+        self._num_pieces += 1
+        return self.staging[self._num_pieces % NUM_STAGING]
 
 
 class InlineCopyStream:
@@ -189,6 +252,8 @@ class InlineCopyStream:
             slot.buffer[offset : offset + part.numel()].copy_(part)
         for read in master.reads:
             read.fill_slot(slot.buffer.data_ptr())
+        for piece in () if master.coded is None else master.coded.pieces:
+            slot.buffer[piece.offset : piece.end].copy_(decode(piece.coded).view(torch.uint8))
 
     def wait(self, slot: DeviceSlot) -> None:
         """Nothing to wait for."""

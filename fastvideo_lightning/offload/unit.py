@@ -113,6 +113,7 @@ class OffloadUnit:
         bindings: its tensors.
         transient: it has device memory of its own while it is in use, in place of a ring's slot.
         host_memory: what kind of memory the host master is.
+        compressed: its bytes are to be coded, see Note [Coded units].
 
     Attributes:
         state: see ``UnitState``.
@@ -136,12 +137,14 @@ class OffloadUnit:
         *,
         transient: bool = False,
         host_memory: HostMemory = HostMemory.AUTO,
+        compressed: bool = False,
     ) -> None:
         self.fqn = fqn
         self.module = module
         self.bindings = bindings
         self.transient = transient
         self.host_memory = host_memory
+        self.compressed = compressed
         self.state = UnitState.OFFLOADED
         self.slot: DeviceSlot | None = None
         self.preferred_slot = 0
@@ -174,6 +177,12 @@ class OffloadUnit:
         """Bytes of the unit's slab."""
         return self.layout.size_bytes
 
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes that a copy of the unit moves to the device."""
+        is_coded = self.slab is not None and self.slab.coded is not None
+        return self.slab.size_bytes if self.slab is not None and is_coded else self.size_bytes
+
     def plan(self, sources: Mapping[str, WeightSource], run_device: torch.device) -> None:
         """Lay out the slab from the tensors as they are, or as their sources say for meta ones.
 
@@ -201,7 +210,7 @@ class OffloadUnit:
 
     def load(self, store: HostStore) -> None:
         """Fill a host master with the tensors' bytes and let the module's tensors be it."""
-        self.slab = store.make(self.layout, self.sources, self.host_memory)
+        self.slab = store.make(self.layout, self.sources, self.host_memory, to_code=self.compressed)
         leaves = iter(zip(self.slab.views, self.sources, self.slab.is_filled, strict=True))
         self.hosts = []
         for binding in self.bindings:

@@ -44,10 +44,10 @@ class ComponentPlan:
 def place_component(size: ComponentSize, config: OffloadConfig, slot_bytes: int) -> ComponentPlan:
     """Say where the flags put a component, as `placements.make_placements` does."""
     if size.role is Role.DENOISER and config.dit_layerwise_offload and size.blocks:
-        return _stream(size, config.dit_resident_blocks, config.num_slots, slot_bytes)
+        return _stream(size, config, config.dit_resident_blocks, slot_bytes)
     if size.role is Role.TEXT_ENCODER:
         if config.text_encoder_layerwise_offload and size.blocks:
-            return _stream(size, 0, config.num_slots, slot_bytes)
+            return _stream(size, config, 0, slot_bytes)
         if config.text_encoder_cpu_offload:
             return ComponentPlan(size.fqn, size.whole.size_bytes, ON_CPU, 0, size.whole.size_bytes)
     offloads = {
@@ -67,11 +67,15 @@ def _keep(size: ComponentSize) -> ComponentPlan:
 
 
 def _stream(
-    size: ComponentSize, resident_blocks: int, num_slots: int, slot_bytes: int
+    size: ComponentSize, config: OffloadConfig, resident_blocks: int, slot_bytes: int
 ) -> ComponentPlan:
-    stays = resident_positions(len(size.blocks), resident_blocks, num_slots)
+    stays = resident_positions(len(size.blocks), resident_blocks, config.num_slots)
     kept = sum((size.blocks[i] for i in stays), PartSize())
-    streamed = sum(part.size_bytes for i, part in enumerate(size.blocks) if i not in stays)
+    streamed = sum(
+        part.travelling_bytes(config.weight_compression)
+        for i, part in enumerate(size.blocks)
+        if i not in stays
+    )
     if not streamed:  # fewer blocks than slots, or as many residents as blocks
         return _keep(size)
     tables = sum((table for table in size.tables if table.size_bytes > slot_bytes), PartSize())

@@ -55,6 +55,7 @@ class Moving:
     Attributes:
         fqn: The component.
         sizes: Bytes of each of its blocks that streams, or of all of it.
+        held_sizes: What each of them takes where it is held.
         fixed_bytes: Of these in all, what no file has as it runs, so that it is held anyhow.
         resident_bytes: Held beside them: blocks that stay on the device until another expert's take
             their place, and that come in again for the next video.
@@ -62,6 +63,7 @@ class Moving:
 
     fqn: str
     sizes: tuple[int, ...]
+    held_sizes: tuple[int, ...]
     fixed_bytes: int = 0
     resident_bytes: int = 0
 
@@ -69,6 +71,11 @@ class Moving:
     def size_bytes(self) -> int:
         """All of it."""
         return sum(self.sizes)
+
+    @property
+    def held_bytes(self) -> int:
+        """All of it, held."""
+        return sum(self.held_sizes)
 
     @property
     def must_hold_bytes(self) -> int:
@@ -90,7 +97,7 @@ class HostTiers:
     @classmethod
     def all_held(cls, moving: Moving) -> "HostTiers":
         """Nothing is read on its way."""
-        return cls(len(moving.sizes), 0, 0, moving.size_bytes, 0, 0)
+        return cls(len(moving.sizes), 0, 0, moving.held_bytes, 0, 0)
 
     @property
     def read_bytes(self) -> int:
@@ -152,10 +159,12 @@ def find_moving(
                 parts = [size.whole]
             if parts:
                 sizes = tuple(part.size_bytes for part in parts)
+                how = config.weight_compression if streams.get(role) and size.blocks else "none"
+                held = tuple(part.travelling_bytes(how) for part in parts)
                 shared = stays if takes_turns and residents else ()
                 resident = sum(size.blocks[i].size_bytes for i in shared)
                 fixed = sum(part.held_bytes for part in parts)
-                found.append(Moving(size.fqn, sizes, fixed, resident))
+                found.append(Moving(size.fqn, sizes, held, fixed, resident))
     return found
 
 
@@ -250,7 +259,7 @@ def deal_tiers(moving: Sequence[Moving], budget: HostBudget) -> dict[str, HostTi
         HostBudgetTooSmallError: What has to be held anyhow is more than the budget.
     """
     resident = sum(each.resident_bytes for each in moving)
-    if sum(each.size_bytes for each in moving) + resident <= budget.held_bytes:
+    if sum(each.held_bytes for each in moving) + resident <= budget.held_bytes:
         return {each.fqn: HostTiers.all_held(each) for each in moving}
     fixed = sum(each.must_hold_bytes for each in moving)
     left = budget.held_bytes - COURIER_BYTES - fixed - resident
@@ -262,10 +271,10 @@ def deal_tiers(moving: Sequence[Moving], budget: HostBudget) -> dict[str, HostTi
         if each.must_hold_bytes == each.size_bytes:
             tiers[each.fqn] = HostTiers.all_held(each)
             continue
-        held = _count_within(each.sizes, left)
+        held = _count_within(each.held_sizes, left)
         cached = _count_within(each.sizes[held:], cache)
         rest = held + cached
-        sizes = (sum(each.sizes[:held]), sum(each.sizes[held:rest]), sum(each.sizes[rest:]))
+        sizes = (sum(each.held_sizes[:held]), sum(each.sizes[held:rest]), sum(each.sizes[rest:]))
         tiers[each.fqn] = HostTiers(held, cached, len(each.sizes) - rest, *sizes)
         left, cache = left - sizes[0], cache - sizes[1]
     return tiers

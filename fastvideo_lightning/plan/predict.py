@@ -22,6 +22,7 @@ from functools import cached_property, lru_cache
 
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.offload.coding.coded import STAGING_BYTES
 from fastvideo_lightning.plan.component_plan import (
     ON_CALL,
     ON_CPU,
@@ -162,7 +163,8 @@ def predict(subject: Workload, config: OffloadConfig, machine: Machine | None) -
             for part in components
         )
     kept = sum(part.device_bytes for part in components)
-    stays = kept + config.num_slots * _whole_segments(slot_bytes)
+    staging = STAGING_BYTES if slot_bytes and config.weight_compression != "none" else 0
+    stays = kept + config.num_slots * _whole_segments(slot_bytes) + staging
     places = {part.fqn: part for part in components}
     works = {
         size.fqn: under_flags(subject.work[size.fqn], config)
@@ -183,7 +185,8 @@ def _on_host(part: ComponentPlan, tiers: HostTiers | None) -> ComponentPlan:
         return part
     return replace(
         part,
-        host_bytes=part.host_bytes - tiers.read_bytes,
+        host_bytes=part.host_bytes - part.streamed_bytes + tiers.held_bytes,
+        streamed_bytes=tiers.held_bytes + tiers.read_bytes,
         cached_bytes=tiers.cached_bytes,
         disk_bytes=tiers.disk_bytes,
         waits=str(tiers),
@@ -336,7 +339,7 @@ def _denoise(
         share = num_passes / len(denoisers)
         compute, link = compute + share * once, link + share * copy
         reading = clock.read(places[size.fqn])
-        hidden = _step_time(size, config, once, clock) if copy else once
+        hidden = _step_time(size, config, once, copy) if copy else once
         total += share * max(hidden, reading)
         moved += round(share * places[size.fqn].streamed_bytes)
         kind = kind if once >= copy else "link"
@@ -353,15 +356,16 @@ def _set_aside(split: float, everything: float) -> float:
 
 
 def _step_time(
-    size: ComponentSize, config: OffloadConfig, compute_s: float, clock: _Clock
+    size: ComponentSize, config: OffloadConfig, compute_s: float, copy_s: float
 ) -> float:
-    """Seconds of one call of a streamed denoiser; blocks compute in proportion to their size."""
+    """Seconds of one call of a streamed denoiser; blocks take time in proportion to their size."""
     stays = denoiser_residents(size, config)
     whole = sum(block.size_bytes for block in size.blocks)
+    moving = sum(block.size_bytes for i, block in enumerate(size.blocks) if i not in stays)
     blocks = [
         BlockTime(
             compute_s * block.size_bytes / whole,
-            0.0 if i in stays else clock.link(block.size_bytes),
+            0.0 if i in stays else copy_s * block.size_bytes / moving,
         )
         for i, block in enumerate(size.blocks)
     ]

@@ -113,6 +113,9 @@ def arguments_of(component: Any, kind: type) -> dict[str, Any]:
 MIB = 1 << 20
 _GPU = torch.device("cuda")
 
+LOSSLESS_SHARE = 0.70
+"""Of bf16 weights, the bytes that they travel in; a row of "Constants" in `docs/planning.md`."""
+
 
 @dataclass(frozen=True)
 class PartSize:
@@ -123,12 +126,20 @@ class PartSize:
         kept_bytes: What the device allocator reserves for them as tensors of their own.
         num_weights: How many numbers they hold, however many bits each has.
         held_bytes: Of the tensors, what no file has as it runs: it cannot be read on its way.
+        coded_bytes: Of the tensors, what can travel in fewer bytes.
     """
 
     size_bytes: int = 0
     kept_bytes: int = 0
     num_weights: int = 0
     held_bytes: int = 0
+    coded_bytes: int = 0
+
+    def travelling_bytes(self, weight_compression: str) -> int:
+        """What waits on the host and is copied, as `OffloadConfig` has it compressed."""
+        if weight_compression == "none" or 2 * self.held_bytes > self.size_bytes:
+            return self.size_bytes
+        return self.size_bytes - round((1 - LOSSLESS_SHARE) * self.coded_bytes)
 
     def __add__(self, other: "PartSize") -> "PartSize":
         return PartSize(
@@ -136,6 +147,7 @@ class PartSize:
             self.kept_bytes + other.kept_bytes,
             self.num_weights + other.num_weights,
             self.held_bytes + other.held_bytes,
+            self.coded_bytes + other.coded_bytes,
         )
 
 
@@ -215,7 +227,17 @@ def _part(
     sizes = [spec.size_bytes for spec in specs]
     num_weights = sum(binding.tensor.numel() for binding in bindings)
     held = sum(sizes) if quantization else sum(_held(root, binding) for binding in bindings)
-    return PartSize(SlabLayout(specs).size_bytes, reserved_bytes(sizes), num_weights, held)
+    coded = 0 if quantization else sum(_coded(root, binding) for binding in bindings)
+    return PartSize(SlabLayout(specs).size_bytes, reserved_bytes(sizes), num_weights, held, coded)
+
+
+def _coded(root: VideoModule, binding: TensorBinding) -> int:
+    """Bytes of a tensor that lies in its file in bf16 and runs so."""
+    return sum(
+        spec.size_bytes
+        for spec in _specs(root, binding)
+        if spec.dtype is torch.bfloat16 and not _held(root, binding)
+    )
 
 
 def _held(root: VideoModule, binding: TensorBinding) -> int:

@@ -30,6 +30,7 @@ def test_flag_defaults_are_those_of_the_reference_page():
         "compile": False,
         "cuda_graphs": False,
         "pair_guidance": False,
+        "weight_compression": "none",
         "vae_tiling": False,
         "vae_slicing": False,
         "attention_backend": None,

@@ -20,7 +20,7 @@ BLOCK = 700 << 20
 
 
 def moving(num_blocks=40, fqn="transformer", fixed=0, resident=0):
-    return Moving(fqn, (BLOCK,) * num_blocks, fixed, resident)
+    return Moving(fqn, (BLOCK,) * num_blocks, (BLOCK,) * num_blocks, fixed, resident)
 
 
 def test_what_fits_is_held_whole():
@@ -121,7 +121,10 @@ def test_on_a_cpu_a_model_is_refused_only_where_what_it_needs_is_more_than_is_fr
     st.integers(0, 60 * BLOCK),
 )
 def test_no_sum_ever_exceeds_its_budget(parts, held, cache):
-    found = [Moving(str(i), tuple(s), round(f * sum(s)), r) for i, (s, f, r) in enumerate(parts)]
+    found = [
+        Moving(str(i), tuple(sizes), tuple(sizes), round(fixed * sum(sizes)), resident)
+        for i, (sizes, fixed, resident) in enumerate(parts)
+    ]
     resident = sum(each.resident_bytes for each in found)
     try:
         tiers = deal_tiers(found, HostBudget(held, cache))

@@ -1,8 +1,11 @@
 """What compiling, caches and quantization do to a plan, against what was measured or counted."""
 
+import copy
 import gc
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from support.checkpoints import SIZE
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule
 from fastvideo_lightning.modules.acceleration import accelerate
 from fastvideo_lightning.modules.roles import Role
+from fastvideo_lightning.offload.coding.coded import STAGING_BYTES
 from fastvideo_lightning.plan import find_card, make_plan
 from fastvideo_lightning.plan.cost import under_flags
 from fastvideo_lightning.plan.predict import predict
@@ -139,6 +143,65 @@ def test_two_gpus_that_share_the_calls_take_half_of_all_steps_but_the_first(wan,
     assert after.reserved_bytes == before.reserved_bytes
     assert "guidance_parallel=2: each of two GPUs makes one" in " ".join(shared.notes)
     assert "videos" not in " ".join(shared.notes)
+
+
+class StoredAsItRuns(NamedTuple):
+    """A weight that a file has in the dtype that it runs in."""
+
+    shape: torch.Size
+    stored_dtype: torch.dtype
+    path: Path = Path("model.safetensors")
+    offset: int = 0
+
+    @property
+    def accelerator_dtype(self) -> torch.dtype:
+        return self.stored_dtype
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        return self.stored_dtype
+
+
+def on_file(module: VideoModule) -> VideoModule:
+    """The module with its weights in files, as `pack` writes them."""
+    packed = copy.copy(module)
+    packed._weight_sources = {
+        name: StoredAsItRuns(weight.shape, weight.dtype)
+        for name, weight in module.named_parameters()
+    }
+    return packed
+
+
+def test_coded_blocks_travel_in_seven_tenths_of_their_bytes(wan):
+    video = SamplingParams(height=480, width=832, num_frames=1)
+    module = on_file(wan("wan-14b"))
+    plain, coded = (
+        make_plan(module, video, card="H100", flags={"weight_compression": how})
+        for how in ("none", "lossless")
+    )
+    stages = [plan.prediction.stages[1] for plan in (plain, coded)]
+    assert stages[1].time_s == pytest.approx(0.70 * stages[0].time_s, rel=0.01)
+    assert stages[1].moved_bytes == pytest.approx(0.70 * stages[0].moved_bytes, rel=0.01)
+    assert stages[1].reserved_bytes - stages[0].reserved_bytes == STAGING_BYTES
+    streamed = {part.fqn: part for part in plain.prediction.components}["transformer"]
+    less = plain.host_bytes - coded.host_bytes
+    assert less == pytest.approx(0.30 * streamed.streamed_bytes, rel=0.01)
+
+
+def test_of_coded_blocks_a_host_budget_holds_more(wan):
+    video = SamplingParams(height=480, width=832, num_frames=81)
+    flags = {"host_memory_budget": 12.0, "text_encoder_cpu_offload": False}
+    module = on_file(wan("wan-14b"))
+    plain, coded = (
+        make_plan(module, video, card="H100", flags=flags | {"weight_compression": how})
+        for how in ("none", "lossless")
+    )
+    parts = [
+        {part.fqn: part for part in plan.prediction.components}["transformer"]
+        for plan in (plain, coded)
+    ]
+    read = [part.disk_bytes + part.cached_bytes for part in parts]
+    assert 0 < read[1] < read[0]
+    assert all(part.host_bytes <= 12 << 30 for part in parts)
 
 
 def test_a_graph_needs_no_launches_and_keeps_its_activations_through_the_decode(wan):

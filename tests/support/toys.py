@@ -100,11 +100,47 @@ class OnFile(Toy):
         self.load_state_dict(like.state_dict(), strict=False)
         for block, other in zip(self.blocks, like.blocks, strict=True):
             block.table = other.table.clone()
-        save_file({k: v.double() if k in cast else v for k, v in like.state_dict().items()}, path)
-        self.weight_sources = {}
-        for name, tensor in read_header(path).items():
-            owner, _, leaf = name.rpartition(".")
-            run_dtype = like.get_parameter(name).dtype
-            self.weight_sources[name] = StoredWeight(tensor, run_dtype, run_dtype)
-            on_meta = nn.Parameter(torch.empty(tensor.shape, dtype=run_dtype, device="meta"))
-            self.get_submodule(owner)._parameters[leaf] = on_meta.requires_grad_(False)
+        put_on_file(self, like, path, cast=cast)
+
+
+def put_on_file(model: nn.Module, like: nn.Module, path, *, cast=()) -> None:
+    """Write the weights of ``like`` to a file, those of ``cast`` in fp64; ``model`` is on meta."""
+    save_file({k: v.double() if k in cast else v for k, v in like.state_dict().items()}, path)
+    model.weight_sources = {}
+    for name, tensor in read_header(path).items():
+        owner, _, leaf = name.rpartition(".")
+        run_dtype = like.get_parameter(name).dtype
+        model.weight_sources[name] = StoredWeight(tensor, run_dtype, run_dtype)
+        on_meta = nn.Parameter(torch.empty(tensor.shape, dtype=run_dtype, device="meta"))
+        model.get_submodule(owner)._parameters[leaf] = on_meta.requires_grad_(False)
+
+
+class WideBlock(nn.Module):
+    """A block of bf16 matrices large enough to be coded, with a norm in fp32 between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden, dtype=torch.bfloat16)
+        self.norm = nn.LayerNorm(hidden)
+        self.down = nn.Linear(hidden, width, bias=False, dtype=torch.bfloat16)
+        self.shift = nn.Parameter(torch.randn(3, dtype=torch.bfloat16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(torch.tanh(self.up(x)).float()).bfloat16()
+        return x + self.down(hidden) * self.shift.sum()
+
+
+class WideToy(nn.Module):
+    """Blocks of bf16, as denoisers have them."""
+
+    def __init__(self, num_blocks: int = 4, width: int = 512) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(WideBlock(width, 2 * width) for _ in range(num_blocks))
+        self.order = list(range(num_blocks))
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i in self.order:
+            x = self.blocks[i](x)
+        return x

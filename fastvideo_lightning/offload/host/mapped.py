@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from fastvideo_lightning.offload.coding.coded import CodedBytes
 from fastvideo_lightning.offload.host.couriers import BUFFER_BYTES
 from fastvideo_lightning.offload.host.file_reads import (
     FilePiece,
@@ -331,6 +332,7 @@ class MappedSlab:
         segments: what a copy of the unit moves from memory; neighbours in the file that are
             neighbours in the slot are one segment, so that a packed unit is one copy.
         reads: what it moves from files that are read on the way; see ``use_couriers``.
+        coded: what it moves in fewer bytes; see ``use_code``.
     """
 
     def __init__(
@@ -353,6 +355,7 @@ class MappedSlab:
         self.views: list[torch.Tensor] = []
         self.segments: list[Segment] = []
         self.reads: tuple[FileRead, ...] = ()
+        self.coded: CodedBytes | None = None
         self._files: dict[Path, MappedFile] = {}
         self._private: dict[MappedFile, PrivateMapping] = {}
         for source, spec, offset, fit in zip(
@@ -394,16 +397,25 @@ class MappedSlab:
         in_memory = set(self.layout.offsets) - set(offsets)
         self.segments = [segment for segment in self.segments if segment.offset in in_memory]
 
+    def use_code(self, coded: CodedBytes) -> None:
+        """Have coded bytes moved in place of those that were read on the way."""
+        self.reads, self.coded = (), coded
+        self.segments.extend(Segment(part, offset) for part, offset in coded.plain)
+
     @property
     def pinned(self) -> bool:
         """Whether copies from it are asynchronous."""
-        if self.reads:
+        if self.coded is not None and not self.coded.pinned:
+            return False
+        if self.reads or self.coded is not None:
             return self._side.pinned or not self._side.size_bytes
         return all(file.is_registered for file in self._files.values())
 
     @property
     def size_bytes(self) -> int:
         """Bytes held on the host: of shared memory a share, of files that are read anew none."""
+        if self.coded is not None:
+            return self.coded.size_bytes + self._side.size_bytes
         if self.reads:
             return self._side.size_bytes
         return sum(size // file.sharers for file, _, size in self._ranges) + self._side.size_bytes
@@ -411,7 +423,10 @@ class MappedSlab:
     @property
     def file_bytes(self) -> int:
         """Bytes of them in checkpoint files."""
-        return 0 if self.reads else sum(size for file, _, size in self._ranges if file.sharers == 1)
+        is_elsewhere = self.reads or self.coded is not None
+        return (
+            0 if is_elsewhere else sum(size for file, _, size in self._ranges if file.sharers == 1)
+        )
 
     @property
     def is_shared(self) -> bool:
@@ -424,7 +439,7 @@ class MappedSlab:
         Raises:
             RuntimeError: the system refuses.
         """
-        if not self.reads:
+        if not self.reads and self.coded is None:
             for file, begin, size in self._ranges:
                 file.register_for(begin, size)
         self._side.pin()
@@ -460,6 +475,8 @@ class MappedSlab:
     def close(self) -> None:
         """Let go of the files. No copy may be in flight; the tensors stay valid."""
         self._side.close()
+        if self.coded is not None:
+            self.coded.close()
         for path in list(self._files):
             close_file(self._files.pop(path))
 

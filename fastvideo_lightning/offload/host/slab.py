@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 
+from fastvideo_lightning.offload.coding.coded import CodedBytes
 from fastvideo_lightning.offload.host.file_reads import FileRead
 from fastvideo_lightning.offload.tensors.layout import SlabLayout
 
@@ -63,6 +64,7 @@ class HostMaster(Protocol):
         views: the tensors, in the order of ``layout.specs``.
         segments: host bytes that a copy of the unit moves.
         reads: file bytes that it moves, see Note [Couriers].
+        coded: coded bytes that it moves, see Note [Coded units].
         is_filled: which of the tensors have their bytes without being read.
         is_shared: whether its bytes are those of files, which other processes map as well.
     """
@@ -71,6 +73,7 @@ class HostMaster(Protocol):
     views: list[torch.Tensor]
     segments: list[Segment]
     reads: tuple[FileRead, ...]
+    coded: CodedBytes | None
     is_filled: tuple[bool, ...]
 
     @property
@@ -120,6 +123,7 @@ class HostSlab:
         self.is_shared = False
         self.is_filled = (False,) * len(layout.specs)
         self.reads: tuple[FileRead, ...] = ()
+        self.coded: CodedBytes | None = None
         memory = _anonymous_memory(layout.size_bytes)
         self.buffer = torch.frombuffer(memory, dtype=torch.uint8)[: layout.size_bytes]
         self.views = [
@@ -195,6 +199,7 @@ class ExtendedMaster:
         views: the tensors, first those of ``base``.
         segments: host bytes that a copy of the unit moves.
         reads: file bytes that it moves.
+        coded: coded bytes that it moves.
         is_filled: which of the tensors have their bytes without being read.
     """
 
@@ -206,7 +211,7 @@ class ExtendedMaster:
         self.views: list[torch.Tensor] = [*base.views, *added.views]
         behind = [Segment(part, start + offset) for part, offset in added.segments]
         self.segments = [*base.segments, *behind]
-        self.reads = base.reads  # what is added lies in memory
+        self.reads, self.coded = base.reads, base.coded  # what is added lies in memory
         self.is_filled = (*base.is_filled, *added.is_filled)
 
     @property

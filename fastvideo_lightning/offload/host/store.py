@@ -97,7 +97,12 @@ class HostStore:
                 unit.pin(self)
 
     def make(
-        self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
+        self,
+        layout: SlabLayout,
+        sources: Sequence[StoredBytes | None],
+        kind: HostMemory,
+        *,
+        to_code: bool = False,
     ) -> HostMaster:
         """A host master for a unit: not yet pinned, and only its mapped tensors have their bytes.
 
@@ -105,12 +110,15 @@ class HostStore:
             layout: where its tensors lie in a slot.
             sources: for each tensor where its bytes come from; None where they are in memory.
             kind: what kind of memory.
+            to_code: what lies in files will be coded, so it is read on the way until then.
 
         Raises:
             ValueError: mapped memory is asked for and no weight can be.
         """
-        if layout in self.locations and not kind.is_read:
-            master: HostMaster = MappedSlab(layout, self.locations[layout], self.mappings)
+        if to_code and _mostly_mappable(layout, sources):
+            master: HostMaster = self._map(layout, sources, HostMemory.COURIER)
+        elif layout in self.locations and not kind.is_read:
+            master = MappedSlab(layout, self.locations[layout], self.mappings)
         elif self.maps(layout, sources, kind) and not self._must_copy:
             master = self._map(layout, sources, kind)
         else:
@@ -136,8 +144,7 @@ class HostStore:
         self, layout: SlabLayout, sources: Sequence[StoredBytes | None], kind: HostMemory
     ) -> bool:
         """Whether a unit's file is its host copy where it fits; ValueError where nothing fits."""
-        pairs = zip(layout.specs, sources, strict=True)
-        fitting = sum(s.size_bytes for s, source in pairs if is_mappable(source, s.dtype))
+        fitting = _mappable_bytes(layout, sources)
         maps = kind is HostMemory.MAPPED or kind.is_read
         if maps and not fitting and layout.size_bytes:
             raise ValueError(
@@ -146,7 +153,7 @@ class HostStore:
                 "`fastvideo-lightning pack MODEL OUT` and load it, or pass host_memory='auto'."
             )
         if kind is HostMemory.AUTO and (self._has_driver or self.is_shared):
-            maps = 2 * fitting >= layout.size_bytes > 0
+            maps = _mostly_mappable(layout, sources)
         return maps
 
     def pin(self, master: HostMaster, kind: HostMemory) -> bool:
@@ -253,6 +260,17 @@ class HostStore:
 
 def _base(master: HostMaster) -> HostMaster:
     return master.base if isinstance(master, ExtendedMaster) else master
+
+
+def _mappable_bytes(layout: SlabLayout, sources: Sequence[StoredBytes | None]) -> int:
+    """Bytes of the tensors that lie in their file as they run."""
+    pairs = zip(layout.specs, sources, strict=True)
+    return sum(s.size_bytes for s, source in pairs if is_mappable(source, s.dtype))
+
+
+def _mostly_mappable(layout: SlabLayout, sources: Sequence[StoredBytes | None]) -> bool:
+    """Whether half of a unit's bytes or more lie in their file as they run."""
+    return 2 * _mappable_bytes(layout, sources) >= layout.size_bytes > 0
 
 
 def _where(layout: SlabLayout, sources: Sequence[StoredBytes | None]) -> str:
