@@ -9,6 +9,10 @@ On a GPU, with a model from the hub:
     python examples/custom_callback.py Wan-AI/Wan2.1-T2V-1.3B-Diffusers
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU; before torch is imported
+
 import json
 import sys
 import time

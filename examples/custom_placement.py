@@ -7,6 +7,10 @@ On a laptop, with the small model that comes with the package:
 On a machine with two GPUs the encoder takes the second one, and never leaves it.
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU; before torch is imported
+
 import sys
 
 import lightning as L

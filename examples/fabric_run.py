@@ -12,6 +12,9 @@ On two GPUs, with a model from the hub:
 """
 
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU; before torch is imported
+
 import sys
 
 import lightning as L

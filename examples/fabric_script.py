@@ -9,6 +9,10 @@ On a GPU, with a model from the hub:
     python examples/fabric_script.py Wan-AI/Wan2.1-T2V-1.3B-Diffusers "A raccoon among sunflowers."
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU; before torch is imported
+
 import sys
 
 import lightning as L

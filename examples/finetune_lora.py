@@ -12,6 +12,10 @@ backward, so that a model larger than the GPU can be trained on it. The adapter'
 what the optimizer keeps of them, stay on the host. It needs PEFT: pip install ".[lora]".
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU; before torch is imported
+
 import sys
 from pathlib import Path
 

@@ -13,6 +13,10 @@ One worker holds the model and makes one video at a time. The weights stay in ho
 GPU has room for what else runs there.
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU; before torch is imported
+
 import sys
 import tempfile
 from pathlib import Path

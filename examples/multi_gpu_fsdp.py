@@ -11,6 +11,10 @@ On two GPUs, with a model from the hub:
 The script starts the other process itself. `torchrun --nproc-per-node=2` works as well.
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU; before torch is imported
+
 import sys
 
 import torch

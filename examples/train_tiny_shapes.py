@@ -9,6 +9,10 @@ as many seconds as it is given. `--resume FOLDER` goes on from a folder that thi
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU; before torch is imported
+
 import argparse
 import copy
 import json

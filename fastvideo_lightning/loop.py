@@ -1,10 +1,12 @@
 """The predict loop: prompts in, one `predict_step` each, every moment announced."""
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import lightning as L
@@ -37,6 +39,20 @@ MOMENTS = {
     "teardown": (),
 }
 """What a callback may hear of a run, in the order of events, and the arguments of each moment."""
+
+
+@cache
+def _warn_of_spinning() -> None:
+    """Say once where torch's threads wait for each other by spinning; none of them is changed."""
+    is_chosen = "OMP_WAIT_POLICY" in os.environ or os.name == "nt"  # there nothing reads it
+    if not is_chosen and torch.get_num_threads() > 1:
+        warnings.warn(
+            "OMP_WAIT_POLICY is not set: where other programs use the CPU too, a model is many "
+            "times slower on it, because its threads wait for each other by spinning. Set "
+            "OMP_WAIT_POLICY=PASSIVE before torch is imported.",
+            stacklevel=2,
+        )
+
 
 # Whether the run goes on after a prompt that failed.
 SkipFailure = Callable[[Mapping[str, Any], Exception], bool]
@@ -132,6 +148,8 @@ class PredictLoop:
     def _walk(
         self, module: Any, prompts: Any, skip_failure: SkipFailure | None, num_before: int
     ) -> Iterator[Any]:
+        if self._fabric.device.type == "cpu" and self._fabric.is_global_zero:
+            _warn_of_spinning()
         turns, num_batches = self._share(prompts)
         num_batches = None if num_batches is None else num_before + num_batches
         self._note_run(is_over=False)

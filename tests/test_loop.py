@@ -1,3 +1,4 @@
+import os
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset
+from fastvideo_lightning import HostResidentStrategy, PredictLoop, PromptDataset, loop
 from fastvideo_lightning.loop import MOMENTS, check_callbacks
 
 PROMPTS = PromptDataset(["one", "two", "three"], seed=10)
@@ -211,3 +212,33 @@ def test_a_script_hears_of_a_misspelt_moment_when_it_runs():
     fabric = L.Fabric(accelerator="cpu", callbacks=[type("Odd", (), {"on_predict_ended": print})()])
     with pytest.warns(UserWarning, match="Odd has on_predict_ended"):
         PredictLoop(fabric).run(Speaker([]), [])
+
+
+@pytest.mark.parametrize(
+    ("policy", "device", "threads", "count"),
+    [
+        (None, "cpu", 2, 1),
+        (None, "cpu", 1, 0),
+        (None, "cuda", 2, 0),
+        ("PASSIVE", "cpu", 2, 0),
+        ("ACTIVE", "cpu", 2, 0),
+    ],
+)
+def test_threads_that_spin_are_told_of_once_and_left_as_they_are(
+    monkeypatch, recwarn, policy, device, threads, count
+):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    loop._warn_of_spinning.cache_clear()
+    fabric = L.Fabric(accelerator="cpu", devices=1)
+    there = property(lambda self: torch.device(device))
+    monkeypatch.setattr(L.Fabric, "device", there)
+    before = dict(os.environ)
+    for _ in range(2):
+        assert list(PredictLoop(fabric).iterate(torch.nn.Identity(), [])) == []
+    told = [str(each.message) for each in recwarn if "OMP_WAIT_POLICY" in str(each.message)]
+    assert len(told) == count
+    assert dict(os.environ) == before
+    loop._warn_of_spinning.cache_clear()

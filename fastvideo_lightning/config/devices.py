@@ -1,6 +1,7 @@
 """Whether the machine has the devices that a run asks for."""
 
 import os
+import sys
 
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
@@ -20,7 +21,8 @@ def check_devices(num_gpus: int, accelerator: str) -> str:
 
     Raises:
         TypeError: If `num_gpus` is no whole number.
-        ValueError: If there are fewer devices, or no such accelerator.
+        ValueError: If there are fewer devices, or no such accelerator; or several are asked for in
+            a notebook, which cannot start processes.
     """
     if isinstance(num_gpus, bool) or not isinstance(num_gpus, int):
         raise TypeError(f"num_gpus must be a whole number, got {num_gpus!r}. Pass num_gpus=1.")
@@ -30,6 +32,12 @@ def check_devices(num_gpus: int, accelerator: str) -> str:
         raise ValueError(
             f"accelerator must be one of {', '.join(_ACCELERATORS)}, got {accelerator!r}. "
             "Pass accelerator='auto'."
+        )
+    if num_gpus > 1 and hasattr(sys, "ps1"):
+        raise ValueError(
+            f"num_gpus={num_gpus} starts a process for each GPU from a script's file, which a "
+            "notebook or a Python prompt has not: leave num_gpus out here, or write the code into "
+            "a file and run that with python."
         )
     num_nodes = count_nodes()
     if num_gpus % num_nodes:

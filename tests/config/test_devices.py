@@ -52,3 +52,13 @@ def test_gpus_are_those_of_all_machines(monkeypatch):
     assert check_devices(8, "auto") == "cuda"
     with pytest.raises(ValueError, match="all 2 machines and must be a multiple of that, got 7"):
         check_devices(7, "auto")
+
+
+def test_several_processes_are_refused_in_a_notebook_in_one_sentence(monkeypatch):
+    monkeypatch.setattr("sys.ps1", "In : ", raising=False)
+    assert check_devices(1, "cpu") == "cpu"
+    with pytest.raises(
+        ValueError, match=r"^num_gpus=2 starts .* leave num_gpus out here, or wri"
+    ) as no:
+        check_devices(2, "cpu")
+    assert str(no.value).count(". ") == 0
