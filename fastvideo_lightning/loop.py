@@ -56,6 +56,8 @@ def _warn_of_spinning() -> None:
 
 # Whether the run goes on after a prompt that failed.
 SkipFailure = Callable[[Mapping[str, Any], Exception], bool]
+# Whether a prompt is made by this run.
+Takes = Callable[[Mapping[str, Any]], bool]
 
 
 class PredictLoop:
@@ -112,6 +114,7 @@ class PredictLoop:
         prompts: Any,
         *,
         skip_failure: SkipFailure | None = None,
+        takes: Takes | None = None,
         num_before: int = 0,
     ) -> Iterator[Any]:
         """Make the videos as `run` does and give each out once `on_predict_batch_end` was called.
@@ -122,6 +125,8 @@ class PredictLoop:
             skip_failure: Asked with the batch and the exception when `predict_step` fails. Where it
                 says yes, `on_exception` is called and the next prompt follows. It is not asked
                 where several ranks wait for each other in a prompt.
+            takes: Asked with each batch before it begins. Where it says no, as where another
+                machine makes it, nothing is announced and the next prompt follows.
             num_before: Prompts of this run that came before these, where it was interrupted: they
                 count in `batch_idx` and `num_batches`.
 
@@ -131,7 +136,7 @@ class PredictLoop:
         module = module.module if isinstance(module, _FabricModule) else module
         was_training = module.training
         module.eval()
-        videos = self._walk(module, prompts, skip_failure, num_before)
+        videos = self._walk(module, prompts, skip_failure, takes, num_before)
         try:
             while True:
                 with torch.no_grad():  # not while the caller holds a video
@@ -146,7 +151,12 @@ class PredictLoop:
             module.train(was_training)
 
     def _walk(
-        self, module: Any, prompts: Any, skip_failure: SkipFailure | None, num_before: int
+        self,
+        module: Any,
+        prompts: Any,
+        skip_failure: SkipFailure | None,
+        takes: Takes | None,
+        num_before: int,
     ) -> Iterator[Any]:
         if self._fabric.device.type == "cpu" and self._fabric.is_global_zero:
             _warn_of_spinning()
@@ -156,6 +166,8 @@ class PredictLoop:
         self._call("on_predict_start", module, num_batches=num_batches)
         self._call("on_predict_epoch_start", module)
         for batch_idx, (turn, following) in enumerate(_with_next(iter(turns)), num_before):
+            if takes is not None and not takes(turn.batch):
+                continue
             moment = {"batch": turn.batch, "batch_idx": batch_idx, "is_repeat": turn.is_repeat}
             next_batch = None if following is None else following.batch
             self._call("on_predict_batch_start", module, next_batch=next_batch, **moment)

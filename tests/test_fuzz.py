@@ -191,5 +191,7 @@ def test_any_manifest_is_read_and_goes_on(place, content):
     manifest.path.write_bytes(content)
     before = manifest.read()
     entry = Entry("a", 7, DONE, file="a.mp4", sha256="00")
-    manifest.append(entry)
+    new = Path(place) / "new"
+    new.write_bytes(b"".join(line + b"\n" for line in [*manifest.read_lines(), entry.to_line()]))
+    manifest.replace(new)
     assert manifest.read() == [*before, entry]

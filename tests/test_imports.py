@@ -92,7 +92,6 @@ ALLOWED = {
         "batch",
         "checkpoint.folder",
         "config",
-        "filelock",
         "jinja2",
         "lightning",
         "modules",

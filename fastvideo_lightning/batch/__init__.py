@@ -1,7 +1,8 @@
-"""Many prompts into one folder, resumed where a run was left.
+"""Many prompts into one folder, by any number of processes, resumed where a run was left.
 
-Read `folder` (who may write into it), `manifest` (what is finished and how it came about), then
-`videos` (the loop) and `writer`. `identity` is what a video is known by. `gallery` shows a folder.
+Read `session` (who is at the folder), `claims` (who makes which prompt), `manifest` (what is
+finished and how it came about) and `folder` (all three together), then `videos` (the loop) and
+`writer`. `identity` is what a video is known by. `gallery` shows a folder.
 """
 
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fastvideo_lightning.output.files import sync_folder
+
 MANIFEST = "manifest.jsonl"
 DONE, FAILED = "done", "failed"
 # What is read of an entry, so that a line which somebody has changed is no entry, or a right one.
@@ -49,6 +51,7 @@ class Entry:
         memory: `peak_gpu_gib` and `peak_host_gib`; None where it is not known.
         error: Why it failed, or None.
         name: What its file was to be called, where not by its prompt alone: no part of what it is.
+        worker: Who made it: machine and process.
     """
 
     prompt: str
@@ -65,6 +68,7 @@ class Entry:
     memory: dict[str, float | None] = field(default_factory=dict)
     error: str | None = None
     name: str | None = None
+    worker: str = ""
 
     @property
     def identity(self) -> str:
@@ -76,6 +80,10 @@ class Entry:
         """What was asked for, without what went in: the same for another model or picture."""
         return json.dumps(self._asked, sort_keys=True, default=repr)
 
+    def to_line(self) -> bytes:
+        """Its line of the manifest, without the end."""
+        return json.dumps(asdict(self), ensure_ascii=False, default=repr).encode()
+
     @property
     def _asked(self) -> list[Any]:
         """Names of what goes in are left out: their content counts, see `inputs`."""
@@ -85,10 +93,9 @@ class Entry:
 
 
 class Manifest:
-    """Appends entries to `manifest.jsonl` so that none is lost and none half written.
+    """The file `manifest.jsonl`: read as it is, and replaced as a whole.
 
-    An entry is one write to a file opened for appending, then synced: several processes of one run
-    may append, and a killed one leaves at most its own last line torn.
+    So it is never half written, and who reads it while it is replaced reads the one before.
 
     Args:
         folder: The output folder.
@@ -105,13 +112,10 @@ class Manifest:
 
     def read(self, *, quiet: bool = False) -> list[Entry]:
         """Return the entries; a line that is none is passed over, and told of unless it is torn."""
-        try:
-            content = self._open(os.O_RDONLY)
-        except FileNotFoundError:
-            return []
-        with os.fdopen(content, "rb") as file:
-            lines = file.read().split(b"\n")
-        entries = [(number, _parse(line)) for number, line in enumerate(lines, 1) if line.strip()]
+        lines = self._read_lines()
+        entries = [
+            (number, parse_entry(line)) for number, line in enumerate(lines, 1) if line.strip()
+        ]
         for number, entry in entries:
             if entry is None and number != len(lines) and not quiet:
                 _log.warning(
@@ -121,27 +125,36 @@ class Manifest:
                 )
         return [entry for _, entry in entries if entry is not None]
 
-    def append(self, entry: Entry) -> None:
-        """Write one entry and have it on the disk.
+    def read_lines(self) -> list[bytes]:
+        """Return its lines as they are, but for empty ones and a last one that is torn."""
+        *lines, last = self._read_lines() or [b""]
+        if parse_entry(last) is not None:
+            lines.append(last)
+        return [line for line in lines if line.strip()]
+
+    def replace(self, new: Path) -> None:
+        """Put a file in its place, in one step.
+
+        Args:
+            new: What it is from now on, synced; of the same file system.
 
         Raises:
-            OSError: If it cannot be written; what stands in the file already stays readable.
+            OSError: If it cannot be; what stands there stays.
         """
-        line = json.dumps(asdict(entry), ensure_ascii=False, default=repr).encode() + b"\n"
-        file = self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT)
-        try:
-            if _is_torn(file):
-                line = b"\n" + line
-            written = os.write(file, line)
-            while written < len(line):  # says why: the disk is full
-                written += os.write(file, line[written:])
-            os.fsync(file)
-        finally:
-            os.close(file)
+        self._check_place()
+        new.replace(self.path)
+        sync_folder(self.folder)
 
-    def _open(self, flags: int) -> int:
-        """Open the file itself, never what a symlink in its place points to."""
-        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    def _read_lines(self) -> list[bytes]:
+        try:
+            content = self._open(os.O_RDONLY)
+        except FileNotFoundError:
+            return []
+        with os.fdopen(content, "rb") as file:
+            return file.read().split(b"\n")
+
+    def _check_place(self) -> None:
+        """Raise OSError where something stands in its place that is no file."""
         if self.path.is_symlink():
             raise OSError(
                 f"{str(self.path)!r} is a symlink, and nothing is written through one. Remove it, "
@@ -152,6 +165,11 @@ class Manifest:
                 f"{str(self.path)!r} is no file, and the manifest of the folder belongs there. "
                 "Move it away, or pass another output_path."
             )
+
+    def _open(self, flags: int) -> int:
+        """Open the file itself, never what a symlink in its place points to."""
+        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        self._check_place()
         try:
             return os.open(self.path, flags, 0o666)
         except PermissionError as error:
@@ -172,19 +190,11 @@ def sha256_of(path: Path) -> str | None:
         return None
 
 
-def _is_torn(file: int) -> bool:
-    """Whether the last line has no end."""
-    size = os.lseek(file, 0, os.SEEK_END)
-    if size == 0:
-        return False
-    os.lseek(file, size - 1, os.SEEK_SET)
-    return os.read(file, 1) != b"\n"
-
-
-def _parse(line: bytes) -> Entry | None:
+def parse_entry(line: bytes | dict[str, Any] | None) -> Entry | None:
+    """Return the entry that a line of the manifest holds, or an object of JSON; else None."""
     known = {field.name for field in fields(Entry)}
     try:
-        values = json.loads(line)
+        values: Any = json.loads(line) if isinstance(line, bytes) else line
         entry = Entry(**{name: value for name, value in values.items() if name in known})
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None

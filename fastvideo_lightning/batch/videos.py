@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from inspect import GEN_CLOSED, getgeneratorstate
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import proxy
@@ -38,6 +39,12 @@ _OTHER_INPUTS = (
 )
 
 _RENAMED = "%d of the videos that are there are asked for under another name and keep theirs."
+
+_WAITING = "Other workers are making the last %d prompts: this one waits in case they do not end."
+
+# Of several processes: how often each has its turn before the first one claims more for all, and
+# for how long it waits until it tells the others, who wait for it, that there is nothing as yet.
+_TURNS, _AT_MOST_S = 4, 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +81,8 @@ class VideoBatch(Iterator[GeneratedVideo]):
         # By a proxy: what it walks would else hold it, and a loop that is left would not let go.
         self._videos = VideoBatch._make(proxy(self), folder)
         inputs = ModelInputs(generator)
-        self._items = _resolve_all(prompts, generator.module)[number - 1 :: count]
+        items = _resolve_all(prompts, generator.module)
+        self._items = items[number - 1 :: count]
         self.total = len(self._items)
         self._entries = {item["index"]: inputs.describe(item) for item in self._items}
         self._writer = BatchWriter(
@@ -87,13 +95,15 @@ class VideoBatch(Iterator[GeneratedVideo]):
         self._rank = _rank_from_environment()
         if not self._rank:
             try:
-                done = folder.open()
-                self._items = self._remaining(done if resume else {}, _settings(generator))
+                prompts_by_index = {item["index"]: item["prompt"] for item in items}
+                there = folder.open(self._entries, prompts=prompts_by_index, resume=resume)
+                self._items = self._remaining(there, _settings(generator))
             except BaseException:
-                folder.close()  # or it stays locked for as long as somebody keeps the error
+                folder.close()  # or others wait for it for as long as somebody keeps the error
                 raise
-        self.recovered = folder.recovered
+        self.recovered = [*folder.recovered]
         self._of_others: tuple[int, list[Entry]] = (0, [])
+        self._is_told = False
 
     @property
     def is_open(self) -> bool:
@@ -111,17 +121,11 @@ class VideoBatch(Iterator[GeneratedVideo]):
 
         A rank but the first one knows of its own alone.
         """
-        own = self.num_skipped + self.num_made
-        if self._rank:
-            return own
-        try:
-            return self.num_skipped + self._folder.num_made()
-        except OSError:  # somebody put something else in the manifest's place
-            return own
+        return self.num_skipped + self.num_made if self._rank else self._folder.num_done()
 
     @property
     def failed(self) -> list[Entry]:
-        """Entries of the prompts that failed: this process's, and at the end everyone's."""
+        """Entries of the prompts that failed: this process's, and at the end every worker's."""
         return self._writer.failed + self._of_others[1]
 
     @property
@@ -134,7 +138,7 @@ class VideoBatch(Iterator[GeneratedVideo]):
 
     @on_written.setter
     def on_written(self, told: Callable[[Path], None]) -> None:
-        self._writer.on_written = told
+        self._writer.on_written = self._folder.on_recovered = told
 
     def __iter__(self) -> Self:
         return self
@@ -158,19 +162,50 @@ class VideoBatch(Iterator[GeneratedVideo]):
 
     def _make(self, folder: BatchFolder) -> Generator[GeneratedVideo]:
         try:
-            if not self._items and self._rank is None:
+            if self._rank is None and not self._wait():
                 return  # and no weight is read
             fabric = self._generator.launch()
-            # The first rank has looked at the folder and says what is left.
-            self._items = fabric.broadcast(self._items)
-            self.num_skipped = self.total - len(self._items)
+            # The first rank has joined the workers of the folder, for all.
+            folder.enter(fabric.broadcast(folder.worker), self._entries, {})
+            self.num_skipped = fabric.broadcast(self.num_skipped)
             self._check_shared(fabric)
-            for _ in self._generator.iterate(self._items, self._writer):
+            self._writer.is_claimed = fabric.world_size > 1
+            while (items := self._next_round(fabric)) is not None:
+                for _ in self._generator.iterate(items, self._writer):
+                    yield from self._writer.take_written()
                 yield from self._writer.take_written()
-            yield from self._writer.take_written()
             self._gather(fabric)
         finally:
             folder.close()
+
+    def _wait(self, at_most_s: float = float("inf")) -> list[ResolvedPrompt]:
+        """Wait for a prompt that can be made; return all that are left, none where all is done."""
+        indexes = [item["index"] for item in self._items]
+        busy = self._folder.wait(indexes, at_most_s=0)
+        if busy and not self._is_told and not any(map(self._folder.is_free, busy)):
+            self._is_told = True
+            _log.info(_WAITING, len(busy))
+        left = set(self._folder.wait(busy, at_most_s=at_most_s))
+        self._items = [item for item in self._items if item["index"] in left]
+        return self._items
+
+    def _next_round(self, fabric: "L.Fabric") -> list[ResolvedPrompt] | None:
+        """What is to be made next; None where nothing is left.
+
+        A process by itself walks the list and claims each prompt at its turn. For several the
+        first claims some turns for each, and tells the others.
+        """
+        if fabric.world_size == 1:
+            return self._wait() or None
+        items, names, worker = None, {}, ""
+        if not self._rank:
+            left = self._wait(_AT_MOST_S)
+            claimed = (item for item in left if self._folder.claim(item["index"]))
+            items = [*islice(claimed, _TURNS * fabric.world_size)] if left else None
+            names, worker = self._folder.names, self._folder.worker
+        items, names, worker = fabric.broadcast((items, names, worker))
+        self._folder.enter(worker, self._entries, names)
+        return items
 
     def _check_shared(self, fabric: "L.Fabric") -> None:
         """Raise RuntimeError on all processes where some of them see another folder."""
@@ -192,33 +227,34 @@ class VideoBatch(Iterator[GeneratedVideo]):
             )
 
     def _gather(self, fabric: "L.Fabric") -> None:
-        """Wait for the other processes, and learn what they made."""
-        if fabric.world_size == 1:
-            return
-        from torch.distributed import all_gather_object
+        """Wait for the other processes, and learn what they made and what others have failed at."""
+        elsewhere = [] if self._rank else [*self._folder.failures().values()]
+        if fabric.world_size > 1:
+            from torch.distributed import all_gather_object
 
-        outcomes: list[Any] = [None] * fabric.world_size
-        all_gather_object(outcomes, (self._writer.num_written, self._writer.failed))
-        del outcomes[fabric.global_rank]
-        made, failed = zip(*outcomes, strict=True)
-        self._of_others = sum(made), [entry for entries in failed for entry in entries]
+            outcomes: list[Any] = [None] * fabric.world_size
+            all_gather_object(outcomes, (self._writer.num_written, self._writer.failed, elsewhere))
+            own = outcomes.pop(fabric.global_rank)
+            ranks = [*outcomes, (0, [], own[2])]
+        else:
+            ranks = [(0, [], elsewhere)]
+        failed = [entry for _, entries, _ in ranks for entry in entries]
+        known = {entry.identity for entry in [*self._writer.failed, *failed]}
+        failed += [e for *_, entries in ranks for e in entries if e.identity not in known]
+        self._of_others = sum(made for made, *_ in ranks), failed
 
     def _remaining(
-        self, done: dict[str, list[Entry]], settings: Mapping[str, Any]
+        self, there: Mapping[int, Entry], settings: Mapping[str, Any]
     ) -> list[ResolvedPrompt]:
         """Return the prompts whose videos are not there; one asked for twice is made twice."""
-        remaining, num_renamed, unlike = [], 0, Counter[str]()
-        for item in self._items:
-            there = done.get(self._entries[item["index"]].identity)
-            if there:
-                entry = there.pop()
-                before, name = entry.settings, item.get("name")
-                num_renamed += name not in (None, entry.name)
-                unlike.update(n for n in settings.keys() & before if before[n] != settings[n])
-            else:
-                remaining.append(item)
+        num_renamed, unlike = 0, Counter[str]()
+        for index, entry in there.items():
+            before, name = entry.settings, self._entries[index].name
+            num_renamed += name not in (None, entry.name)
+            unlike.update(n for n in settings.keys() & before if before[n] != settings[n])
+        remaining = [item for item in self._items if item["index"] not in there]
         self.num_skipped = self.total - len(remaining)
-        others = Counter(e.request for entries in done.values() for e in entries)
+        others = Counter(entry.request for entry in self._folder.unused)
         num_others = sum(self._entries[i["index"]].request in others for i in remaining)
         if num_others:
             _log.info(_OTHER_INPUTS, num_others)

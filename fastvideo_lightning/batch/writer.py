@@ -4,6 +4,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_OVERTAKEN = (
+    "%.60r is left to another worker: this one gave no sign of life for so long that it was taken "
+    "for dead."
+)
+
 
 class BatchWriter:
     """A callback that writes each video while the next one is made.
@@ -28,6 +34,7 @@ class BatchWriter:
         failed: Entries of the prompts that failed.
         num_written: Videos whose files are whole.
         on_written: Called with the path of each, from the thread that wrote it.
+        is_claimed: Whether what is to be made was claimed before, for several processes.
 
     Args:
         folder: Where to.
@@ -55,6 +62,7 @@ class BatchWriter:
         self._look_again = look_again
         self._fail_fast = fail_fast
         self.on_written: Callable[[Path], None] = lambda path: None
+        self.is_claimed = False
         self._is_repeat = False
         self._written: deque[GeneratedVideo] = deque()
         self._writes = WriteBehind()
@@ -71,13 +79,15 @@ class BatchWriter:
         """Begin to write the video; raises StorageError if the one before could not be written."""
         if self._is_repeat:
             return
-        write = partial(self._keep, outputs, self._entries[batch["index"]])
+        index = batch["index"]
+        write = partial(self._keep, outputs, self._entries[index], index)
         self._writes.put(write, partial(fabric.call, video=outputs))
 
     def on_predict_epoch_end(self) -> None:
         """Wait until the last video is written: at `on_predict_end` all are there."""
         self._writes.finish()
         self._folder.forget()  # before another process closes the folder for all
+        self._folder.refresh()
 
     def on_exception(self) -> None:
         """Finish the video before."""
@@ -86,6 +96,8 @@ class BatchWriter:
         except Exception as error:
             # The exception that ends the run is on its way; this one must not take its place.
             _log.error("%s", error)
+        with suppress(OSError):
+            self._folder.refresh()
 
     def teardown(self) -> None:
         """The same as after an exception."""
@@ -100,10 +112,15 @@ class BatchWriter:
         """Note a prompt that failed, after the video before; True where the run goes on."""
         self._writes.finish()
         if not self._is_repeat:
-            self._note_failure(self._entries[batch["index"]], error)
+            index = batch["index"]
+            self._note_failure(self._entries[index], index, error)
         return not self._fail_fast
 
-    def _keep(self, video: GeneratedVideo, entry: Entry) -> None:
+    def takes(self, batch: Mapping[str, Any]) -> bool:
+        """Claim a prompt; False where another worker makes it, or has made it."""
+        return self.is_claimed or self._folder.claim(batch["index"])
+
+    def _keep(self, video: GeneratedVideo, entry: Entry, index: int) -> None:
         entry = replace(
             entry,
             settings=dict(self._settings()),
@@ -115,17 +132,21 @@ class BatchWriter:
             },
         )
         try:
-            video.video_path = self._folder.keep(video, entry)
+            path = self._folder.keep(video, entry, index)
         except Exception as error:
-            self._note_failure(entry, error)
+            self._note_failure(entry, index, error)
             if self._fail_fast or isinstance(error, StorageError):
                 raise
+            return
+        if path is None:
+            _log.warning(_OVERTAKEN, video.prompt)
         else:
+            video.video_path = path
             self.num_written += 1
             self._written.append(video)
-            self.on_written(video.video_path)
+            self.on_written(path)
 
-    def _note_failure(self, entry: Entry, error: Exception) -> None:
+    def _note_failure(self, entry: Entry, index: int, error: Exception) -> None:
         what = str(error).partition("\n")[0] or type(error).__name__
         if not isinstance(error, RuntimeError | ValueError | OSError):
             what = f"{type(error).__name__}: {what}"
@@ -136,9 +157,9 @@ class BatchWriter:
             reason = "." if self._fail_fast else f": {what}"
             _log.warning("Failed: %.60r%s", entry.prompt, reason)
         try:
-            self._folder.manifest.append(entry)
+            self._folder.fail(entry, index)
         except OSError as unwritable:
-            raise self._folder.explain(unwritable, entry.name or entry.prompt) from error
+            raise unwritable from error
 
 
 def _now() -> str:

@@ -80,7 +80,7 @@ def report_batch(batch: "VideoBatch", output_path: str, *, report: str | None = 
     if batch.num_skipped == batch.total:
         say_all_there(batch.total, output_path, report=report)
     else:
-        say(f"{_count(batch.num_skipped + batch.num_made, batch.total)} in {output_path}.")
+        say(f"{_count(batch.num_there, batch.total)} in {output_path}.")
 
 
 def say_all_there(total: int, output_path: str, *, report: str | None = None) -> None:

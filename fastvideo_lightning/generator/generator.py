@@ -531,7 +531,8 @@ class VideoGenerator:
     def iterate(self, prompts: Iterable[ResolvedPrompt], writer: Any) -> Iterator[GeneratedVideo]:
         """Make a video of each prompt, while `writer` hears the moments of the run."""
         fabric, skip_failure = self.launch(), getattr(writer, "skip_failure", None)
-        videos = self._replanning.iterate(fabric, list(prompts), skip_failure)
+        takes = getattr(writer, "takes", None)
+        videos = self._replanning.iterate(fabric, list(prompts), skip_failure, takes)
         with self._saving.use(writer), closing(videos):
             for video in videos:
                 yield video

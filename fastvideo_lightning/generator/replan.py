@@ -22,7 +22,7 @@ from fastvideo_lightning.prompts.dataset import params_of
 if TYPE_CHECKING:
     import lightning as L
 
-    from fastvideo_lightning.loop import SkipFailure
+    from fastvideo_lightning.loop import SkipFailure, Takes
     from fastvideo_lightning.output.video import GeneratedVideo
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,11 @@ class Replanner:
         self._placing = placing
         self._num_replans: Counter[int] = Counter()  # by the index of the prompt
         self._num_while_loading = 0
+        self._begun: int | None = None
+
+    def on_predict_batch_start(self, batch: Mapping[str, Any]) -> None:
+        """Remember which prompt is in work."""
+        self._begun = batch["index"]
 
     def on_predict_batch_end(self, outputs: "GeneratedVideo") -> None:
         """Note on the video how many plans it took beyond the first."""
@@ -67,6 +72,7 @@ class Replanner:
         fabric: "L.Fabric",
         prompts: Iterable[Mapping[str, Any]],
         skip_failure: "SkipFailure | None",
+        takes: "Takes | None" = None,
     ) -> Generator[Any]:
         """Make the videos; on running out of memory, replan or explain.
 
@@ -74,6 +80,7 @@ class Replanner:
             fabric: Launched and set up.
             prompts: Items of a `PromptDataset`.
             skip_failure: As in `PredictLoop.iterate`.
+            takes: As there.
         """
         from fastvideo_lightning.loop import PredictLoop
 
@@ -84,22 +91,21 @@ class Replanner:
             self._num_while_loading = 0
         self._adapt(fabric, items)
         skipping = _Skipping(skip_failure, self._gives_up, self.explain)
-        num_made = 0
+        places = {item["index"]: place for place, item in enumerate(items)}
+        place, self._begun = 0, None
         while True:
-            num_before = num_made + skipping.num_skipped
             try:
-                for video in PredictLoop(fabric).iterate(
+                yield from PredictLoop(fabric).iterate(
                     self._placing.module,
-                    items[num_before:],
+                    items[place:],
                     skip_failure=skipping if skip_failure else None,
-                    num_before=num_before,
-                ):
-                    num_made += 1
-                    yield video
+                    takes=takes,
+                    num_before=place,
+                )
                 return
             except torch.OutOfMemoryError as error:
-                item = items[num_made + skipping.num_skipped]
-                self._tighten(fabric, item, error)
+                place = place if self._begun is None else places[self._begun]
+                self._tighten(fabric, items[place], error)
 
     def load(self, fabric: "L.Fabric", params: SamplingParams | None) -> None:
         """Have Fabric set the module up; on running out of memory, replan or explain.
@@ -219,7 +225,7 @@ class Replanner:
 
 
 class _Skipping:
-    """Lets a batch go on after a failure, but for one that is replanned; counts what it skips."""
+    """Lets a batch go on after a failure, but for one that is replanned."""
 
     def __init__(
         self,
@@ -227,7 +233,6 @@ class _Skipping:
         gives_up: Callable[[Mapping[str, Any]], bool],
         explain: Callable[[torch.OutOfMemoryError, Mapping[str, Any]], Exception],
     ) -> None:
-        self.num_skipped = 0
         self._skip_failure = skip_failure
         self._gives_up = gives_up
         self._explain = explain
@@ -239,9 +244,7 @@ class _Skipping:
                 return False
             release(error)
             error = self._explain(error, batch)
-        skipped = self._skip_failure(batch, error)
-        self.num_skipped += skipped
-        return skipped
+        return self._skip_failure(batch, error)
 
 
 def release(error: BaseException) -> None:

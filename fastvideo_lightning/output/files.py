@@ -20,7 +20,7 @@ _BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0")
 _SELECTORS = (range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0))
 _BLANK_MARKS = frozenset("\u034f\u17b4\u17b5") | {chr(c) for each in _SELECTORS for c in each}
 # What a file system without hard links answers.
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
 def safe_stem(prompt: str, *, max_bytes: int = MAX_STEM_BYTES) -> str:
@@ -93,7 +93,7 @@ def link(part: Path, path: Path) -> None:
     try:
         os.link(part, path)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
         path.open("xb").close()
         part.replace(path)

@@ -1,5 +1,6 @@
 """Batches whose videos cost nothing to make: small frames, no model."""
 
+import json
 from pathlib import Path
 
 import av
@@ -7,6 +8,7 @@ import numpy as np
 
 from fastvideo_lightning.batch.folder import BatchFolder
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest, sha256_of
+from fastvideo_lightning.batch.session import About
 from fastvideo_lightning.batch.writer import BatchWriter
 from fastvideo_lightning.output.video import GeneratedVideo
 
@@ -27,22 +29,31 @@ class Silent:
         pass
 
 
-def write_batch(path: Path, size: int, *, tell=lambda path: None) -> int:
-    """Write the videos that the folder lacks, as a run does; return how many there were."""
-    folder = BatchFolder(path)
-    done = folder.open()
-    for path in folder.recovered:
-        tell(path)
+def write_batch(path: Path, size: int, *, tell=lambda path: None, stale_s=60.0) -> int:
+    """Write the videos that the folder lacks, as a worker does; return how many it wrote."""
+    folder = BatchFolder(path, stale_s=stale_s)
     entries = {index: make_entry(index) for index in range(size)}
-    missing = [index for index, entry in entries.items() if entry.identity not in done]
+    there = folder.open(entries)
+    for recovered in folder.recovered:
+        tell(recovered)
     writer = BatchWriter(folder, entries, fail_fast=False)
-    writer.on_written = tell
-    for index in missing:
-        writer.on_predict_batch_end(Silent(), make_video(index), {"index": index})
-    writer.on_predict_epoch_end()
+    writer.on_written = folder.on_recovered = tell
+    while missing := folder.wait(index for index in entries if index not in there):
+        for index in missing:
+            if writer.takes({"index": index}):
+                writer.on_predict_batch_end(Silent(), make_video(index), {"index": index})
+        writer.on_predict_epoch_end()
     folder.close()
     assert not writer.failed
-    return len(missing)
+    return writer.num_written
+
+
+def die(folder: BatchFolder) -> None:
+    """Leave a folder as a process does that is killed."""
+    folder._session._ends.set()
+    about = About("here", 1, About.of_this_process().mark.rpartition(" ")[0] + " never")
+    (folder._session.home / "about").write_text(json.dumps(vars(about)))
+    folder._is_open = False
 
 
 def check_folder(path: Path, size: int) -> None:

@@ -1,7 +1,6 @@
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,15 @@ from PIL import Image
 
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
 from fastvideo_lightning.output.video import GeneratedVideo
-from tests.batch.batches import check_folder, make_entry, make_video, write_batch
+from tests.batch.batches import check_folder, die, make_entry, make_video, write_batch
+
+ENTRIES = {index: make_entry(index) for index in range(3)}
 
 
 @pytest.fixture
 def folder(tmp_path):
     folder = BatchFolder(tmp_path / "videos")
-    folder.open()
+    folder.open(ENTRIES)
     yield folder
     folder.close()
 
@@ -44,7 +45,7 @@ class Killed(BaseException):
     """Stands for the death of the process."""
 
 
-def die(*_, **__):
+def be_killed(*_, **__):
     raise Killed
 
 
@@ -52,9 +53,11 @@ def die(*_, **__):
     ("moment", "remade"),
     [
         ("fastvideo_lightning.output.video._encode_mp4", 3),
-        ("fastvideo_lightning.batch.manifest.Manifest.append", 3),
-        ("os.link", 2),
+        ("fastvideo_lightning.batch.session.Session.write", 3),
+        ("fastvideo_lightning.batch.session.Session.publish", 2),
+        ("fastvideo_lightning.batch.folder.link", 2),
         ("fastvideo_lightning.batch.folder.sync_folder", 2),
+        ("fastvideo_lightning.batch.manifest.Manifest.replace", 2),
     ],
 )
 def test_killed_at_each_step_of_a_write_a_video_is_not_lost_and_not_made_twice(
@@ -62,12 +65,13 @@ def test_killed_at_each_step_of_a_write_a_video_is_not_lost_and_not_made_twice(
 ):
     path = tmp_path / "videos"
     folder = BatchFolder(path)
-    folder.open()
+    folder.open(ENTRIES)
+    assert folder.claim(0)
     with monkeypatch.context() as patched:
-        patched.setattr(moment, die)
+        patched.setattr(moment, be_killed)
         with pytest.raises(Killed):
-            folder.keep(make_video(0), make_entry(0))
-    folder._lock.release()  # as the system does for a dead process
+            folder.keep(make_video(0), make_entry(0), 0)
+    die(folder)
     assert write_batch(path, 3) == remade
     check_folder(path, 3)
 
@@ -79,7 +83,10 @@ sys.path.insert(0, {root!r})
 from tests.batch.batches import check_folder, write_batch
 write_batch(Path(sys.argv[1]) / "first", 8)  # imports what is imported late
 started = time.perf_counter()
-write_batch(Path(sys.argv[1]) / "timed", 8)
+if not (child := os.fork()):
+    write_batch(Path(sys.argv[1]) / "timed", 8)
+    os._exit(0)
+os.waitpid(child, 0)
 takes_s = time.perf_counter() - started
 random.seed(int(sys.argv[2]))
 for moment in range(20):
@@ -125,21 +132,21 @@ def test_killed_at_20_random_moments_every_video_is_whole_none_lost_and_none_twi
 def test_a_video_that_a_killed_run_may_not_have_told_of_is_told_of_by_the_next(tmp_path):
     path = tmp_path / "videos"
     killed = BatchFolder(path)
-    killed.open()
-    told, last = (killed.keep(make_video(index), make_entry(index)) for index in range(2))
-    killed._lock.release()  # as the system does for a dead process
+    killed.open(ENTRIES)
+    told, last = (killed.keep(make_video(index), make_entry(index), index) for index in range(2))
+    die(killed)
     again = BatchFolder(path)
-    again.open()
+    again.open(ENTRIES)
     assert again.recovered == [last]
     assert told.exists()
     again.close()
     ended = BatchFolder(path)
-    ended.open()
+    ended.open(ENTRIES)
     assert ended.recovered == []
 
 
 def test_what_somebody_else_keeps_in_a_folder_of_ours_is_in_nobodys_way(tmp_path):
-    theirs = tmp_path / ".partial" / "theirs" / "file"
+    theirs = tmp_path / ".batch" / "their.s" / "file"
     theirs.parent.mkdir(parents=True)
     theirs.touch()
     assert write_batch(tmp_path, 1) == 1
@@ -148,57 +155,23 @@ def test_what_somebody_else_keeps_in_a_folder_of_ours_is_in_nobodys_way(tmp_path
 
 def test_pictures_are_kept_as_png(tmp_path):
     folder = BatchFolder(tmp_path, suffix=".png")
-    folder.open()
+    folder.open(ENTRIES)
     frames = np.full((1, 16, 16, 3), 90, np.uint8)
-    path = folder.keep(GeneratedVideo(frames, "a picture", 7, 8), make_entry(0))
+    path = folder.keep(GeneratedVideo(frames, "a picture", 7, 8), make_entry(0), 0)
     folder.close()
     assert path == tmp_path / "video_0.png"
     with Image.open(path) as picture:
         assert np.array_equal(np.asarray(picture), frames[0])
     again = BatchFolder(tmp_path, suffix=".png")
-    assert len(again.open()[make_entry(0).identity]) == 1
-
-
-HOLD = """
-import sys
-from fastvideo_lightning.batch.folder import BatchFolder
-folder = BatchFolder(sys.argv[1])
-folder.open()
-print("open", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_second_process_on_the_folder_is_told_and_a_killed_one_holds_nothing(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as first:
-        assert first.stdout.readline() == b"open\n"
-        with pytest.raises(RuntimeError, match="Another batch is being written into"):
-            BatchFolder(tmp_path).open()
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-    folder = BatchFolder(tmp_path)
-    folder.open()
-    folder.close()
-
-
-def test_a_second_batch_of_the_same_process_is_told_too(folder):
-    with pytest.raises(RuntimeError, match="Another batch"):
-        BatchFolder(folder.path).open()
-    folder.close()
-    folder.close()
-    again = BatchFolder(folder.path)
-    again.open()
+    assert list(again.open(ENTRIES)) == [0]
     again.close()
-    assert list(folder.path.iterdir()) == [], "something of the lock stays"
 
 
 def test_a_name_that_is_taken_is_left_alone(folder, tmp_path):
     outside = tmp_path / "outside.mp4"
     (folder.path / "video_0.mp4").write_bytes(b"mine")
     (folder.path / "video_0_1.mp4").symlink_to(outside)  # to nothing as yet
-    assert folder.keep(make_video(0), make_entry(0)) == folder.path / "video_0_2.mp4"
+    assert folder.keep(make_video(0), make_entry(0), 0) == folder.path / "video_0_2.mp4"
     assert (folder.path / "video_0.mp4").read_bytes() == b"mine"
     assert not outside.exists()
 
@@ -212,10 +185,10 @@ def test_a_name_that_is_taken_at_the_last_moment_is_left_alone(folder, monkeypat
         link(part, path)
 
     monkeypatch.setattr(os, "link", overtaken)
-    assert folder.keep(make_video(0), make_entry(0)).name == "video_0_1.mp4"
+    assert folder.keep(make_video(0), make_entry(0), 0).name == "video_0_1.mp4"
     assert (folder.path / "video_0.mp4").read_bytes() == b"theirs"
     folder.close()
-    assert len(folder.open()[make_entry(0).identity]) == 1
+    assert folder.open(ENTRIES)[0].file == "video_0_1.mp4"
 
 
 def test_a_file_system_without_hard_links_gets_its_videos_too(tmp_path, monkeypatch):
@@ -227,7 +200,7 @@ def test_a_file_system_without_hard_links_gets_its_videos_too(tmp_path, monkeypa
     check_folder(tmp_path / "videos", 5)
 
 
-@pytest.mark.parametrize("name", [".partial", "manifest.jsonl", ".fastvideo-lightning.lock"])
+@pytest.mark.parametrize("name", [".batch", "manifest.jsonl"])
 def test_a_symlink_where_the_folder_keeps_its_own_files_is_refused(tmp_path, name):
     outside, path = tmp_path / "outside", tmp_path / "videos"
     for place in (outside, path):
@@ -273,7 +246,7 @@ def test_an_entry_that_points_out_of_the_folder_is_not_followed(tmp_path):
 def test_a_folder_that_is_removed_meanwhile_is_told(folder):
     shutil.rmtree(folder.path)
     with pytest.raises(StorageError, match="was removed while videos were being made"):
-        folder.keep(make_video(0), make_entry(0))
+        folder.keep(make_video(0), make_entry(0), 0)
     assert not folder.path.exists()
 
 
@@ -285,21 +258,8 @@ def test_a_disk_that_fills_up_leaves_no_half_file_and_says_what_to_do(folder, mo
     with monkeypatch.context() as full:
         full.setattr(GeneratedVideo, "save", fill_up)
         with pytest.raises(StorageError, match="No space left on device. Free some space"):
-            folder.keep(make_video(0), make_entry(0))
+            folder.keep(make_video(0), make_entry(0), 0)
     assert not list(folder.path.rglob("*.mp4")), "half a file takes the space that is to be freed"
     folder.close()
     assert write_batch(folder.path, 2) == 2
     check_folder(folder.path, 2)
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
-def test_a_folder_that_cannot_be_locked_is_named_with_what_to_do(tmp_path, monkeypatch, number):
-    def refuse(file, operation):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(StorageError, match="cannot be locked") as told:
-        BatchFolder(tmp_path / "videos").open()
-    assert str(tmp_path / "videos") in str(told.value)
-    assert os.strerror(number) in str(told.value)
-    assert "output_path" in str(told.value)

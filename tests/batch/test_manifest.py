@@ -1,6 +1,4 @@
-import errno
 import json
-import os
 
 import pytest
 
@@ -11,6 +9,14 @@ from fastvideo_lightning.batch.manifest import DONE, FAILED, Entry, Manifest, sh
 @pytest.fixture
 def manifest(tmp_path):
     return Manifest(tmp_path)
+
+
+def write(manifest, *entries):
+    """Put entries in place as a worker does, beside what is there."""
+    lines = [*manifest.read_lines(), *(each.to_line() for each in entries)]
+    new = manifest.folder / "new"
+    new.write_bytes(b"".join(line + b"\n" for line in lines))
+    manifest.replace(new)
 
 
 def entry(prompt="a red circle", **fields):
@@ -26,13 +32,13 @@ def test_an_entry_comes_back_as_it_was_written(manifest):
         time={"finished": "2030-01-01T00:00:00+00:00", "generation_s": 1.5},
         memory={"peak_gpu_gib": None},
     )
-    manifest.append(full)
+    write(manifest, full)
     assert manifest.read() == [full]
     assert manifest.path.read_text(encoding="utf-8").count("\n") == 1
 
 
 def test_a_line_names_what_a_reader_looks_for(manifest):
-    manifest.append(entry())
+    write(manifest, entry())
     line = json.loads(manifest.path.read_text())
     asked = {"prompt", "seed", "status", "file", "sha256", "parameters", "versions", "time"}
     assert asked | {"memory"} <= line.keys()
@@ -48,19 +54,19 @@ def test_a_folder_without_a_manifest_has_no_entries(manifest):
 def test_a_torn_last_line_is_passed_over_and_the_next_entry_stands_on_its_own(
     manifest, torn, caplog
 ):
-    manifest.append(entry("a"))
+    write(manifest, entry("a"))
     with manifest.path.open("a") as file:
         file.write(torn)
     assert [e.prompt for e in manifest.read()] == ["a"]
     assert not caplog.records
-    manifest.append(entry("c"))
+    write(manifest, entry("c"))
     assert [e.prompt for e in manifest.read()] == ["a", "c"]
 
 
 @pytest.mark.parametrize("line", ["[]", "3", "nonsense", '{"prompt": "a"}', "[" * 100_000])
 def test_a_line_that_is_no_entry_is_told_by_its_number(manifest, line, caplog):
     manifest.path.write_text(line + "\n\n")
-    manifest.append(entry())
+    write(manifest, entry())
     assert len(manifest.read()) == 1
     assert "line 1 is no entry" in caplog.text
 
@@ -72,50 +78,30 @@ def test_a_line_whose_values_somebody_has_changed_is_no_entry_either(manifest, c
     line = {"prompt": "a", "seed": 7, "status": DONE, "file": "a.mp4", "sha256": "0", **changed}
     manifest.path.write_text(json.dumps(line) + "\n")
     folder = BatchFolder(manifest.folder)
-    assert folder.open() == {}
+    assert folder.open({0: Entry("a", 7, "")}) == {}
     folder.close()
     assert "line 1 is no entry" in caplog.text
 
 
 def test_what_a_later_version_adds_to_an_entry_is_no_obstacle(manifest):
-    manifest.append(entry())
+    write(manifest, entry())
     line = json.loads(manifest.path.read_text())
     manifest.path.write_text(json.dumps({**line, "new": 1}) + "\n")
     assert manifest.read() == [entry()]
 
 
-def test_a_disk_that_fills_up_in_the_middle_of_a_line_costs_that_line_only(manifest, monkeypatch):
-    manifest.append(entry("a"))
-    write = os.write
-
-    def fill_up(file, content):
-        if not content.startswith(b"{"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(file, content[:10])
-
-    with monkeypatch.context() as full:
-        full.setattr(os, "write", fill_up)
-        with pytest.raises(OSError, match="No space left") as caught:
-            manifest.append(entry("b"))
-    assert caught.value.errno == errno.ENOSPC
-    manifest.append(entry("c"))
-    assert [e.prompt for e in manifest.read()] == ["a", "c"]
-
-
-def test_an_entry_is_on_the_disk_before_append_returns(manifest, monkeypatch):
-    synced = []
-    sync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file)), sync(file)))
-    manifest.append(entry())
-    assert [stat.st_ino for stat in synced] == [manifest.path.stat().st_ino]
-    assert synced[0].st_size == manifest.path.stat().st_size
+def test_what_cannot_be_put_in_place_leaves_what_stands_there(manifest):
+    write(manifest, entry("a"))
+    with pytest.raises(FileNotFoundError):
+        manifest.replace(manifest.folder / "gone")
+    assert [e.prompt for e in manifest.read()] == ["a"]
 
 
 def test_a_symlink_in_its_place_is_not_written_through(manifest, tmp_path):
     outside = tmp_path / "outside.txt"
     outside.write_text("mine")
     manifest.path.symlink_to(outside)
-    for use in (manifest.read, lambda: manifest.append(entry())):
+    for use in (manifest.read, lambda: write(manifest, entry())):
         with pytest.raises(OSError, match="is a symlink"):
             use()
     assert outside.read_text() == "mine"

@@ -1,6 +1,8 @@
 import json
 import threading
+import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,6 @@ from support.checkpoints import PROMPT, SIZE
 
 from fastvideo_lightning import VideoGenerator, VideoModule
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
-from fastvideo_lightning.batch.manifest import Entry
 from fastvideo_lightning.output.video import GeneratedVideo
 
 PROMPTS = [PROMPT, {"prompt": "a blue square", "seed": 9, "num_frames": 1}, "a green circle"]
@@ -152,8 +153,8 @@ def test_a_stopped_batch_keeps_what_was_made_and_leaves_nothing_half(
     assert len(list(generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE))) == 2
 
 
-def test_a_stopped_batch_counts_what_other_processes_made_and_nothing_from_before(
-    generator, tmp_path, monkeypatch
+def test_a_stopped_batch_counts_what_other_workers_made_and_nothing_from_before(
+    generator, tmp_path
 ):
     list(generator.generate_videos(PROMPTS[:1], output_path=tmp_path, **SIZE))
     for resume in (True, False):
@@ -161,15 +162,62 @@ def test_a_stopped_batch_counts_what_other_processes_made_and_nothing_from_befor
         with batch:
             before = int(resume)
             assert (batch.num_skipped, batch.num_there) == (before, before)
-            other = BatchFolder(tmp_path)  # another process of the run, as it keeps its videos
+            other = BatchFolder(tmp_path)
+            other.open(batch._entries, resume=resume)
+            assert other.claim(2)
             video = GeneratedVideo(np.zeros((1, 2, 2, 3), np.uint8), "a green circle", 7, 8)
-            other.keep(video, Entry("a green circle", 7, "done"))
-            other.manifest.append(Entry("a blue square", 9, "failed"))
-            next(batch)
+            assert other.keep(video, batch._entries[2], 2).name.startswith("a_green_circle")
+            assert next(batch).index == before
+            other.close()
         assert batch.num_there == before + batch.num_made + 1
-    (tmp_path / "manifest.jsonl").unlink()
-    (tmp_path / "manifest.jsonl").mkdir()
-    assert batch.num_there == batch.num_made
+
+
+def test_what_another_worker_has_in_work_is_left_to_it_and_waited_for(generator, tmp_path, caplog):
+    batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    other = BatchFolder(tmp_path)
+    other.open(batch._entries)
+    assert other.claim(1)
+    video = GeneratedVideo(np.zeros((1, 2, 2, 3), np.uint8), "a blue square", 9, 8)
+
+    def make() -> None:
+        while "Other workers are making the last 1 prompts" not in caplog.text:
+            time.sleep(0.05)
+        other.keep(video, batch._entries[1], 1)
+
+    thread = threading.Thread(target=make)
+    with caplog.at_level("INFO"):
+        thread.start()
+        assert [video.index for video in batch] == [0, 2]
+        thread.join()
+    other.close()
+    assert (batch.num_there, batch.num_made, batch.failed) == (3, 2, [])
+    lines = read_manifest(tmp_path)
+    assert [line["prompt"] for line in lines] == [PROMPT, "a blue square", "a green circle"]
+
+
+def test_what_a_worker_that_is_gone_had_in_work_is_made_by_another(generator, tmp_path):
+    batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    other = BatchFolder(tmp_path)
+    other.open(batch._entries)
+    assert other.claim(1)
+    other.close()
+    assert sorted(video.index for video in batch) == [0, 1, 2]
+
+
+def test_what_another_worker_failed_at_is_a_failure_here_and_the_next_run_tries_it(
+    generator, tmp_path
+):
+    batch = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    other = BatchFolder(tmp_path)
+    other.open(batch._entries)
+    assert other.claim(1)
+    other.fail(replace(batch._entries[1], status="failed", error="no blue"), 1)
+    assert [video.index for video in batch] == [0, 2]
+    assert [entry.error for entry in batch.failed] == ["no blue"]
+    again = generator.generate_videos(PROMPTS, output_path=tmp_path, **SIZE)
+    assert [video.index for video in again] == [1], "whether or not the other is still there"
+    other.close()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".jsonl"}
 
 
 def test_a_batch_that_is_not_read_to_its_end_makes_no_more_and_lets_go(generator, tmp_path):

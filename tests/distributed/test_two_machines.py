@@ -14,9 +14,12 @@ from fastvideo_lightning.batch.folder import BatchFolder
 def test_a_mark_is_seen_in_its_folder_alone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(folder, "_LATE_S", 0.2)
     here, elsewhere = BatchFolder(tmp_path / "here"), BatchFolder(tmp_path / "elsewhere")
-    here.open()
+    here.open({})
     mark = here.make_mark()
-    assert BatchFolder(tmp_path / "here").sees(mark)
+    other_rank = BatchFolder(tmp_path / "here")
+    for each in (other_rank, elsewhere):
+        each.enter(here.worker, {}, {})
+    assert other_rank.sees(mark)
     assert not elsewhere.sees(mark)
     here.remove_mark(mark)
     assert not here.sees(mark)

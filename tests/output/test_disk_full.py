@@ -13,6 +13,7 @@ from support.recorders import record_calls
 import fastvideo_lightning
 from fastvideo_lightning.batch.folder import BatchFolder, StorageError
 from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest
+from fastvideo_lightning.batch.session import Session
 from fastvideo_lightning.cli.app import run
 from fastvideo_lightning.output.video import GeneratedVideo
 from fastvideo_lightning.pack.packing import Packing
@@ -67,53 +68,69 @@ def test_a_video_that_does_not_fit_leaves_nothing(disk):
 
 def test_a_batch_says_what_to_do_and_goes_on_once_there_is_space(disk):
     folder = BatchFolder(disk / "videos")
-    folder.open()
-    first = folder.keep(noise("first", size=32), entry("first"))
+    entries = {0: entry("first"), 1: entry("second")}
+    folder.open(entries)
+    first = folder.keep(noise("first", size=32), entries[0], 0)
     ballast = fill(disk, leave=40 * 1024)
     with pytest.raises(StorageError, match="Free some space. Run the same again"):
-        folder.keep(noise("second"), entry("second"))
+        folder.keep(noise("second"), entries[1], 1)
     assert list((disk / "videos").glob("*.mp4")) == [first]
-    assert list((disk / "videos" / ".partial").glob("*.mp4")) == []
+    assert len([*(disk / "videos" / ".batch").rglob("*.mp4")]) == 0
     ballast.unlink()
-    folder.keep(noise("second"), entry("second"))
+    folder.keep(noise("second"), entries[1], 1)
     folder.close()
-    assert len(BatchFolder(disk / "videos").open()) == 2
+    assert len(BatchFolder(disk / "videos").open(entries)) == 2
 
 
-def test_an_entry_that_does_not_fit_costs_no_other(disk):
-    manifest = Manifest(disk)
-    manifest.append(entry("a" * 3000))
-    ballast = fill(disk)
-    with pytest.raises(OSError, match="No space left on device"):
-        manifest.append(entry("b" * 5000))
-    assert [e.prompt[0] for e in manifest.read()] == ["a"]
-    ballast.unlink()
-    manifest.append(entry("c"))
-    assert [e.prompt[0] for e in manifest.read()] == ["a", "c"]
-
-
-def test_a_video_whose_entry_does_not_fit_is_made_again(disk, monkeypatch):
+def test_a_record_that_does_not_fit_leaves_no_video_and_it_is_made_again(disk, monkeypatch):
     folder = BatchFolder(disk / "videos")
-    folder.open()
-    append = Manifest.append
+    long = {0: entry("a" * 5000)}
+    folder.open(long)
+    really_write = Session.write
 
-    def without_space(manifest, entry):
+    def without_space(session, name, content):
+        if not name.endswith(".record"):
+            return really_write(session, name, content)
         ballast = fill(disk)
         try:
-            append(manifest, entry)
+            return really_write(session, name, content)
         finally:
             ballast.unlink()
 
-    monkeypatch.setattr(Manifest, "append", without_space)
-    long = entry("a" * 5000)
-    with pytest.raises(StorageError, match="No space left"):
-        folder.keep(noise(size=32), long)
-    monkeypatch.undo()
+    with monkeypatch.context() as full:
+        full.setattr(Session, "write", without_space)
+        with pytest.raises(StorageError, match="No space left"):
+            folder.keep(noise(size=32), long[0], 0)
     folder.close()
     again = BatchFolder(disk / "videos")
-    assert again.open() == {}
-    again.keep(noise(size=32), long)
+    assert again.open(long) == {}
+    again.keep(noise(size=32), long[0], 0)
+    again.close()
     assert len(list((disk / "videos").glob("*.mp4"))) == 1
+
+
+def test_a_manifest_that_does_not_fit_costs_no_video_and_is_written_by_the_next_run(
+    disk, monkeypatch
+):
+    folder = BatchFolder(disk / "videos")
+    folder.open({0: entry()})
+    ballasts = []
+
+    def fill_up(*_):
+        ballasts.append(fill(disk))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Manifest, "replace", fill_up)
+        with pytest.raises(StorageError, match="No space left"):
+            folder.keep(noise(size=32), entry(), 0)
+    for ballast in ballasts:
+        ballast.unlink(missing_ok=True)
+    folder.close()
+    again = BatchFolder(disk / "videos")
+    assert list(again.open({0: entry()})) == [0]
+    again.close()
+    assert [line.file for line in Manifest(disk / "videos").read()] == ["a.mp4"]
 
 
 def test_a_report_that_does_not_fit_is_told_of_and_costs_no_video(disk, tmp_path):
