@@ -112,6 +112,7 @@ class BatchFolder:
         self._there: dict[int, Entry] = {}
         self._names: dict[int, str] = {}
         self._prompts: dict[int, str] = {}
+        self._claimed_as: dict[int, str] = {}
         self._is_resumed = True
         self._before: set[tuple[str | None, str | None]] | None = None
         self._lock = RLock()
@@ -189,7 +190,9 @@ class BatchFolder:
         with self._explained(), self._lock:
             while True:
                 try:
-                    return not self.is_settled(index) and self._claims.claim(index)
+                    is_claimed = not self.is_settled(index) and self._claims.claim(index)
+                    self._claimed_as[index] = self._session.worker
+                    return is_claimed
                 except Fenced:
                     self._begin()
 
@@ -277,7 +280,9 @@ class BatchFolder:
         Raises:
             StorageError: If the folder does not take it.
         """
-        worker, part = self._session.worker, self._session.home / f"{uuid4().hex}{self._suffix}"
+        # Its claim counts for nothing where this worker was taken for dead since, and came back.
+        worker = self._claimed_as.get(index, self._session.worker)
+        part = self._session.home / f"{uuid4().hex}{self._suffix}"
         try:
             self.forget()
             video.save(part)
@@ -304,9 +309,11 @@ class BatchFolder:
         Raises:
             StorageError: If the folder does not take it.
         """
-        worker = self._session.worker
+        worker = self._claimed_as.get(index, self._session.worker)
         try:
             with self._lock:
+                if worker != self._session.worker:
+                    raise Fenced
                 self._claims.end(index, replace(entry, worker=self._session.name))
                 self._refresh(always=True)
         except (OSError, Fenced) as error:
@@ -370,8 +377,8 @@ class BatchFolder:
         self._session.join()
         self._claims.begin()
         self._recover()
-        published = {line for _, line in self._published()}
         lines = self.manifest.read_lines()
+        published = {line for _, line in self._published()}  # since then too
         self._content = b"".join(line + b"\n" for line in lines)
         self._base = [line for line in lines if line not in published]
 
@@ -403,7 +410,7 @@ class BatchFolder:
         for index, entry in self._entries.items():
             record = self._claims.done(index)
             if record is not None and record.entry is not None:
-                if not self._is_whole(record.entry) and not self._is_on_its_way(record):
+                if self._is_lost(record.entry, record.part):
                     self._claims.void(index)
                     continue
                 self._there[index] = record.entry
@@ -420,9 +427,16 @@ class BatchFolder:
             and sha256_of(self.path / str(file)) == entry.sha256
         )
 
-    def _is_on_its_way(self, record: Record) -> bool:
-        """Whether a video that was published has yet to get its name."""
-        return any((home / record.part).is_file() for home in self._session.homes())
+    def _is_lost(self, entry: Entry, part: str) -> bool:
+        """Whether a video that was published is nowhere.
+
+        It goes from its worker's folder, that of one that was fenced perhaps, to its name, and is
+        looked for in this order, so that it cannot slip through.
+        """
+        if self._is_whole(entry):
+            return False
+        on_its_way = any((home / part).is_file() for home in self._session.homes())
+        return not on_its_way and not self._is_whole(entry)
 
     def _deal_names(self) -> None:
         """Agree with the other workers what the videos of the list are called."""

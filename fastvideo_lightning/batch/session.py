@@ -25,6 +25,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -172,11 +173,10 @@ class Session:
         """Machine and process of this worker, as people read it."""
         return self.about(self.worker).name
 
-    def homes(self) -> list[Path]:
-        """The folders of all workers, and of those that were fenced just now."""
-        left = self.place("left")
-        there = [self._workers / name for name in list_names(self._workers)]
-        return [*there, *(left / name for name in list_names(left))]
+    def homes(self) -> Iterator[Path]:
+        """Give the folders of all workers, then of those that were fenced in the meantime."""
+        for folder in (self._workers, self.place("left")):
+            yield from (folder / name for name in list_names(folder))
 
     def others(self) -> list[str]:
         """Names of the other workers that are there."""

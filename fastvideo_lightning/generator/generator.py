@@ -423,6 +423,9 @@ class VideoGenerator:
     ) -> VideoBatch:
         """Make a video of each prompt, with a manifest from which a broken run goes on.
 
+        Any number of processes, on any machines that see the folder, may make one list together:
+        each makes what no other has in work.
+
         Args:
             prompts: Texts, or mappings with `prompt` and `SamplingParams` fields that override, and
                 with `name`, what the video's file is called.
@@ -439,7 +442,7 @@ class VideoGenerator:
 
         Raises:
             TypeError, ValueError, OSError: For what was passed, before any work is done.
-            RuntimeError: If another batch is being written into the folder.
+            StorageError: If the folder does not take what a batch keeps there.
         """
         check_keywords(sampling, known=_SAMPLING, others=_TAKEN, where="generate_videos()")
         check_switch("resume", resume)

@@ -60,6 +60,12 @@ def check_folder(path: Path, size: int) -> None:
     """Every video is there once, whole, and as its entry says; and nothing else is there."""
     entries = Manifest(path).read()
     assert [entry.status for entry in entries] == [DONE] * size
+    check_videos(path, entries, size)
+
+
+def check_videos(path: Path, entries: list[Entry], size: int) -> None:
+    """Every video is there once, whole, and as its entry says; and nothing else is there."""
+    assert len(entries) == size
     assert {entry.identity for entry in entries} == {make_entry(i).identity for i in range(size)}
     for entry in entries:
         assert sha256_of(path / entry.file) == entry.sha256
