@@ -136,11 +136,12 @@ class Session:
             OSError: If it cannot, as where the folder that all is in is gone.
         """
         self.leave()
-        self.root.mkdir(exist_ok=True)
+        self._make_root()
         while not (self._join() and self.is_member):
-            self.root.mkdir(exist_ok=True)
+            self._make_root()
         for part in _PARTS:
-            self.place(part).mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                self.place(part).mkdir(parents=True)
         for name in list_names(self.root):  # sessions whose end was cut short
             if name not in ("workers", self.worker.partition(".")[0]) and "." not in name:
                 shutil.rmtree(self.root / name, ignore_errors=True)
@@ -231,6 +232,10 @@ class Session:
             return create(source, path)
         except FileNotFoundError:
             raise Fenced from None
+
+    def _make_root(self) -> None:
+        with suppress(FileExistsError):  # though it may be removed again at any time
+            self.root.mkdir()
 
     def _join(self) -> bool:
         """Try once; False where others came or went meanwhile."""

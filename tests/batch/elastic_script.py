@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,6 +80,8 @@ class Run:
             code = 70
             try:
                 code = work(self.path, seed, self.full, told)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         self.codes[child] = None
@@ -118,9 +121,10 @@ class Run:
             elif self.random.random() < 0.3:
                 self.full.touch()
         else:  # what files say of time is nobody's concern
-            for file in [*(self.path / ".batch").rglob("*")][:100]:
-                with suppress(OSError):
-                    os.utime(file, (self.random.uniform(0, 4e9),) * 2)
+            for folder, _, files in os.walk(self.path / ".batch"):
+                for file in files:
+                    with suppress(OSError):
+                        os.utime(Path(folder) / file, (self.random.uniform(0, 4e9),) * 2)
         self.happened[what] += 1
 
     def wake(self) -> None:
