@@ -111,7 +111,7 @@ class BatchFolder:
         self._claims = Claims(self._session, {})
         self._there: dict[int, Entry] = {}
         self._names: dict[int, str] = {}
-        self._prompts: dict[int, str] = {}
+        self._wanted: dict[int, str] = {}
         self._claimed_as: dict[int, str] = {}
         self._is_resumed = True
         self._before: set[tuple[str | None, str | None]] | None = None
@@ -125,14 +125,14 @@ class BatchFolder:
         self,
         entries: Mapping[int, Entry],
         *,
-        prompts: Mapping[int, str] | None = None,
+        wanted: Mapping[int, str] | None = None,
         resume: bool = True,
     ) -> dict[int, Entry]:
         """Join the workers of the folder, and finish what a killed one has made.
 
         Args:
             entries: Of the prompts to make, by their index in the list.
-            prompts: Of the whole list, where `entries` has a part of it: they settle the names.
+            wanted: After what the videos of the whole list are named, where `entries` has a part.
             resume: Leave out what was made before; else only what is made from now on counts.
 
         Returns:
@@ -142,7 +142,7 @@ class BatchFolder:
             StorageError: If the folder does not take the workers' own files.
         """
         self._entries = dict(entries)
-        self._prompts = dict(prompts or {i: entry.prompt for i, entry in entries.items()})
+        self._wanted = dict(wanted or {i: e.name or e.prompt for i, e in entries.items()})
         self._claims = Claims(self._session, self._entries)
         self._is_open = True
         self._is_resumed = resume
@@ -292,7 +292,7 @@ class BatchFolder:
             with self._lock:
                 if worker != self._session.worker:
                     raise Fenced
-                named = replace(entry, file=self._free_name(index, entry.prompt))
+                named = replace(entry, file=self._free_name(index, entry))
                 path = self._publish(part, Record(index, named, part.name))
                 self._refresh()
                 return path
@@ -301,7 +301,7 @@ class BatchFolder:
                 part.unlink(missing_ok=True)
             if self._was_fenced(worker):
                 return None
-            raise self.explain(error, entry.prompt) from error
+            raise self.explain(error, entry.name or entry.prompt) from error
 
     def fail(self, entry: Entry, index: int) -> None:
         """Note a prompt that failed.
@@ -318,7 +318,7 @@ class BatchFolder:
                 self._refresh(always=True)
         except (OSError, Fenced) as error:
             if not self._was_fenced(worker):
-                raise self.explain(error, entry.prompt) from error
+                raise self.explain(error, entry.name or entry.prompt) from error
 
     def forget(self) -> None:
         """Take it that all videos that were kept or recovered so far were told of."""
@@ -440,16 +440,16 @@ class BatchFolder:
 
     def _deal_names(self) -> None:
         """Agree with the other workers what the videos of the list are called."""
-        listed = json.dumps([self._suffix, *sorted(self._prompts.items())])
+        listed = json.dumps([self._suffix, *sorted(self._wanted.items())])
         dealt = self._session.place(f"names-{sha256(listed.encode()).hexdigest()[:40]}")
         if not dealt.exists():
             taken: set[str] = set()
             sources: dict[str, Iterator[str]] = {}
             names = {}
-            for index, prompt in self._prompts.items():
+            for index, text in self._wanted.items():
                 if index in self._there:
                     continue
-                source = sources.setdefault(safe_stem(prompt), names_for(prompt, self._suffix))
+                source = sources.setdefault(safe_stem(text), names_for(text, self._suffix))
                 names[index] = next(
                     name
                     for name in source
@@ -461,7 +461,7 @@ class BatchFolder:
         content = read_object(dealt) or {}
         self._names = {int(index): name for index, name in content.items()}
 
-    def _free_name(self, index: int, prompt: str) -> str:
+    def _free_name(self, index: int, entry: Entry) -> str:
         """The name that was dealt; another one where somebody has put something there."""
         dealt = self._names.get(index)
         if dealt is not None and not os.path.lexists(self.path / dealt):
@@ -469,7 +469,7 @@ class BatchFolder:
         others = set(self._names.values())
         return next(
             name
-            for name in names_for(prompt, self._suffix)
+            for name in names_for(entry.name or entry.prompt, self._suffix)
             if name not in others and not os.path.lexists(self.path / name)
         )
 
@@ -511,7 +511,7 @@ class BatchFolder:
                 link(part, path)
             except FileExistsError:
                 if sha256_of(path) != record.entry.sha256:  # another program took it just now
-                    name = self._free_name(record.index, record.entry.prompt)
+                    name = self._free_name(record.index, record.entry)
                     record = replace(record, entry=replace(record.entry, file=name))
                     self._session.write("renamed", record.to_bytes()).replace(published)
                     continue

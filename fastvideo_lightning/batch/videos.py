@@ -95,8 +95,8 @@ class VideoBatch(Iterator[GeneratedVideo]):
         self._rank = _rank_from_environment()
         if not self._rank:
             try:
-                prompts_by_index = {item["index"]: item["prompt"] for item in items}
-                there = folder.open(self._entries, prompts=prompts_by_index, resume=resume)
+                wanted = {item["index"]: item.get("name") or item["prompt"] for item in items}
+                there = folder.open(self._entries, wanted=wanted, resume=resume)
                 self._items = self._remaining(there, _settings(generator))
             except BaseException:
                 folder.close()  # or others wait for it for as long as somebody keeps the error

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastvideo_lightning.batch.gallery import typed_command, write_gallery
-from fastvideo_lightning.batch.manifest import DONE, FAILED, Entry, Manifest
+from fastvideo_lightning.batch.manifest import DONE, FAILED, MANIFEST, Entry
 from fastvideo_lightning.cli.app import cli
 from fastvideo_lightning.output.video import GeneratedVideo
 
@@ -42,7 +42,8 @@ def add(folder: Path, prompt: str, seed: int = 7, *, file: str | None = "a.mp4",
     if file:
         frames = np.full((3, 32, 48, 3), 40 * (seed % 6), np.uint8)
         GeneratedVideo(frames, prompt, seed, 8).save(folder / file)
-    Manifest(folder).append(entry)
+    with (folder / MANIFEST).open("ab") as manifest:
+        manifest.write(entry.to_line() + b"\n")
     return entry
 
 

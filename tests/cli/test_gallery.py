@@ -1,6 +1,6 @@
 import numpy as np
 
-from fastvideo_lightning.batch.manifest import DONE, Entry, Manifest
+from fastvideo_lightning.batch.manifest import DONE, Entry
 from fastvideo_lightning.cli.app import run
 from fastvideo_lightning.output.video import GeneratedVideo
 
@@ -10,7 +10,8 @@ def test_it_prints_the_page_and_counts_the_videos(tmp_path, monkeypatch, capsys)
     (tmp_path / "night").mkdir()
     video = GeneratedVideo(np.zeros((1, 16, 16, 3), np.uint8), "a", 1, 8)
     video.save(tmp_path / "night" / "a.mp4")
-    Manifest(tmp_path / "night").append(Entry("a", 1, DONE, file="a.mp4"))
+    line = Entry("a", 1, DONE, file="a.mp4").to_line()
+    (tmp_path / "night" / "manifest.jsonl").write_bytes(line + b"\n")
     assert run(["gallery", "night/"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "night/gallery.html\n"
