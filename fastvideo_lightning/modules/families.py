@@ -91,6 +91,8 @@ _EASYANIMATE = _at(
 )
 _KANDINSKY = _at(height=512, width=768, num_frames=121, fps=24, guidance_scale=5.0)
 _SANA = _at(height=480, width=832, num_frames=81, fps=16, guidance_scale=6.0)
+# Guidance is that of the checkpoint's guider.
+_MOTIF = _at(height=736, width=1280, num_frames=121, fps=24)
 
 FAMILIES: dict[str, Row] = {
     "HunyuanVideoPipeline": Row(_HUNYUAN),
@@ -133,6 +135,8 @@ FAMILIES: dict[str, Row] = {
     "Kandinsky5T2VPipeline": Row(_KANDINSKY),
     # The first four latent frames are matched to those after them: with none, frames are NaN.
     "Kandinsky5I2VPipeline": Row(_KANDINSKY, first_frames=17),
+    "MotifVideoPipeline": Row(_MOTIF),
+    "MotifVideoImage2VideoPipeline": Row(_MOTIF),
     "SanaVideoPipeline": Row(_SANA, 32),
     "SanaImageToVideoPipeline": Row(_SANA, 32),
 }

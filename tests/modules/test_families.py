@@ -85,6 +85,7 @@ def test_the_defaults_of_a_family_pass_its_own_checks(name: str, image: Path) ->
         ("HunyuanVideoPipeline", {"num_frames": 128}, "1 plus a multiple of 4.*num_frames=129"),
         ("MochiPipeline", {"num_frames": 84}, "1 plus a multiple of 6.*num_frames=85"),
         ("AllegroPipeline", {"num_frames": 87}, "multiple of 4.*num_frames=88"),
+        ("MotifVideoPipeline", {"height": 740}, "multiple of 16.*got 740.*height=736"),
         ("LattePipeline", {"num_frames": 8}, "16 to 16, got 8.*num_frames=16"),
     ],
 )
