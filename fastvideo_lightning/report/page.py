@@ -98,16 +98,24 @@ _TEMPLATE = """{% macro table(one) %}
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Report: {{ title }}</title>
+<meta name="color-scheme" content="light dark">
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto;
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto;
        padding: 0 1rem; }
 svg { width: 100%; min-width: 44rem; height: auto; }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
+th, td { padding: .2rem .8rem; border-bottom: 1px solid #8888; text-align: right; }
 th { border-bottom: 2px solid #888; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; }
 .wide { overflow-x: auto; }
 .error { color: #a00; }
+@media (prefers-color-scheme: dark) {
+  body { background: #16181d; color: #e6e8eb; }
+  .error { color: #ff8a80; }
+  /* The picture's lightness turns round, its hues stay. */
+  svg { filter: invert(0.9) hue-rotate(180deg); }
+}
 h2 { overflow-wrap: anywhere; }
 summary { cursor: pointer; }
 </style>
