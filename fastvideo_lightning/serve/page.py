@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from fastvideo_lightning.serve.form import FIELDS, LABELS
+from fastvideo_lightning.serve.gallery import ON_LOAD
 from fastvideo_lightning.serve.session import Session, View
 from fastvideo_lightning.serve.studio import Studio
 from fastvideo_lightning.serve.view import show_idle
@@ -22,6 +23,7 @@ def make_page(studio: Studio) -> gr.Blocks:
         gr.Markdown(f"# FastVideo Lightning\n{studio.describe()}", elem_id="title")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=3, elem_id="shown"):
+                preview = gr.HTML(elem_id="preview")
                 video = gr.Video(
                     label="Video",
                     interactive=False,
@@ -36,15 +38,17 @@ def make_page(studio: Studio) -> gr.Blocks:
                 fields, make, stop = _make_form(studio)
         # In the browser, so that a page that is opened again finds its video.
         last_id = gr.BrowserState(None, storage_key="fastvideo-lightning-job")
+        gallery = gr.HTML(elem_id="gallery", js_on_load=ON_LOAD)
         plan, report = gr.HTML(elem_id="plan"), gr.HTML(elem_id="report")
-        shown = [last_id, gr.State(), status, make, stop, video, report]
-        _wire(page, Session(studio), fields, shown)
+        shown = [last_id, gr.State(), status, make, stop, video, report, preview]
+        ends = _wire(page, Session(studio), fields, shown)
+        _show_gallery(Session(studio), ends, shown[1], fields, gallery)
         _show_plan(page, make, Session(studio), fields, plan)
     return page
 
 
-def _wire(page: gr.Blocks, session: Session, fields: list[Any], shown: list[Any]) -> None:
-    """Say which function answers which click."""
+def _wire(page: gr.Blocks, session: Session, fields: list[Any], shown: list[Any]) -> list[Any]:
+    """Say which function answers which click; return what ends when a video has."""
     last_id, job_id, _, make, stop, *_ = shown
 
     async def on_make(*values: Any) -> AsyncIterator[list[Any]]:
@@ -55,9 +59,26 @@ def _wire(page: gr.Blocks, session: Session, fields: list[Any], shown: list[Any]
         async for view in session.resume(known):
             yield _update(view)
 
-    make.click(on_make, fields, shown, concurrency_limit=None, **_QUIET)
-    page.load(on_load, last_id, shown, concurrency_limit=None, **_QUIET)
+    made = make.click(on_make, fields, shown, concurrency_limit=None, **_QUIET)
+    resumed = page.load(on_load, last_id, shown, concurrency_limit=None, **_QUIET)
     stop.click(session.cancel, job_id, None, concurrency_limit=None, **_QUIET)
+    return [made, resumed]
+
+
+def _show_gallery(
+    session: Session, ends: list[Any], job_id: Any, fields: list[Any], gallery: gr.HTML
+) -> None:
+    """Show what this browser has made, and fill the form with what one of them was made with."""
+    known = gr.BrowserState([], storage_key="fastvideo-lightning-made")
+
+    def on_again(event: gr.EventData) -> list[Any]:
+        values = session.settings(event._data.get("job"))
+        return [gr.skip()] * len(fields) if values is None else values
+
+    for end in ends:
+        end.then(session.gallery, [known, job_id], [known, gallery], **_QUIET)
+    again = gallery.click(on_again, None, fields, concurrency_limit=None, **_QUIET)
+    again.then(None, js="() => { document.querySelector('#prompt textarea').focus(); }")
 
 
 def _show_plan(
@@ -83,7 +104,7 @@ def _show_plan(
 
 
 def _update(view: View) -> list[Any]:
-    """Return what changes: the job's id in browser and session, box, buttons, video, report."""
+    """Return what changes: the job's id in browser and session, and what is shown."""
     files = [str(file.resolve()) for file in view.files]
     if files:
         gr.set_static_paths(files)  # from now on they can be read through the page
@@ -93,8 +114,9 @@ def _update(view: View) -> list[Any]:
         view.status,
         gr.Button(interactive=not view.is_open),
         gr.Button(interactive=view.is_open),
-        files[0] if files else None,
+        gr.Video(files[0] if files else None, visible=not view.preview),
         view.report,
+        view.preview,
     ]
 
 

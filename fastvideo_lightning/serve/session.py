@@ -8,13 +8,15 @@ from typing import Any
 
 from fastvideo_lightning.serve.bars import draw_bars
 from fastvideo_lightning.serve.form import explain, read_form
-from fastvideo_lightning.serve.jobs import Job
+from fastvideo_lightning.serve.gallery import remember, settings_of, show_gallery
+from fastvideo_lightning.serve.jobs import Job, Progress
 from fastvideo_lightning.serve.queue import FullQueueError
 from fastvideo_lightning.serve.studio import Studio
 from fastvideo_lightning.serve.view import (
     show_error,
     show_idle,
     show_plan,
+    show_preview,
     show_progress,
     show_refusal,
     show_report,
@@ -34,6 +36,7 @@ class View:
         is_open: Whether that job is still to end.
         files: What it wrote, the video first.
         report: What the run did, as HTML.
+        preview: What it looks like while it is made, as HTML; empty where nothing is known of it.
     """
 
     status: str
@@ -41,6 +44,7 @@ class View:
     is_open: bool = False
     files: tuple[Path, ...] = ()
     report: str = ""
+    preview: str = ""
 
 
 class Session:
@@ -67,7 +71,7 @@ class Session:
 
     async def resume(self, job_id: str | None) -> AsyncIterator[View]:
         """Show the video that this browser asked for last, if it is still remembered."""
-        job = self._studio.find(job_id) if isinstance(job_id, str) else None
+        job = self._find(job_id)
         if job is None:
             yield View(show_idle())
             return
@@ -82,9 +86,27 @@ class Session:
         except REFUSALS as error:
             return show_plan(show_refusal(explain(error)))
 
+    def gallery(self, known: object, job_id: str | None) -> tuple[list[str], str]:
+        """Return which videos this browser has made, that of `job_id` with them, and as HTML."""
+        ids = remember(known, self._find(job_id))
+        jobs = [job for job in map(self._find, ids) if job is not None]
+        return [job.id for job in jobs], show_gallery(jobs)
+
+    def settings(self, job_id: object) -> list[Any] | None:
+        """Return what the form's fields were for a job; None if it is no longer remembered."""
+        job = self._find(job_id)
+        return None if job is None else settings_of(job)
+
+    def _find(self, job_id: object) -> Job | None:
+        return self._studio.find(job_id) if isinstance(job_id, str) else None
+
+    def _preview(self, progress: Progress) -> str:
+        is_shown = not progress.state.is_final and progress.stage in ("denoise", "decode")
+        return show_preview(self._studio.preview()) if is_shown else ""
+
     def cancel(self, job_id: str | None) -> None:
         """Stop that job; it ends in whatever it does next."""
-        job = self._studio.find(job_id) if isinstance(job_id, str) else None
+        job = self._find(job_id)
         if job is not None:
             self._studio.cancel(job)
 
@@ -98,6 +120,7 @@ class Session:
                 not progress.state.is_final,
                 progress.files,
                 await asyncio.to_thread(_read_report, progress.files),
+                await asyncio.to_thread(self._preview, progress),
             )
             if view != shown:
                 yield view

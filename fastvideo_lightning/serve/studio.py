@@ -26,6 +26,7 @@ from fastvideo_lightning.report import write_report
 from fastvideo_lightning.serve.form import explain
 from fastvideo_lightning.serve.jobs import Job, JobWatch, Progress, Request
 from fastvideo_lightning.serve.limits import Limits
+from fastvideo_lightning.serve.preview import Preview
 from fastvideo_lightning.serve.queue import JobQueue
 
 
@@ -114,6 +115,7 @@ class Studio:
         self.output_path = Path(os.path.expanduser(output_path))
         self.limits = limits or Limits()
         self._watch, self._report = JobWatch(), MemoryReport(quiet=True)
+        self._preview = Preview(model.name)
         self._generator = self._open(model.config)
         self.module = self._generator.module
         check_budget(self.module, model.config)
@@ -211,6 +213,10 @@ class Studio:
         """Return what a job looks like now."""
         return self._queue.look(job)
 
+    def preview(self) -> str:
+        """Return what the video that denoises looks like, as an image's address, or nothing."""
+        return self._preview.address()
+
     def cancel(self, job: Job) -> None:
         """Take a job out of the queue, or stop it at its next step."""
         self._queue.cancel(job)
@@ -241,7 +247,7 @@ class Studio:
             self.model.name,
             config,
             accelerator=self.model.accelerator,
-            callbacks=[self._watch, self._report],
+            callbacks=[self._watch, self._report, self._preview],
             **self.model.loading,
         )
 

@@ -15,15 +15,30 @@ CSS = """
 #shown { gap: .6rem; }
 @media (min-width: 48rem) { #shown { position: sticky; top: .5rem; align-self: flex-start; } }
 @media (max-width: 47.99rem) {
+  .gradio-container, .gradio-container main { padding-inline: .35rem !important; }
   #columns { flex-direction: column; }
   #video { height: auto !important; min-height: 12rem !important; max-height: 60vh; }
 }
-#buttons button { min-height: 2.75rem; min-width: 0; }
+#buttons button { min-height: 2.75rem; min-width: 0; padding: .4rem; white-space: nowrap; }
 #sizes .form, #steps .form { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); }
 #sizes label, #steps label { display: flex; flex-direction: column; height: 100%; }
 #sizes label input, #steps label input { margin-top: auto; }
 button:focus-visible, summary:focus-visible, a:focus-visible, input:focus-visible,
 textarea:focus-visible { outline: 3px solid var(--busy) !important; outline-offset: 2px; }
+
+#preview img { width: 100%; height: min(58vh, 62vw, 36rem); object-fit: contain;
+  border-radius: .5rem; background: var(--background-fill-secondary); }
+#preview p { margin: .2rem 0; font-size: .85em; }
+#preview:not(:has(img)), #gallery:not(:has(li)) { display: none; }
+#gallery h2 { font-size: 1rem; font-weight: 600; margin: 0 0 .4rem; }
+#gallery .made { display: grid; gap: .75rem; padding: 0; margin: 0; list-style: none;
+  grid-template-columns: repeat(auto-fill, minmax(min(12rem, 100%), 1fr)); }
+#gallery li { padding: .6rem; border: 1px solid var(--border-color-primary); border-radius: .5rem; }
+#gallery video { width: 100%; height: 9rem; object-fit: contain; background: #000; }
+#gallery p { display: block; margin: .3rem 0; overflow-wrap: anywhere; }
+#gallery .detail { font-size: .85em; }
+#gallery button { padding: .5rem .8rem; border-radius: .4rem; border: 1px solid var(--calm);
+  background: var(--background-fill-primary); color: var(--body-text-color); cursor: pointer; }
 
 .status { padding: .6rem .9rem; border-radius: .5rem;
   border: 1px solid var(--border-color-primary);

@@ -32,6 +32,14 @@ def show_plan(inside: str) -> str:
     return f"<details open><summary>Plan</summary>{inside}</details>"
 
 
+def show_preview(address: str) -> str:
+    """Return the rough view of a video that is being made; nothing where there is none."""
+    if not address:
+        return ""
+    alt = "A rough view of the video that is being made"
+    return f'<img src="{address}" alt="{alt}"><p>Preview, sharper with every step</p>'
+
+
 def show_refusal(message: str) -> str:
     """Return the box that stands in place of a plan."""
     return _box("failed", "There is no plan for this", message)

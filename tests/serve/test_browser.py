@@ -31,6 +31,44 @@ from fastvideo_lightning.serve.limits import Limits  # noqa: E402
 from fastvideo_lightning.serve.server import serving  # noqa: E402
 from fastvideo_lightning.serve.studio import Model, Studio  # noqa: E402
 
+# Fields and buttons of which one lies over another, by their ids.
+_OVERLAPS = """
+const names = ['prompt', 'make', 'cancel', 'width', 'height', 'num_frames', 'fps', 'video',
+  'status', 'num_inference_steps', 'guidance_scale', 'gpu_memory_budget', 'gallery', 'plan'];
+const boxes = names.map(n => [n, document.getElementById(n).getBoundingClientRect()]);
+return boxes.flatMap(([a, p], i) => boxes.slice(i + 1)
+  .filter(([b, q]) => Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1
+                   && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 1)
+  .map(([b]) => a + ' ' + b));
+"""
+# What can be typed into or pressed and has no name, or is left out by the Tab key.
+_UNLABELLED = """
+return [...document.querySelectorAll('input, textarea, button, summary, video')]
+  .filter(e => e.checkVisibility())
+  .filter(e => !(e.ariaLabel || e.title || e.textContent.trim()
+                 || (e.labels && [...e.labels].some(l => l.textContent.trim()))
+                 || e.closest('#video')) || e.tabIndex < 0)
+  .map(e => e.outerHTML.slice(0, 200));
+"""
+# Text whose contrast with what is behind it is less than 4.5 to 1 (WCAG 2.2, 1.4.3).
+_FAINT = """
+const parts = c => { const m = c.match(/[\\d.]+/g).map(Number); return [...m, 1].slice(0, 4); };
+const light = c => { const [r, g, b] = c.map(v => v / 255)
+  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const behind = e => { for (; e; e = e.parentElement) {
+  const c = getComputedStyle(e).backgroundColor;
+  if (c.startsWith('rgb') && parts(c)[3] > 0.9) return parts(c); } return [255, 255, 255]; };
+return [...document.querySelectorAll('main *')]
+  .filter(e => e.checkVisibility() && !e.disabled && getComputedStyle(e).color.startsWith('rgb')
+    && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()))
+  .map(e => { const [a, b] = [light(parts(getComputedStyle(e).color).slice(0, 3)),
+                              light(behind(e).slice(0, 3))];
+              return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e]; })
+  .filter(([ratio]) => ratio < 4.5)
+  .map(([ratio, e]) => ratio.toFixed(2) + ' ' + e.outerHTML.slice(0, 200));
+"""
+
 
 class Visitor:
     """Someone in front of the page."""
@@ -150,6 +188,36 @@ def test_the_report_stands_under_the_video_and_its_link_is_the_file(visitor, out
     with urllib.request.urlopen(link.get_attribute("href"), timeout=20) as answer:
         (file,) = output.glob("*.report.html")
         assert answer.read() == file.read_bytes()
+
+
+def test_what_was_made_is_shown_with_its_settings_and_fills_the_form_again(visitor) -> None:
+    wait_until(lambda: visitor.find("#gallery li"), timeout_s=20)
+    assert "48x64, 17 frames at 8 fps, 8 steps" in visitor.find("#gallery li")[0].text
+    visitor.fill("prompt", "something else")
+    visitor.fill("width", "96")
+    again = visitor.find("#gallery button")[0]
+    assert again.text == "Again with these"
+    again.send_keys("\n")  # from the keyboard
+
+    def value_of(name: str) -> str:
+        return visitor.find(f"#{name} textarea, #{name} input")[0].get_attribute("value")
+
+    wait_until(lambda: value_of("prompt") == "a blue square moves up" and value_of("width") == "48")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1366])
+def test_nothing_runs_out_of_the_window_or_lies_over_another(visitor, width, scheme) -> None:
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    visitor.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    visitor.at(width, 768)
+    visitor.driver.execute_script(f"document.body.classList.toggle('dark', {scheme == 'dark':d})")
+    time.sleep(0.3)
+    assert visitor.driver.execute_script("return document.documentElement.scrollWidth") <= width
+    assert not visitor.driver.execute_script(_OVERLAPS)
+    assert not visitor.driver.execute_script(_UNLABELLED)
+    assert not visitor.driver.execute_script(_FAINT)
+    visitor.at(1280, 1000)
 
 
 def test_a_budget_that_nothing_fits_is_refused_with_the_smallest_before_the_run(
