@@ -15,6 +15,7 @@ from fastvideo_lightning.cli.options import (
     GroupedOption,
     MappingType,
     RepeatedKeyError,
+    SwitchType,
     WrongChoiceError,
     read_yaml,
 )
@@ -99,6 +100,7 @@ def _one_value(option: GroupedOption, value: Any) -> Any:
         (click.types.BoolParamType, (bool,), "true or false"),
         (click.types.IntParamType, (int,), "a whole number"),
         (click.types.FloatParamType, (int, float), "a number"),
+        (SwitchType, (bool, str), "true, false or auto"),
         (BudgetType, (int, float, str), "a number of GiB, or auto"),
         (MappingType, (dict,), "names and values, as in `{strength: 0.7}`"),
     ]

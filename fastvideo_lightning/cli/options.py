@@ -127,6 +127,23 @@ class BudgetType(click.ParamType[float | str]):
             self.fail(f"{value!r} is neither a number of GiB nor auto.", param, ctx)
 
 
+class SwitchType(click.ParamType[bool | str]):
+    """On, off, or `auto`; on where the option is typed without a value."""
+
+    name = "auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bool | str:
+        """Return True, False or `auto`."""
+        known: dict[Any, bool | str] = {"auto": "auto", "on": True, "off": False}
+        if isinstance(value, bool):
+            return value
+        if value not in known:
+            self.fail(f"{value!r} is none of auto, on and off.", param, ctx)
+        return known[value]
+
+
 class MappingType(click.ParamType[Any]):
     """Names and values in YAML, such as `{strength: 0.7, mask: mask.mp4}`."""
 
@@ -248,7 +265,7 @@ _FLAG_TEXTS = {
     "num_slots": "Streamed blocks that the GPU has room for at the same time.",
     "compile": "Compile the denoiser's blocks: slower to start, faster steps.",
     "cuda_graphs": "Have the GPU repeat steps by itself: faster small steps.",
-    "pair_guidance": "With guidance, copy each block once for both calls of a step.",
+    "pair_guidance": "With guidance, copy each block once for all calls of a step.",
     "weight_compression": "lossless: streamed bf16 blocks in 0.7 of their bytes, the same bits.",
     "vae_tiling": "Decode in tiles: less memory, slightly other pixels.",
     "vae_slicing": "Decode the videos of a batch one by one.",
@@ -267,6 +284,7 @@ _FLAG_TYPES: dict[str, Any] = {
     "host_memory": click.Choice(HOST_MEMORY),
     "weight_compression": click.Choice(WEIGHT_COMPRESSION),
     "cache": click.Choice(CACHES),
+    "pair_guidance": SwitchType(),
     "attention_backend": str,
     "dit_resident_blocks": click.IntRange(min=0),
     "num_slots": click.IntRange(min=1),
@@ -349,8 +367,10 @@ class GroupedOption(click.Option):
     ) -> None:
         stem = name.replace("_", "-")
         default = {**DEFAULTS, **FLAGS}.get(name)
-        is_flag = isinstance(default, bool)
-        if is_flag:
+        is_switch = isinstance(kind, SwitchType)
+        further: dict[str, Any] = {"is_flag": False, "flag_value": "on"} if is_switch else {}
+        is_flag = isinstance(default, bool) and not is_switch
+        if isinstance(default, bool):
             text += f" [default: {'on' if default else 'off'}]"
         elif default is not None:
             text += f" [default: {default}]"
@@ -361,6 +381,7 @@ class GroupedOption(click.Option):
             default=None,
             help=text,
             multiple=multiple,
+            **further,
             callback=lambda ctx, param, value: None if value == () else value,
         )
         self.group = group
@@ -368,6 +389,8 @@ class GroupedOption(click.Option):
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the option and its text; `--[no-]flag` for a flag, which is half as wide."""
         record = super().get_help_record(ctx)
+        if record is not None and isinstance(self.type, SwitchType):
+            return f"--[no-]{self.opts[0].removeprefix('--')} [auto]", record[1]
         if record is None or not self.secondary_opts:
             return record
         return f"--[no-]{self.opts[0].removeprefix('--')}", record[1]
@@ -378,6 +401,9 @@ class StrictCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, refusing an option that takes one value and was given several."""
+        switches = [o for o in self.params if isinstance(o.type, SwitchType)]
+        off = {o.opts[0].replace("--", "--no-", 1): f"{o.opts[0]}=off" for o in switches}
+        args = [off.get(arg.replace("_", "-"), arg) for arg in args]
         if not ctx.resilient_parsing:
             order = self.make_parser(ctx).parse_args(list(args))[2]
             for param in order:

@@ -13,7 +13,7 @@ def check_combinations(config: Any) -> None:
         _check_fsdp(config)
     if config.cuda_graphs:
         _check_graphs(config)
-    if config.pair_guidance and config.cache is not None:
+    if config.pair_guidance is True and config.cache is not None:
         raise ValueError(
             f"pair_guidance=True cannot be combined with cache={config.cache!r}: a cache may skip "
             "a block in one of the two calls. Leave one of the two out."
@@ -97,7 +97,11 @@ def _check_branches(config: Any) -> None:
             "use_fsdp_inference=True",
             "FSDP gathers each block for all processes, which must make the same calls",
         ),
-        (config.pair_guidance, "pair_guidance=True", "each process makes one of the two calls"),
+        (
+            config.pair_guidance is True,
+            "pair_guidance=True",
+            "each process makes one of the two calls",
+        ),
         (config.cuda_graphs, "cuda_graphs=True", "a graph is one call"),
         (
             config.cache is not None,
@@ -126,7 +130,7 @@ def _check_graphs(config: Any) -> None:
             f"cache={config.cache!r}",
             "a cache decides anew in every step what is computed",
         ),
-        (config.pair_guidance, "pair_guidance=True", "a graph is one call"),
+        (config.pair_guidance is True, "pair_guidance=True", "a graph is one call"),
         (config.context_parallel > 1, f"context_parallel={config.context_parallel}", alike),
         (config.shard_transport == "gather", "shard_transport='gather'", alike),
         (

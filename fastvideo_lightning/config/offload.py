@@ -39,7 +39,8 @@ class OffloadConfig:
         cuda_graphs: Have the GPU repeat a step by itself: for steps so small that launching them
             takes longest.
         pair_guidance: Have the calls of a denoiser in a step with guidance pass each streamed block
-            together: half of the copies, the same bits.
+            together: half of the copies, the same bits. `auto`: where the plan says that a video is
+            sooner by it, and the memory is there.
         weight_compression: `lossless` has streamed blocks in bf16 wait and travel in some 0.7 of
             their bytes and arrive with the same bits; `none` as they are.
         vae_tiling: Decode in tiles: less memory, other bits.
@@ -83,7 +84,7 @@ class OffloadConfig:
     num_slots: int = 2
     compile: bool = False
     cuda_graphs: bool = False
-    pair_guidance: bool = False
+    pair_guidance: bool | str = False
     weight_compression: str = "none"
     vae_tiling: bool = False
     vae_slicing: bool = False
@@ -144,9 +145,14 @@ class OffloadConfig:
             value = getattr(self, field.name)
             if not isinstance(field.default, bool):
                 continue
+            if field.name == "pair_guidance" and value == "auto":
+                continue
             if not isinstance(value, bool):
+                values = "True or False"
+                if field.name == "pair_guidance":
+                    values = "True, False or 'auto'"
                 raise TypeError(
-                    f"{field.name} must be True or False, got {value!r}. "
+                    f"{field.name} must be {values}, got {value!r}. "
                     f"Pass {field.name}=True or {field.name}=False."
                 )
         self._check_acceleration()

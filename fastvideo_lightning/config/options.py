@@ -24,7 +24,7 @@ class OffloadOptions(TypedDict, total=False):
     num_slots: int
     compile: bool
     cuda_graphs: bool
-    pair_guidance: bool
+    pair_guidance: bool | str
     weight_compression: str
     vae_tiling: bool
     vae_slicing: bool

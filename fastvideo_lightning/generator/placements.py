@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from fastvideo_lightning.callbacks import (
 from fastvideo_lightning.config import OffloadConfig, SamplingParams
 from fastvideo_lightning.modules import VideoModule
 from fastvideo_lightning.modules.acceleration import accelerate
-from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.plan import BudgetTooSmallError, Plan, make_plan
 from fastvideo_lightning.plan.host_tiers import (
     HostTiers,
@@ -72,7 +72,7 @@ def make_placements(
     streams_encoder = bool(config.text_encoder_layerwise_offload and module.text_encoders)
     if config.num_slots != OffloadConfig.num_slots and not (streams or streams_encoder):
         _say_once(f"num_slots={config.num_slots} has no effect where nothing streams.")
-    if config.pair_guidance and (not streams or num_processes > 1):
+    if config.pair_guidance is True and (not streams or num_processes > 1):
         _say_once("pair_guidance has no effect where not one process alone streams the denoiser.")
     if config.weight_compression != "none" and not (streams or streams_encoder):
         _say_once("weight_compression has no effect where nothing streams.")
@@ -214,7 +214,7 @@ def _place_denoiser(
         skippable=config.cache is not None and is_apart,
         cuda_graphs=config.cuda_graphs,
         weight_compression=config.weight_compression,
-        pair_guidance=config.pair_guidance and num_processes == 1,
+        pair_guidance=config.pair_guidance is True and num_processes == 1,
         guidance_parallel=config.guidance_parallel,
         context_parallel=config.context_parallel,
     )
@@ -235,43 +235,6 @@ def _place_text_encoder(fqn: str, config: OffloadConfig, memory: str | Mapping[s
             weight_compression=config.weight_compression,
         )
     return CPUExecution(fqn) if config.text_encoder_cpu_offload else Resident(fqn)
-
-
-def explain_memory(stage: Stage, config: OffloadConfig, *, has_tiles: bool = True) -> str:
-    """Say in which stage memory ran out and which flag would help.
-
-    Args:
-        stage: How far the video was.
-        config: The flags in force.
-        has_tiles: Whether the model can decode in tiles.
-    """
-    streamed = config.text_encoder_cpu_offload or config.text_encoder_layerwise_offload
-    flags = {
-        "dit_layerwise_offload=True": config.dit_layerwise_offload,
-        "text_encoder_cpu_offload=True": streamed,
-        "vae_cpu_offload=True": config.vae_cpu_offload,
-        "image_encoder_cpu_offload=True": config.image_encoder_cpu_offload,
-    }
-    first = {
-        Stage.IDLE: (
-            "while placing the weights",
-            "dit_layerwise_offload=True",
-        ),
-        Stage.ENCODE: ("in the encode stage", "text_encoder_cpu_offload=True"),
-        Stage.DENOISE: ("in the denoise stage", "dit_layerwise_offload=True"),
-        Stage.DECODE: ("in the decode stage", "vae_cpu_offload=True"),
-    }
-    where, best = first[stage]
-    off = [flag for flag, is_on in flags.items() if not is_on]
-    if best in off:
-        help_ = f"Pass {best}."
-    elif stage is Stage.DECODE and has_tiles and not config.vae_tiling:
-        help_ = "Pass vae_tiling=True: it decodes in tiles, which changes pixels slightly."
-    elif off:
-        help_ = f"Pass {off[0]}."
-    else:
-        help_ = "Pass a smaller height, width or num_frames."
-    return f"Out of GPU memory {where}. {help_}"
 
 
 def _say_what_needs_a_gpu(config: OffloadConfig) -> None:
@@ -372,6 +335,7 @@ class ModelPlacement:
                 self.config = error.smallest.config
         if self.plan is not None:
             self.config = self.plan.config
+        self.config = self._settle_pairs(fabric, params)
         self._make(fabric)
         fabric._callbacks[at:at] = self._callbacks
 
@@ -387,9 +351,15 @@ class ModelPlacement:
         """
         if not self._is_whole:
             self.replace(fabric, self.config)
-        if self.given.gpu_memory_budget is None or not items:
+        if not items:
             return
-        plan = self.plan_for(max((params_of(item) for item in items), key=self._num_pixels))
+        largest = max((params_of(item) for item in items), key=self._num_pixels)
+        if self.given.gpu_memory_budget is None:
+            config = self._settle_pairs(fabric, largest)
+            if config != self.config:
+                self.replace(fabric, config)
+            return
+        plan = self.plan_for(largest)
         if plan is None:
             return
         assert plan.budget_bytes is not None
@@ -465,6 +435,24 @@ class ModelPlacement:
             least = fabric.all_reduce(mine, reduce_op="min")
             assert isinstance(least, torch.Tensor)
             self._budget_gib = least.item() / _GIB
+
+    def _settle_pairs(self, fabric: "L.Fabric", params: SamplingParams | None) -> OffloadConfig:
+        """The flags in force, and whether `pair_guidance="auto"` is on for a video.
+
+        Without one it is for what the model makes by default, unless that cannot be made.
+        """
+        given = self.given
+        has_plan = given.gpu_memory_budget is not None or given.use_fsdp_inference
+        if given.pair_guidance != "auto" or has_plan or not self._on_gpu:
+            return self.config
+        is_on: bool | str = False
+        try:
+            plan = make_plan(self.module, params, flags=given, num_gpus=self._num_processes)
+            is_on = plan.config.pair_guidance
+        except ValueError:
+            if params is not None:
+                raise
+        return replace(self.config, pair_guidance=fabric.broadcast(is_on))
 
     def _num_pixels(self, params: SamplingParams) -> int:
         filled = self.module.fill_sampling(params)

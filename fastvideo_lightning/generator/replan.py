@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastvideo_lightning.config import SamplingParams
-from fastvideo_lightning.generator.placements import ModelPlacement, explain_memory
+from fastvideo_lightning.config import OffloadConfig, SamplingParams
+from fastvideo_lightning.generator.placements import ModelPlacement
 from fastvideo_lightning.modules.acceleration import models_that_decode_by
 from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.plan import Plan, make_plan
@@ -253,3 +253,40 @@ def release(error: BaseException) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def explain_memory(stage: Stage, config: OffloadConfig, *, has_tiles: bool = True) -> str:
+    """Say in which stage memory ran out and which flag would help.
+
+    Args:
+        stage: How far the video was.
+        config: The flags in force.
+        has_tiles: Whether the model can decode in tiles.
+    """
+    streamed = config.text_encoder_cpu_offload or config.text_encoder_layerwise_offload
+    flags = {
+        "dit_layerwise_offload=True": config.dit_layerwise_offload,
+        "text_encoder_cpu_offload=True": streamed,
+        "vae_cpu_offload=True": config.vae_cpu_offload,
+        "image_encoder_cpu_offload=True": config.image_encoder_cpu_offload,
+    }
+    first = {
+        Stage.IDLE: (
+            "while placing the weights",
+            "dit_layerwise_offload=True",
+        ),
+        Stage.ENCODE: ("in the encode stage", "text_encoder_cpu_offload=True"),
+        Stage.DENOISE: ("in the denoise stage", "dit_layerwise_offload=True"),
+        Stage.DECODE: ("in the decode stage", "vae_cpu_offload=True"),
+    }
+    where, best = first[stage]
+    off = [flag for flag, is_on in flags.items() if not is_on]
+    if best in off:
+        help_ = f"Pass {best}."
+    elif stage is Stage.DECODE and has_tiles and not config.vae_tiling:
+        help_ = "Pass vae_tiling=True: it decodes in tiles, which changes pixels slightly."
+    elif off:
+        help_ = f"Pass {off[0]}."
+    else:
+        help_ = "Pass a smaller height, width or num_frames."
+    return f"Out of GPU memory {where}. {help_}"

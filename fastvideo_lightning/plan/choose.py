@@ -1,9 +1,11 @@
 """The best set of flags for a budget: every set is predicted, for there are only some hundreds."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from math import ceil, log
+from typing import Any
 
 from fastvideo_lightning.config import OffloadConfig
 from fastvideo_lightning.modules.roles import Role
@@ -26,6 +28,9 @@ CHOSEN = (
 
 SLOTS = (2, 3)
 """Of which a plan chooses; why the third may help, `overlap` says."""
+
+WORTH_PAIRING = 0.99
+"""Share of a video's time that is left where calls are made in pairs, at most."""
 
 TIGHTER = 0.85
 """Share of the memory that was too much which the next try may take."""
@@ -236,6 +241,32 @@ def smallest_of(found: Iterable[Prediction]) -> Prediction:
     return min(found, key=lambda each: (each.reserved_bytes, _rank(each)))
 
 
+def settle_pairs(
+    subject: Workload, given: OffloadConfig, machine: Machine | None, room_bytes: int | None
+) -> Prediction:
+    """Predict the flags that were given, and say whether `pair_guidance="auto"` is on.
+
+    It is where a video is sooner by it and the device has room.
+    """
+    found = [predict(subject, replace(given, **pairs), machine) for pairs in _pairs_of(given)]
+    apart, paired = found[0], found[-1]
+    if room_bytes is None or paired.reserved_bytes > room_bytes or apart.time_s is None:
+        return apart
+    assert paired.time_s is not None
+    return paired if paired.time_s < WORTH_PAIRING * apart.time_s else apart
+
+
+def _pairs_of(given: OffloadConfig) -> list[dict[str, Any]]:
+    """Whether calls are made in pairs: as was given, or with `auto` both, where that can be."""
+    if given.pair_guidance != "auto":
+        return [{}]
+    options: list[dict[str, Any]] = [{"pair_guidance": False}]
+    with suppress(ValueError):  # it cannot be combined with another flag
+        replace(given, pair_guidance=True)
+        options.append({"pair_guidance": True})
+    return options
+
+
 def possible_configs(subject: Workload, given: OffloadConfig) -> Iterator[OffloadConfig]:
     """All sets of flags that keep those that the user passed, each once in effect."""
     num_blocks = max((len(size.blocks) for size in subject.by_role(Role.DENOISER)), default=0)
@@ -243,7 +274,7 @@ def possible_configs(subject: Workload, given: OffloadConfig) -> Iterator[Offloa
     for slots in SLOTS if "num_slots" not in given.given else (given.num_slots,):
         for count in range(0, num_blocks - slots + 1, slots):  # that some stream
             streamed = {"dit_layerwise_offload": True, "dit_resident_blocks": count}
-            denoiser.append({**streamed, "num_slots": slots})
+            denoiser += [{**streamed, "num_slots": slots, **pairs} for pairs in _pairs_of(given)]
     encoder: list[dict[str, object]] = [
         {"text_encoder_cpu_offload": cpu, "text_encoder_layerwise_offload": streamed}
         for cpu, streamed in ((False, False), (False, True), (True, False))

@@ -124,7 +124,7 @@ class Plan:
         for part in sorted(moving, key=lambda part: part.fqn not in denoisers):
             text = f"of {part.fqn} {part.waits or 'all that moves held in memory'}"
             if part.fqn in denoisers and self.step_s and part.copy_s and stage.compute_s:
-                is_once = self.config.pair_guidance or self.config.guidance_parallel > 1
+                is_once = self.config.pair_guidance is True or self.config.guidance_parallel > 1
                 copy_s = part.copy_s * (1 if is_once else self.subject.request.num_calls)
                 is_hidden = (stage.time_s or 0.0) <= 1.02 * stage.compute_s
                 fate = "hidden" if is_hidden else "which the step waits for"

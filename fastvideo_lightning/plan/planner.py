@@ -19,13 +19,13 @@ from fastvideo_lightning.plan.choose import (
     check_fits_any,
     choose,
     find_smallest,
+    settle_pairs,
 )
 from fastvideo_lightning.plan.cost import Request
 from fastvideo_lightning.plan.host_memory import FreeMemory, find_all_memory
 from fastvideo_lightning.plan.host_tiers import HostBudgetTooSmallError
 from fastvideo_lightning.plan.machine import GIB, Machine, find_card, match_card
 from fastvideo_lightning.plan.plan import Plan
-from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.probe import load_probe
 from fastvideo_lightning.plan.sizes import frames_per_latent
 from fastvideo_lightning.plan.workload import Workload
@@ -148,7 +148,10 @@ class _Question:
         subject = Workload.of(module, params, quantization=quantization)
         smallest = find_smallest(subject, self.given, self.machine)
         if budget_bytes is None:
-            chosen = predict(subject, self.given, self.machine)
+            room = None
+            if self.machine is not None:
+                room = find_budget("auto", self.machine, is_here=self.is_here)
+            chosen = settle_pairs(subject, self.given, self.machine, room)
         else:
             chosen = choose(
                 subject,

@@ -323,7 +323,7 @@ def _denoise(
     is_streamed = any(places[size.fqn].streamed_bytes for size in denoisers)
     ahead = sum(_on_call(subject, places, slot_bytes).values()) if is_streamed else 0
     # Calls that pass each block together compute one after the other, and copy once.
-    lanes = subject.request.num_calls if config.pair_guidance and is_streamed else 1
+    lanes = subject.request.num_calls if config.pair_guidance is True and is_streamed else 1
     num_passes = subject.request.num_steps * subject.request.num_calls // lanes
     if config.guidance_parallel > 1 and subject.request.num_calls > 1:
         # Another process makes every other call, but for the first step's.

@@ -80,6 +80,20 @@ def test_the_shard_transport_is_a_choice(calls):
     assert call(calls, "open")[1] == OffloadConfig(shard_transport="local")
 
 
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        (["--pair-guidance", "auto"], "auto"),
+        (["--pair_guidance=auto"], "auto"),
+        (["--pair-guidance", "off"], False),
+        (["--pair-guidance=on"], True),
+    ],
+)
+def test_pairs_may_be_left_to_the_plan(calls, typed, value):
+    assert run(["generate", "--prompt", "a", *typed]) == 0
+    assert call(calls, "open")[1] == OffloadConfig(pair_guidance=value)
+
+
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("spelling", ["-", "_"])
 def test_every_flag_can_be_turned_on_and_off_with_hyphens_or_underscores(calls, flag, spelling):

@@ -249,3 +249,10 @@ def test_more_branches_than_guidance_has_calls_are_refused():
         OffloadConfig(guidance_parallel=3)
     with pytest.raises(TypeError, match="guidance_parallel must be a whole number"):
         OffloadConfig(guidance_parallel=2.0)
+
+
+@pytest.mark.parametrize("value", ["maybe", 1, None])
+def test_pairs_are_made_or_not_or_left_to_the_plan(value):
+    assert OffloadConfig(pair_guidance="auto", cache="pyramid").pair_guidance == "auto"
+    with pytest.raises(TypeError, match=r"pair_guidance must be True, False or 'auto', got"):
+        OffloadConfig(pair_guidance=value)

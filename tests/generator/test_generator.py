@@ -13,7 +13,8 @@ from support.running_out import ALL_RESIDENT, make_generator, run_out
 from fastvideo_lightning import OffloadConfig, VideoGenerator, VideoModule
 from fastvideo_lightning.callbacks.placement import Placement
 from fastvideo_lightning.config import OF_DIFFUSERS
-from fastvideo_lightning.generator.placements import _told, explain_memory, make_placements
+from fastvideo_lightning.generator.placements import _told, make_placements
+from fastvideo_lightning.generator.replan import explain_memory
 from fastvideo_lightning.loop import MOMENTS
 from fastvideo_lightning.modules.steps import Stage
 

@@ -1,6 +1,7 @@
 """A budget kept by the generator. There is no GPU here: weights are placed as on one."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from support.checkpoints import PROMPT, SIZE
 from support.running_out import make, make_generator
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoModule, make_plan
-from fastvideo_lightning.callbacks import MemoryBudget
+from fastvideo_lightning.callbacks import LayerwiseOffload, MemoryBudget
 from fastvideo_lightning.generator import placements
 from fastvideo_lightning.generator.placements import ModelPlacement
 from fastvideo_lightning.plan import BudgetTooSmallError, find_card, planner
@@ -112,3 +113,38 @@ def test_after_memory_ran_out_later_plans_take_no_more(checkpoint):
         assert generator.plan(**SIZE).reserved_bytes < first.reserved_bytes
         assert make(generator).num_replans == 0
         assert generator.config == tighter
+
+
+def test_auto_makes_calls_in_pairs_for_the_videos_that_are_sooner_by_it(checkpoint, monkeypatch):
+    asked = []
+
+    def make_plan(module, params, *, flags, num_gpus):
+        asked.append(flags.pair_guidance)
+        is_on = params is None or (params.height or 32) < 48
+        return SimpleNamespace(config=replace(flags, pair_guidance=is_on))
+
+    monkeypatch.setattr(placements, "make_plan", make_plan)
+    with make_generator(checkpoint, pair_guidance="auto") as generator:
+
+        def streamed():
+            (found,) = (c for c in generator._fabric._callbacks if isinstance(c, LayerwiseOffload))
+            return found
+
+        small = make(generator)
+        first = streamed()
+        assert first.pair_guidance
+        assert np.array_equal(make(generator).frames, small.frames)
+        assert streamed() is first
+        make(generator, height=64)
+        assert not streamed().pair_guidance
+        assert generator.config.pair_guidance is False
+        assert np.array_equal(make(generator).frames, small.frames)
+        assert streamed().pair_guidance
+    assert set(asked) == {"auto"}
+
+
+def test_auto_is_off_where_the_machine_is_not_known(checkpoint, monkeypatch):
+    monkeypatch.setattr(planner, "find_machine", lambda: None)
+    with make_generator(checkpoint, pair_guidance="auto") as generator:
+        make(generator)
+        assert generator.config.pair_guidance is False

@@ -9,7 +9,7 @@ from support.recipes import PROMPT, RECIPES
 from support.recipes.runs import SEED, run_plain
 
 from fastvideo_lightning import OffloadConfig, SamplingParams, VideoGenerator, VideoModule
-from fastvideo_lightning.generator.placements import explain_memory
+from fastvideo_lightning.generator.replan import explain_memory
 from fastvideo_lightning.modules.steps import Stage
 from fastvideo_lightning.plan.choose import possible_configs
 from fastvideo_lightning.plan.workload import Workload

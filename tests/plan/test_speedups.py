@@ -16,6 +16,7 @@ from fastvideo_lightning.modules.acceleration import accelerate
 from fastvideo_lightning.modules.roles import Role
 from fastvideo_lightning.offload.coding.coded import STAGING_BYTES
 from fastvideo_lightning.plan import find_card, make_plan
+from fastvideo_lightning.plan.choose import settle_pairs
 from fastvideo_lightning.plan.cost import under_flags
 from fastvideo_lightning.plan.predict import predict
 from fastvideo_lightning.plan.sizes import measure_components
@@ -126,6 +127,39 @@ def test_a_pair_of_calls_copies_once_and_computes_twice(wan, num_frames, share):
     more = paired[1].reserved_bytes - apart[1].reserved_bytes
     hidden = 2 * 5120 * (32760 if num_frames == 81 else 1560)
     assert hidden <= more <= 1.2 * hidden
+
+
+@pytest.mark.parametrize(("num_frames", "is_on"), [(1, True), (81, False)])
+@pytest.mark.parametrize("budget_gib", [None, 12])
+def test_auto_pairs_calls_where_bytes_set_the_pace(wan, num_frames, is_on, budget_gib):
+    video = SamplingParams(height=480, width=832, num_frames=num_frames)
+    model, flags = wan("wan-14b"), {"pair_guidance": "auto"}
+    plan = make_plan(model, video, card="RTX 4090", flags=flags, budget_gib=budget_gib)
+    assert plan.config.pair_guidance is is_on
+    assert ("--pair-guidance" in plan.command_line) is is_on
+    settled = replace(plan.config, pair_guidance=not is_on)
+    assert plan.prediction.time_s <= 1.01 * plan.under(settled).time_s
+
+
+@pytest.mark.parametrize("other", [{"cache": "pyramid"}, {"cuda_graphs": True}])
+def test_auto_is_off_beside_what_needs_each_call_by_itself(wan, other):
+    video = SamplingParams(height=480, width=832, num_frames=1)
+    flags = {"pair_guidance": "auto", **other}
+    plan = make_plan(wan("wan-14b"), video, card="RTX 4090", flags=flags)
+    assert plan.config.pair_guidance is False
+
+
+def test_auto_is_off_where_one_more_hidden_state_has_no_room(wan):
+    video = SamplingParams(height=480, width=832, num_frames=1)
+    flags = OffloadConfig(pair_guidance="auto")
+    plan = make_plan(wan("wan-14b"), video, card="RTX 4090", flags=flags)
+    for room, is_on in (
+        (plan.prediction.reserved_bytes, True),
+        (plan.prediction.reserved_bytes - 1, False),
+        (None, False),
+    ):
+        found = settle_pairs(plan.subject, flags, plan.machine, room)
+        assert found.config.pair_guidance is is_on
 
 
 @pytest.mark.parametrize("num_frames", [1, 81])
