@@ -52,7 +52,7 @@ from fastvideo_lightning.output.files import (
 )
 from fastvideo_lightning.output.video import GeneratedVideo
 
-OWN = ".batch"
+OWN, NOW = ".batch", "now"
 _LATE_S = 5.0
 _REFRESH = 20  # times what it takes to write the manifest pass before it is written again
 
@@ -192,6 +192,9 @@ class BatchFolder:
                 try:
                     is_claimed = not self.is_settled(index) and self._claims.claim(index)
                     self._claimed_as[index] = self._session.worker
+                    if is_claimed:
+                        with suppress(OSError):  # for those who ask how the batch stands
+                            (self._session.home / NOW).write_text(self._names.get(index, ""))
                     return is_claimed
                 except Fenced:
                     self._begin()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import click
 
 from fastvideo_lightning.cli.batch import STOPPED
+from fastvideo_lightning.cli.batch_status import batch_status
 from fastvideo_lightning.cli.console import is_first_process, show_own_log
 from fastvideo_lightning.cli.errors import as_cli_options, explain, in_two_lines
 from fastvideo_lightning.cli.gallery import gallery
@@ -45,6 +46,7 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(gallery)
+cli.add_command(batch_status)
 cli.add_command(generate)
 cli.add_command(models)
 cli.add_command(pack)
