@@ -10,6 +10,15 @@ with quiet_imports():
     from fastvideo_lightning.modules.base import VideoModule, family_of, find_family
     from fastvideo_lightning.modules.families import FamilyModule
     from fastvideo_lightning.modules.generic import GenericModule
+    from fastvideo_lightning.modules.minimax_h3 import MiniMaxH3Module
     from fastvideo_lightning.modules.wan import WanModule
 
-__all__ = ["FamilyModule", "GenericModule", "VideoModule", "WanModule", "family_of", "find_family"]
+__all__ = [
+    "FamilyModule",
+    "GenericModule",
+    "MiniMaxH3Module",
+    "VideoModule",
+    "WanModule",
+    "family_of",
+    "find_family",
+]

@@ -93,6 +93,9 @@ _KANDINSKY = _at(height=512, width=768, num_frames=121, fps=24, guidance_scale=5
 _SANA = _at(height=480, width=832, num_frames=81, fps=16, guidance_scale=6.0)
 # Guidance is that of the checkpoint's guider.
 _MOTIF = _at(height=736, width=1280, num_frames=121, fps=24)
+# The canvas of 16:9 by the rule of its blocks (short edge 768, at most 768 x 1344 pixels), and the
+# fewest frames of their 5 to 15 seconds; guidance is in the weights.
+_MINIMAX_H3 = _at(height=768, width=1344, num_frames=124, fps=24)
 
 FAMILIES: dict[str, Row] = {
     "HunyuanVideoPipeline": Row(_HUNYUAN),
@@ -114,6 +117,9 @@ FAMILIES: dict[str, Row] = {
     "CogVideoXPipeline": Row(_COGVIDEO, frame_step=8, whole_groups=True),
     "CogVideoXImageToVideoPipeline": Row(_COGVIDEO, frame_step=8, whole_groups=True),
     "CogVideoXVideoToVideoPipeline": Row(_COGVIDEO),
+    "MiniMaxH3ModularPipeline": Row(
+        _MINIMAX_H3, 32, first_frames=124, frame_step=17, last_frames=345
+    ),
     "MochiPipeline": Row(_MOCHI),
     "WanVACEPipeline": Row(_WAN.merge(num_frames=81)),
     "WanVideoToVideoPipeline": Row(_WAN),
@@ -210,6 +216,8 @@ class FamilyModule(GenericModule):
 
     def _from_checkpoint(self) -> dict[str, Any]:
         """Size and frames that the denoiser was made for, where its configuration says so."""
+        if getattr(self._pipeline, "transformer", None) is None:
+            return {}
         config = self._pipeline.transformer.config
         scale = getattr(self._pipeline, "vae_scale_factor_spatial", None)
         if not {"sample_height", "sample_width", "sample_frames"} <= config.keys() or scale is None:

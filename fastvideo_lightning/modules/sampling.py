@@ -68,7 +68,7 @@ def fit_image(
     """
     assert params.height is not None
     assert params.width is not None
-    width, height = _size_of(image)
+    width, height = image_size(image)
     scale = sqrt(params.height * params.width / (height * width))
     return params.merge(
         height=max(int(height * scale) // height_step, 1) * height_step,
@@ -76,8 +76,8 @@ def fit_image(
     )
 
 
-def _size_of(image: Any) -> tuple[int, int]:
-    """Width and height of an image."""
+def image_size(image: Any) -> tuple[int, int]:
+    """Return width and height of an image, as `fit_image` takes it."""
     if isinstance(image, str | PathLike):
         image = load_rgb(image)
     while isinstance(image, list | tuple):

@@ -177,6 +177,7 @@ REFUSED = {
         },
         "one scale, or one for each row",
     ),
+    "pruned": ({"adaln_t_table": torch.ones(2, 2)}, "a pruned MiniMax-H3"),
     "a scale alone": ({"blocks.0.q.weight_scale": torch.ones(())}, "no 'blocks.0.q.weight'"),
 }
 

@@ -35,6 +35,7 @@ _FROM_ELSEWHERE = {
     *(("MochiPipeline", field) for field in ("height", "width", "num_frames", "fps")),
     *(("AllegroPipeline", field) for field in ("height", "width", "num_frames")),
     ("LattePipeline", "fps"),
+    *(("MiniMaxH3ModularPipeline", field) for field in ("height", "width", "num_frames", "fps")),
     ("EasyAnimatePipeline", "negative_prompt"),  # diffusers fails without one
     ("EasyAnimateInpaintPipeline", "negative_prompt"),
 }
@@ -44,7 +45,7 @@ def test_defaults_are_the_examples_or_the_calls_or_bear_their_source() -> None:
     unsaid, kinds = set(), find_video_pipelines()
     for name, row in FAMILIES.items():
         kind = kinds[name]
-        signature, example = CallSignature(kind), vars(inspect.getmodule(kind))[_EXAMPLE]
+        signature, example = CallSignature(kind), vars(inspect.getmodule(kind)).get(_EXAMPLE, "")
         for field, value in row.defaults.given().items():
             argument = signature.argument_for(field) or field
             spelled = argument if field != "fps" else f"{argument}|fps"
