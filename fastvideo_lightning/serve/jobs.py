@@ -117,6 +117,7 @@ class Job:
     def __init__(self, request: Request) -> None:
         self.id = uuid4().hex
         self.request = request
+        self.created_at = self.finished_at = time.time()
         self._progress = Progress()
         self._started_at: float | None = None
         self._steps_started_at = 0.0
@@ -145,6 +146,7 @@ class Job:
 
     def finish(self, state: JobState, message: str, files: tuple[Path, ...] = ()) -> None:
         """Note the end."""
+        self.finished_at = time.time()
         self._progress = replace(
             self._progress, state=state, message=message, files=files, elapsed_s=self._elapsed_s()
         )

@@ -23,6 +23,7 @@ _ROUTES = re.compile(
 )
 _FILE = f"{_API}/file="
 _JOIN = f"{_API}/queue/join"
+_VIDEOS = re.compile(r"/v1/videos(/\w+(/content)?)?")
 _UPLOADS = re.compile(rf"{_API}/(upload|upload_progress)")
 # The page itself sends some kB with a click.
 _MAX_BODY_BYTES, _MAX_BODY_S = 1 << 20, 30.0
@@ -49,7 +50,7 @@ class BodyLimit:
     @classmethod
     def of(cls, path: str) -> Self:
         """The limit of a route."""
-        if _UPLOADS.fullmatch(path):
+        if _UPLOADS.fullmatch(path) or path == "/v1/videos":
             return cls(_MAX_UPLOAD_BYTES, _MAX_UPLOAD_S)
         return cls(_MAX_BODY_BYTES, _MAX_BODY_S)
 
@@ -119,7 +120,7 @@ class Guard:
             return False
         if self._takes_uploads and _UPLOADS.fullmatch(path):
             return True
-        return _ROUTES.fullmatch(path) is not None
+        return any(routes.fullmatch(path) for routes in (_ROUTES, _VIDEOS))
 
     def _may_read(self, name: str) -> bool:
         if "://" in name:

@@ -51,7 +51,9 @@ def serving(studio: Studio, *, host: str = "127.0.0.1", port: int = 7860) -> Ite
             page.queue(max_size=None, default_concurrency_limit=None, api_open=False)
             try:
                 _, address, _ = page.launch(
-                    server_name=host, server_port=port, **_launch_options(studio, host, streams)
+                    server_name=host,
+                    server_port=port,
+                    **_launch_options(studio, host, streams, Path(folder)),
                 )
                 bound_connections(page.server.config)
                 yield address
@@ -102,16 +104,20 @@ def check_address(host: str, port: int) -> None:
         ) from error
 
 
-def _launch_options(studio: Studio, host: str, streams: Streams) -> dict[str, Any]:
+def _launch_options(studio: Studio, host: str, streams: Streams, uploads: Path) -> dict[str, Any]:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from fastvideo_lightning.serve.openai_videos import OpenAIVideos
+
     guard = Middleware(Guard, folder=Path(studio.output_path), takes_uploads=studio.images.first)
     counted = Middleware(CountStreams, streams=streams)
+    videos = Middleware(OpenAIVideos, studio=studio, folder=uploads)
     # A name that resolves to this machine is not enough: another site could have one made up.
     names = list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"]
+    trusted = Middleware(TrustedHostMiddleware, names)
     return {
-        "app_kwargs": {"middleware": [Middleware(TrustedHostMiddleware, names), guard, counted]},
+        "app_kwargs": {"middleware": [trusted, guard, videos, counted]},
         "css": CSS,
         "theme": make_theme(),
         "max_file_size": _MAX_UPLOAD,
