@@ -148,6 +148,7 @@ class OpenAIVideos:
         if (seconds := given.get("seconds")) is not None:
             _check_alone("seconds", sampling, ("num_frames",))
             fps = sampling.get("fps") or self._studio.defaults.fps
+            assert fps is not None
             sampling["num_frames"] = _count_frames(seconds, fps)
         return sampling
 
