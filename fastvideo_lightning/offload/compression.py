@@ -43,7 +43,7 @@ def compress(
     slabs = [unit.slab for unit in units if isinstance(unit.slab, MappedSlab) and unit.slab.reads]
     if not slabs:
         return
-    with phase("code units"), _Coder(store, device) as coder:
+    with phase("code units"), _Coder(store, transport, device) as coder:
         largest = max(slab.layout.size_bytes for slab in slabs)
         slots = [DeviceSlot(largest, device) for _ in range(min(2, len(slabs)))]
         for slot in slots:
@@ -59,7 +59,6 @@ def compress(
             found.append(coder.code(slab, slot.buffer))
             transport.release(slot)
         transport.settle()
-        transport.drain()
     slots.clear()
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what coding took is not to split the memory of the run
@@ -68,28 +67,43 @@ def compress(
 
 
 class _Coder:
-    """Codes slots' bytes and keeps what comes out on the host.
+    """Codes slots' bytes and keeps what comes out on the host; where that fails, nothing.
 
     Args:
         store: says whether host memory can be pinned.
-        device: where the slots are.
+        transport: has filled the slots.
+        device: where they are.
     """
 
-    def __init__(self, store: HostStore, device: torch.device) -> None:
+    def __init__(self, store: HostStore, transport: Transport, device: torch.device) -> None:
         self._store = store
+        self._transport = transport
         self._device = device
         self._pool = ThreadPoolExecutor(_THREADS)
         self._room = Semaphore(_UNDER_WAY)
         self._under_way: list[Future[None]] = []
+        self._memory: list[HostSlab] = []
 
     def __enter__(self) -> "_Coder":
         return self
 
     def __exit__(self, *raised: object) -> None:
         self._pool.shutdown()
-        for future in self._under_way:
-            if raised[0] is None:
-                future.result()
+        self._transport.drain()  # slots may go now
+        try:
+            for future in self._under_way:
+                if raised[0] is None:
+                    future.result()
+        except BaseException:
+            self._give_back()
+            raise
+        if raised[0] is not None:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Take back the registration of memory that nobody will use."""
+        for memory in self._memory:
+            memory.close()
 
     def code(self, slab: MappedSlab, slot: torch.Tensor) -> CodedBytes:
         """Code a unit that lies in a slot; its host memory is filled when the coder ends."""
@@ -100,6 +114,7 @@ class _Coder:
                 whole = TensorSpec.contiguous(torch.Size([data.numel()]), torch.uint8)
                 host = HostSlab(SlabLayout([whole]))
                 result.memory.append(host)
+                self._memory.append(host)
                 if coded is None:
                     result.plain.append((host.buffer, piece.begin))
                 else:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from fastvideo_lightning.callbacks import LayerwiseOffload
+from fastvideo_lightning.offload import compression
 from fastvideo_lightning.offload.coding import coded
 from fastvideo_lightning.offload.coding.exponents import TILE
 from fastvideo_lightning.offload.host import mapped
+from fastvideo_lightning.offload.host.slab import HostSlab
 from tests.support.toys import WideToy, put_on_file
 
 pytestmark = pytest.mark.skipif(not mapped.IS_SUPPORTED, reason="needs /proc/self/pagemap")
@@ -161,6 +163,37 @@ def test_weights_in_memory_travel_as_they_are_and_it_is_said(caplog):
 def test_what_cannot_be_is_refused(options, what):
     with pytest.raises(ValueError, match=what):
         LayerwiseOffload("blocks", **{"weight_compression": "lossless"} | options)
+
+
+def test_where_coding_fails_no_memory_of_it_stays_registered(path, monkeypatch):
+    """Pinned memory that goes without being unregistered stays known to the driver."""
+    made, closed = [], []
+
+    class Watched(HostSlab):
+        def __init__(self, layout):
+            super().__init__(layout)
+            made.append(self)
+
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    def fail_at_the_second_part(slot, part, code=compression.encode_part):
+        if made:
+            raise RuntimeError("no memory")
+        return code(slot, part)
+
+    monkeypatch.setattr(compression, "HostSlab", Watched)
+    monkeypatch.setattr(compression, "encode_part", fail_at_the_second_part)
+    model = on_file(path)
+    with pytest.raises(RuntimeError, match="no memory"):
+        attach(model)
+    assert made
+    assert set(made) == set(closed)
+    monkeypatch.undo()
+    callback, _ = attach(model)
+    assert torch.equal(model(x()), WideToy()(x()))
+    callback.detach()
 
 
 def test_of_blocks_that_are_held_and_blocks_that_are_read_the_held_ones_are_coded(path):
