@@ -87,8 +87,9 @@ def make_placements(
             f"Running on the CPU in {num_processes} processes: they {how}; the other offload flags "
             "have no effect."
         )
+        shared = replace(config, weight_compression="none")  # coded, each would hold its own
         return [
-            _place_denoiser(fqn, module, config, memory, num_processes) for fqn in module.denoisers
+            _place_denoiser(fqn, module, shared, memory, num_processes) for fqn in module.denoisers
         ]
     if not on_gpu and config.use_fsdp_inference:
         _say_once(

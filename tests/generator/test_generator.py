@@ -269,6 +269,9 @@ def test_several_processes_on_a_cpu_stream_the_denoiser_together(
     assert {str(callback.shard_transport) for callback in made} == {"gather"}
     plain = OffloadConfig(dit_layerwise_offload=False)
     assert make_placements(module, plain, on_gpu=False, num_processes=2) == []
+    coded = OffloadConfig(weight_compression="lossless")
+    made = make_placements(module, coded, on_gpu=False, num_processes=2)
+    assert {str(callback.weight_compression) for callback in made} == {"none"}  # held once, plain
 
 
 def test_a_shard_transport_for_one_process_is_said_to_have_no_effect(
