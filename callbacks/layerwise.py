@@ -72,8 +72,8 @@ class LayerwiseOffload(Placement):
             are coded when they are attached. It takes blocks that lie in a file in bf16 and run
             in it; others travel as they are.
         pair_guidance: within a batch, the calls of the model in a step (with the prompt and
-            without; four at most) pass each block together: half the copies, the same bits, and one
-            more hidden state.
+            without; four at most) pass each block together: half the copies, the same bits, and
+            what a call that waits holds between two blocks.
         guidance_parallel: 2: of two such calls this process makes one and another process the
             other, the same bits. Both run the whole pipeline with the same seed.
         context_parallel: processes with consecutive ranks that make a call together.
