@@ -35,6 +35,45 @@ if triton is not None:
         return (words | (words >> 4)) & 0x00FF00FF
 
     @triton.jit
+    def _place_escapes(
+        body,
+        escapes,
+        numbers,
+        missing,
+        rounds,
+        lanes: tl.constexpr,
+        pairs_of_lane: tl.constexpr,
+    ):
+        """Write the numbers of a tile whose exponents stand by themselves.
+
+        Args:
+            body: pointer to uint8, the tile's words.
+            escapes: pointer to uint8, its escapes.
+            numbers: pointer to int16, where its numbers go.
+            missing: ``[lanes] int32``, which numbers of each lane they are.
+            rounds: the most that a lane has.
+            lanes: of a tile.
+            pairs_of_lane: in a lane.
+        """
+        lane = tl.arange(0, lanes)
+        count = _ones(missing)
+        at = tl.cumsum(count, 0) - count
+        for _ in range(rounds):
+            is_one = missing != 0
+            lowest = missing & (-missing)
+            bit = _ones(lowest - 1)
+            pair_at = bit & (pairs_of_lane - 1)
+            second = bit >> 4
+            place = ((pair_at >> 1) * lanes + lane) * 4 + (pair_at & 1) + 2 * second
+            sign = tl.load(body + place, mask=is_one, other=0).to(tl.int32)
+            exponent = tl.load(escapes + at, mask=is_one, other=0).to(tl.int32)
+            number = (sign & 0x7F) | ((sign & 0x80) << 8) | (exponent << 7)
+            where = numbers + (pair_at * lanes + lane) * 2 + second
+            tl.store(where, number.to(tl.int16), mask=is_one)
+            missing = missing ^ lowest
+            at += 1
+
+    @triton.jit
     def _decode_tile(
         data,
         out,
@@ -69,14 +108,16 @@ if triton is not None:
         first = tile * (lanes * pairs_of_lane)
         target = out + first.to(tl.int64) + lane
         # All loads come before any store, which the compiler cannot know to be elsewhere.
-        signs0 = tl.load(words)
-        signs1 = tl.load(words + lanes)
-        signs2 = tl.load(words + 2 * lanes)
-        signs3 = tl.load(words + 3 * lanes)
-        signs4 = tl.load(words + 4 * lanes)
-        signs5 = tl.load(words + 5 * lanes)
-        signs6 = tl.load(words + 6 * lanes)
-        signs7 = tl.load(words + 7 * lanes)
+        signs = (
+            tl.load(words),
+            tl.load(words + lanes),
+            tl.load(words + 2 * lanes),
+            tl.load(words + 3 * lanes),
+            tl.load(words + 4 * lanes),
+            tl.load(words + 5 * lanes),
+            tl.load(words + 6 * lanes),
+            tl.load(words + 7 * lanes),
+        )
         low = tl.load(words + 8 * lanes)
         high = tl.load(words + 9 * lanes)
         top = tl.load(words + 10 * lanes)
@@ -87,23 +128,7 @@ if triton is not None:
             code = (lower >> (2 * (k % 8))) & 0x00030003
             upper = (top >> (k - 2)) if k >= 2 else (top << (2 - k))
             code = code | (upper & 0x00040004)
-            if k < 2:
-                signs = signs0
-            elif k < 4:
-                signs = signs1
-            elif k < 6:
-                signs = signs2
-            elif k < 8:
-                signs = signs3
-            elif k < 10:
-                signs = signs4
-            elif k < 12:
-                signs = signs5
-            elif k < 14:
-                signs = signs6
-            else:
-                signs = signs7
-            now = signs >> (8 * (k % 2))
+            now = signs[k // 2] >> (8 * (k % 2))
             pair = (now & 0x007F007F) | ((now & 0x00800080) << 8) | ((code << 7) + shift)
             if is_whole:
                 tl.store(target + k * lanes, pair)
@@ -113,24 +138,9 @@ if triton is not None:
         if rounds > 0:
             missing = _every_other(low & (low >> 1)) | (_every_other(high & (high >> 1)) << 8)
             missing = missing & top
-            count = _ones(missing)
-            at = tl.cumsum(count, 0) - count
             tl.debug_barrier()  # a program's own stores, which the ones below are to overwrite
-            for _ in range(rounds):
-                is_one = missing != 0
-                lowest = missing & (-missing)
-                bit = _ones(lowest - 1)
-                pair_at = bit & (pairs_of_lane - 1)
-                second = bit >> 4
-                place = ((pair_at >> 1) * lanes + lane) * 4 + (pair_at & 1) + 2 * second
-                sign = tl.load(body + place, mask=is_one, other=0).to(tl.int32)
-                exponent = tl.load(escapes + at, mask=is_one, other=0).to(tl.int32)
-                number = (sign & 0x7F) | ((sign & 0x80) << 8) | (exponent << 7)
-                where = (out + first.to(tl.int64)).to(tl.pointer_type(tl.int16))
-                where += (pair_at * lanes + lane) * 2 + second
-                tl.store(where, number.to(tl.int16), mask=is_one)
-                missing = missing ^ lowest
-                at += 1
+            numbers = (out + first.to(tl.int64)).to(tl.pointer_type(tl.int16))
+            _place_escapes(body, escapes, numbers, missing, rounds, lanes, pairs_of_lane)
 
 
 def check_available() -> None:
