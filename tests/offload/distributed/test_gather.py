@@ -83,7 +83,7 @@ class Whole:
     def __init__(self, stream):
         self._stream = stream
 
-    reads = ()
+    reads, coded = (), None
 
     @property
     def segments(self):
