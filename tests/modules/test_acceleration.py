@@ -176,13 +176,17 @@ def test_an_attention_backend_is_diffusers_own_and_goes_with_the_generator(folde
 def test_an_attention_backend_is_of_one_generator_and_what_was_there_comes_back(folder) -> None:
     native, math = "native", "_native_math"
     expected = plain_frames(folder, lambda p: None)
+    by_math = plain_frames(folder, lambda p: p.transformer.set_attention_backend(math))
     pipeline = load_plain(folder, expects_image=False)
     processors = [block.attn1.processor for block in pipeline.transformer.blocks]
     pipeline.transformer.set_attention_backend("_native_efficient")
     own = processors[0]._attention_backend
     _AttentionBackendRegistry.set_active_backend(type(own)(native))
     first = make_generator(folder, LayerwiseOffload("transformer"), attention_backend=math)
-    assert (make_frames(first) != expected).any()
+    # On some CPUs both backends give the same bits, so the layers say which one it was.
+    assert np.array_equal(make_frames(first), by_math)
+    layers = [block.attn1.processor for block in first.module.transformer.blocks]
+    assert {layer._attention_backend for layer in layers} == {math}
     module, config = VideoModule.from_pipeline(pipeline), OffloadConfig(attention_backend=native)
     second = VideoGenerator(module, config, accelerator="cpu", progress=False)
     second.setup()
