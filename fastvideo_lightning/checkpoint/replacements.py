@@ -1,23 +1,22 @@
 """What a user gives in the place of components, seen beside what the pipeline has there."""
 
 import filecmp
-import json
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from fastvideo_lightning.checkpoint.folder import CheckpointError
 from fastvideo_lightning.checkpoint.parts import is_gguf
-from fastvideo_lightning.checkpoint.weights import read_json
+from fastvideo_lightning.checkpoint.weights import read_json, read_notes
 
 _NOISE = re.compile(r"(?:^|[^a-z])(high|low)[ _.-]?noise", re.IGNORECASE)
 _SHORT = re.compile(r"(?:^|[^a-z])(high|low)(?=[^a-z]|$)", re.IGNORECASE)
 _EXPERTS = {"transformer": "high", "transformer_2": "low"}
 _CONFIGS = ("config.json", "scheduler_config.json")
-_MOST_HEADER_BYTES = 1 << 28
 
 
 def check_replacements(places: Mapping[str, Path], classes: Mapping[str, type]) -> None:
@@ -71,7 +70,7 @@ def _check_noise(name: str, file: Path) -> None:
     wanted = _EXPERTS[name]
     other = next(each for each in _EXPERTS if each != name)
     name_says = _NOISE.findall(file.stem) or _SHORT.findall(file.stem)
-    header_says = _NOISE.findall(_read_notes(file))
+    header_says = _NOISE.findall(_notes_in(file))
     for where, words in (("its name", name_says), ("its header", header_says)):
         said = {word.lower() for word in words}
         if len(said) == 1 and wanted not in said:
@@ -83,14 +82,10 @@ def _check_noise(name: str, file: Path) -> None:
             return
 
 
-def _read_notes(file: Path) -> str:
-    """Return what a safetensors file's author wrote into its header; nothing of a GGUF file."""
-    if is_gguf(file):
-        return ""
-    with file.open("rb") as opened:
-        size_bytes = min(int.from_bytes(opened.read(8), "little"), _MOST_HEADER_BYTES)
-        try:
-            notes: Any = json.loads(opened.read(size_bytes)).get("__metadata__") or {}
-        except (ValueError, AttributeError):  # where the weights are read, the damage is named
-            return ""
+def _notes_in(file: Path) -> str:
+    """Return the texts in a safetensors file's header; nothing of a GGUF file."""
+    notes: dict[str, Any] = {}
+    if not is_gguf(file):
+        with suppress(CheckpointError):  # where the weights are read, the damage is named
+            notes = read_notes(file)
     return " ".join(str(text) for name, text in notes.items() if "hash" not in name)

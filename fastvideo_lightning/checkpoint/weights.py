@@ -359,6 +359,12 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON's")
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """Return what a safetensors file's author wrote into its header; CheckpointError if damaged."""
+    notes = _parse_header(path)[0].get("__metadata__")
+    return notes if isinstance(notes, dict) else {}
+
+
 def _parse_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """Return the header, where the bytes of the tensors begin, and the size of the file."""
     size_bytes = check_regular(path)
